@@ -1,0 +1,76 @@
+"""Measures a model on a test set: R@K at several gallery sizes, as a table, results.json and recall.png.
+
+    accelerate launch evaluate_lrvsf.py --model DIR --data_root OUT/test --output_dir RESULTS
+
+It takes what train_hf.py wrote, or any CLIP model as the unconditioned baseline, and a test set as prepare_lrvsf.py
+makes them. Runs as `python evaluate_lrvsf.py` too; the draws do not depend on the number of processes.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import HfArgumentParser
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
+from lrvsf.evaluation.protocols import BootstrapSettings, evaluate_bootstrap
+from lrvsf.evaluation.report import plot_recall, results_table, save_results
+
+
+@dataclass
+class EvaluateArguments:
+    model: str = field(
+        metadata={"help": "Model folder, or name on the Hub: CondViT, or CLIP as the unconditioned baseline."}
+    )
+    data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
+    output_dir: str = field(metadata={"help": "Where results.json and recall.png go."})
+    gallery_sizes: list[int] = field(
+        default_factory=lambda: [500, 2000, 5000],
+        metadata={"help": "Numbers of distractors, each at most the test set's."},
+    )
+    folds: int = field(default=20, metadata={"help": "Draws of products and distractors; at least 2."})
+    products_per_fold: int | None = field(
+        default=None, metadata={"help": "Queries drawn for a fold. Default: as many as the test set has, at most 1000."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the draws. Models are comparable at equal seeds."})
+    conditioning: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the queries are conditioned on. Default: what the model was made for.",
+            "choices": ["category", "none"],
+        },
+    )
+    batch_size: int = field(default=256, metadata={"help": "Images per forward pass, on each process."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Run the model in bfloat16. Default: on GPUs and CPUs where it is much faster."}
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses(arguments)
+    state = PartialState()
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    settings = BootstrapSettings(args.gallery_sizes, args.folds, args.seed, args.products_per_fold)
+    test_set = ProductTestSet(args.data_root)
+    model = load_model(args.model)
+    encoder = Encoder(
+        model,
+        conditioning=args.conditioning or model.config.condition,
+        bf16=has_fast_bf16(state.device) if args.bf16 is None else args.bf16,
+        device=state.device,
+    )
+    measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size)
+    results = {"model": args.model, "data_root": args.data_root, **measured}
+    if state.is_main_process:
+        output = Path(args.output_dir)
+        save_results(results, output / "results.json")
+        plot_recall({Path(args.model).name: results}, output / "recall.png")
+        print(results_table(results))
+        print(f"\nWrote {output / 'results.json'} and {output / 'recall.png'}.")
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

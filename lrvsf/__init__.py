@@ -1,0 +1,1 @@
+"""The library around the CondViT model: data, training, evaluation, hub and search. The model files never import it."""

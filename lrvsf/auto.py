@@ -1,0 +1,23 @@
+"""Importing this module teaches transformers' Auto classes about CondViT, in this process.
+
+A checkpoint carries its own code, which runs only with `trust_remote_code=True`. After `import lrvsf.auto` the
+installed classes are used instead, so that nothing from a checkpoint is ever executed:
+
+    import lrvsf.auto
+    model = AutoModel.from_pretrained("runs/mini/category")
+
+The Hub files themselves must not do this: there it would silently replace a checkpoint's own code.
+"""
+
+from transformers import AutoConfig, AutoModel
+
+# Not from the top level, where early 5.x offers it only if torchvision is installed.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from configuration_condvit import CondViTConfig
+from modeling_condvit import CondViTModel
+from processing_condvit import CondViTProcessor
+
+AutoConfig.register("condvit", CondViTConfig)
+AutoModel.register(CondViTConfig, CondViTModel)
+AutoImageProcessor.register(CondViTConfig, image_processor_classes={"pil": CondViTProcessor})

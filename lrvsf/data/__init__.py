@@ -1,0 +1,1 @@
+"""Rows, streams and images: everything between a file and a batch."""

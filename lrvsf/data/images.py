@@ -1,0 +1,111 @@
+"""Decoding images that come from the open web: one bad image never ends a run, and too many do.
+
+A file is untrusted input. Only raster formats are tried (Pillow would start Ghostscript for a PostScript file), and the
+size is checked before a pixel is decoded, because a few kilobytes of PNG can unfold into gigabytes.
+"""
+
+import io
+import logging
+from collections import Counter
+
+from PIL import Image, UnidentifiedImageError
+
+logger = logging.getLogger(__name__)
+
+# Pixels on the longer side. The published preprocessing pads to a square, so what bounds memory is not the image's area
+# but its longer side: 8192 pixels are a square of 201 MB.
+MAX_SIDE = 8192
+
+Image.init()  # registers the formats, among which an old Pillow lacks some
+FORMATS = tuple(name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
+
+
+class BadImage(ValueError):
+    """Bytes that do not give an image. `reason` is short and drawn from a small set, so that it can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class TooManyBadImages(RuntimeError):
+    """So many images are bad that the data, not an image, is at fault. The message is a table of the reasons."""
+
+
+def decode_image(data: bytes | None) -> Image.Image:
+    """Encoded bytes as an RGB image in memory.
+
+    Of an animation the first frame is taken. Palettes, transparency, grey and CMYK go through a plain `convert("RGB")`,
+    as in the published preprocessing: transparency is dropped, not blended, so that embeddings stay comparable.
+
+    Raises:
+        BadImage: with the reason "empty", "not an image", "too large" (longer side over `MAX_SIDE` pixels), "truncated"
+            or "damaged".
+    """
+    if not data:
+        raise BadImage("empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if max(image.size) > MAX_SIDE:
+            raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
+        return image.convert("RGB")
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image", f"{len(data)} bytes that begin with {data[:12]!r}") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage("too large", str(error)) from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, and no file may end a run
+        # Only the wording tells a file that stops early from other faults.
+        raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged", str(error)) from error
+
+
+class BadImageCounter:
+    """Counts good and bad images of one process, names bad ones in the log, and ends the run when they are too many.
+
+    The log gets a warning at the 1st, 10th, 100th, ... bad image, so that a large run says what happens without
+    drowning in it.
+
+    Args:
+        what: what is counted, in the plural, for the messages: "products", "distractors".
+        max_fraction: the largest tolerated share of bad ones.
+        judge_from: bad ones before the share is judged, because a bad image among the first ten says nothing of the
+            data.
+    """
+
+    def __init__(self, what: str = "images", max_fraction: float = 0.01, judge_from: int = 100) -> None:
+        self.what, self.max_fraction, self.judge_from = what, max_fraction, judge_from
+        self.good = 0
+        self.reasons: Counter[str] = Counter()
+        self._warn_at = 1
+
+    @property
+    def bad(self) -> int:
+        return self.reasons.total()
+
+    def add_good(self, count: int = 1) -> None:
+        """Counts images that were decoded."""
+        self.good += count
+
+    def add_bad(self, name: object, reason: str | BadImage) -> None:
+        """Counts one bad image. `name` is what someone needs to find it, such as a product id or a file with its row.
+
+        Raises:
+            TooManyBadImages: from `judge_from` bad ones on, when their share is above `max_fraction`.
+        """
+        self.reasons[reason.reason if isinstance(reason, BadImage) else reason] += 1
+        if self.bad == self._warn_at:
+            self._warn_at *= 10
+            logger.warning(
+                "Skipped %s (%s); %d of %d %s so far.", name, reason, self.bad, self.bad + self.good, self.what
+            )
+        if self.bad >= self.judge_from and self.bad > self.max_fraction * (self.bad + self.good):
+            raise TooManyBadImages(
+                f"{self.summary()}\nThat is more than {self.max_fraction:.1%}, the last one {name}. Repair the data."
+            )
+
+    def summary(self) -> str:
+        """A table of the reasons, most frequent first."""
+        lines = [f"{self.bad} of {self.bad + self.good} {self.what} are bad:"]
+        lines += [f"  {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
+        return "\n".join(lines)

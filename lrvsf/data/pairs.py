@@ -1,0 +1,106 @@
+"""From product rows to training pairs: which two images, how they are cropped, and what to do when one is damaged.
+
+Every draw comes from (seed, epoch, product id), so a pair does not depend on the worker, the process or the batch that
+makes it, and a resumed run sees what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.schema import SCENES, SIMPLE
+
+
+def draws_of(seed: int, epoch: int, product_id: str) -> np.random.Generator:
+    """The generator of one product in one epoch."""
+    name = int.from_bytes(hashlib.blake2b(product_id.encode(), digest_size=8).digest(), "big")
+    return np.random.default_rng([seed, epoch, name])
+
+
+def augment(image: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)):
+    """Pads to a white square, crops a random part (area share in `scale`, sides within 3:4), mirrors half: (size, size).
+
+    One resize does crop and scaling; the square is never made larger than the image's longer side.
+    """
+    side = max(image.size)
+    area = rng.uniform(*scale)
+    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    width = min(1.0, math.sqrt(area * ratio)) * side
+    height = min(1.0, math.sqrt(area / ratio)) * side
+    left, top = rng.uniform(0, side - width), rng.uniform(0, side - height)
+    if image.size != (side, side):
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    box = (left, top, left + width, top + height)
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+class PairMaker:
+    """Makes batches of pairs from batches of product rows; runs in the loader's workers.
+
+    Args:
+        image_size: pixels a side.
+        categories: the model's conditions in index order, or None to train without condition.
+        seed: of every draw, with the epoch and the product's id.
+    """
+
+    def __init__(self, image_size: int, categories: list[str] | None, seed: int):
+        self.image_size, self.categories, self.seed = image_size, categories, seed
+
+    def batch(self, epoch: int, rows: list[dict], spares: list[dict]) -> dict[str, Any]:
+        """Pairs of `rows`; a product without a readable pair is replaced by the next spare, so B never changes.
+
+        Returns:
+            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); `category_indices`, int64 (B,), if conditioned;
+            `skipped`: a list of (product id, reason), one entry for each bad image.
+        """
+        pairs, skipped, spare = [], [], iter(spares)
+        for row in rows:
+            pair = self.pair(row, epoch, skipped)
+            while pair is None:
+                if (row := next(spare, None)) is None:
+                    raise BadImage("too many in one batch", f"{len(skipped)} bad images, {len(spares)} spare products")
+                pair = self.pair(row, epoch, skipped)
+            pairs.append(pair)
+        queries, targets, indices = zip(*pairs, strict=True)
+        batch: dict[str, Any] = {"pixel_values": _stack(queries), "target_pixel_values": _stack(targets)}
+        if self.categories is not None:
+            batch["category_indices"] = torch.tensor(indices)
+        return {**batch, "skipped": skipped}
+
+    def pair(self, row: dict, epoch: int, skipped: list[tuple[str, str]]):
+        """(query, target, category index) of one product, or None if no scene or no SIMPLE image can be read."""
+        rng = draws_of(self.seed, epoch, row["product_id"])
+        scenes = [image for image in row["images"] if image["type"] in SCENES]
+        simples = [image for image in row["images"] if image["type"] == SIMPLE]
+        if self.categories is not None:
+            simples = [image for image in simples if image["category"] in self.categories]
+        chosen = [self._first_readable(row, images, rng, skipped) for images in (scenes, simples)]
+        if None in chosen:
+            return None
+        (query, _), (target, category) = chosen
+        pixels = [np.asarray(augment(image, self.image_size, rng)) for image in (query, target)]
+        return *pixels, self.categories.index(category) if self.categories is not None else -1
+
+    def _first_readable(self, row: dict, images: list[dict], rng: np.random.Generator, skipped: list):
+        """(image, category) of the first readable one in random order."""
+        for index in rng.permutation(len(images)):
+            try:
+                return decode_image(images[index]["image"]["bytes"]), images[index]["category"]
+            except BadImage as error:
+                skipped.append((row["product_id"], error.reason))
+        return None
+
+
+def _stack(images: tuple[np.ndarray, ...]) -> torch.Tensor:
+    """B arrays (S, S, 3) -> uint8 (B, 3, S, S)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

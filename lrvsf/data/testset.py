@@ -1,0 +1,151 @@
+"""Reading a test set in LRVS-F's published layout (arXiv 2306.02928), row by row in constant memory.
+
+    ROOT/products.parquet           SIMPLE_IMG, COMPLEX_IMG (encoded bytes), CATEGORY, blip2_caption1
+    ROOT/distractors/*.parquet      jpg (encoded bytes)
+
+Files are read one by one, not as one table: the published ones differ in their further columns, which are left unread.
+A row's number is its position in the files sorted by name, so any process can read any slice, and all agree on row 17.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
+DISTRACTOR_COLUMNS = ("jpg",)
+BATCH_ROWS = 64  # rows in memory at a time: some 10 MB of encoded photos
+
+
+@dataclass(frozen=True)
+class Product:
+    """One row of products.parquet. Images are encoded bytes, not yet looked at; None where the cell holds none."""
+
+    row: int
+    target_image: bytes | None  # SIMPLE_IMG: the product alone
+    query_image: bytes | None  # COMPLEX_IMG: a scene
+    category: str
+    caption: str | None
+
+
+class ProductTestSet:
+    """A test set on disk. Opening reads footers only, and refuses what is missing before any work is done.
+
+    Attributes:
+        n_products, n_distractors: rows in the files; how many of them are readable images only decoding tells.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        products = self.root / "products.parquet"
+        if not products.is_file():
+            raise FileNotFoundError(f"{products} does not exist; {_holds(self.root)}. {_REMEDY}")
+        folder = self.root / "distractors"
+        files = sorted(folder.glob("*.parquet"))
+        if not files:
+            raise FileNotFoundError(f"{folder} has no .parquet file; {_holds(self.root)}. {_REMEDY}")
+        self._products = [_File(products, PRODUCT_COLUMNS)]
+        self._distractors = [_File(file, DISTRACTOR_COLUMNS) for file in files]
+        self.n_products = sum(file.rows for file in self._products)
+        self.n_distractors = sum(file.rows for file in self._distractors)
+
+    def products(self, start: int = 0, stop: int | None = None) -> Iterator[Product]:
+        """The products of rows start to stop (excluded)."""
+        for row, cells in _rows(self._products, start, self.n_products if stop is None else stop):
+            target, query, category, caption = (cells[name] for name in PRODUCT_COLUMNS)
+            yield Product(row, _image_bytes(target), _image_bytes(query), category, caption)
+
+    def distractors(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
+        """(row number, encoded image) of rows start to stop (excluded)."""
+        for row, cells in _rows(self._distractors, start, self.n_distractors if stop is None else stop):
+            yield row, _image_bytes(cells["jpg"])
+
+    def categories(self) -> list[str]:
+        """The category of every product, in row order. No image is read."""
+        with self._products[0].open() as file:
+            return file.read(columns=["CATEGORY"])["CATEGORY"].to_pylist()
+
+    def check_categories(self, known: list[str]) -> None:
+        """Refuses, before anything is embedded, a test set with a category that the model has never heard of."""
+        for row, category in enumerate(self.categories()):
+            if category not in known:
+                raise ValueError(
+                    f"{self._products[0].path}, row {row}: category {category!r} is not one of the model's: "
+                    f"{', '.join(known)}. Evaluate a model that was trained with it, or correct the row."
+                )
+
+
+class _File:
+    """One Parquet file: its path, its number of rows, and the columns wanted of it."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self.path, self.columns = path, list(columns)
+        with self.open() as file:
+            self.rows = file.metadata.num_rows
+            present = file.schema_arrow.names
+        missing = [name for name in columns if name not in present]
+        if missing:
+            raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. {_REMEDY}")
+
+    def open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise OSError(f"{self.path} is not a readable Parquet file: {error}") from error
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(row in this file, cells) of a slice; row groups outside it are not touched."""
+        with self.open() as file:
+            first = 0
+            for group in range(file.metadata.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                if first < stop and last > start:
+                    for row, cells in self._read_group(file, group, first):
+                        if row >= stop:
+                            break
+                        if row >= start:
+                            yield row, cells
+                first = last
+
+    def _read_group(self, file: pq.ParquetFile, group: int, row: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=self.columns):
+                for cells in batch.to_pylist():
+                    yield row, cells
+                    row += 1
+        except (
+            pa.ArrowException,
+            OSError,
+        ) as error:  # a damaged page takes its neighbours with it: no single row can be skipped
+            raise OSError(f"{self.path}, row group {group}, near row {row}: {error}. Restore this file.") from error
+
+
+def _rows(files: list[_File], start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row over all files, cells) of a slice."""
+    offset = 0
+    for file in files:
+        if offset < stop and offset + file.rows > start:
+            for row, cells in file.read(start - offset, stop - offset):
+                yield offset + row, cells
+        offset += file.rows
+
+
+def _image_bytes(cell: Any) -> bytes | None:
+    """A cell's encoded image. `datasets` stores {bytes, path}; the path names a foreign file and is never opened."""
+    return cell["bytes"] if isinstance(cell, dict) else cell
+
+
+def _holds(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    return f"{folder} holds " + (", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing")
+
+
+_REMEDY = (
+    "A test set is a folder with products.parquet "
+    f"({', '.join(PRODUCT_COLUMNS)}) and distractors/*.parquet ({', '.join(DISTRACTOR_COLUMNS)}): "
+    "make one with prepare_lrvsf.py."
+)

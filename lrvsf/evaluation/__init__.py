@@ -1,0 +1,1 @@
+"""Ranks, recalls and protocols: how well a model finds the product that a query means."""

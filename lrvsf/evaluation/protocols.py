@@ -1,0 +1,174 @@
+"""The bootstrap protocol: from a model and a test set to results, with every draw seeded.
+
+A gallery of size N is the products of a fold plus N distractors. Folds of products and of distractors are drawn with
+replacement, as in the published benchmark (arXiv 2306.02928), but from a seed that the results carry: two models on one
+test set with one seed face the same queries and the same distractors, so that their difference is paired.
+"""
+
+import logging
+import platform
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.embed import Embedded, Encoder, embed_distractors, embed_products
+from lrvsf.evaluation.recall import GalleryRanks, RankCounter, fold_recall, mean_and_std
+
+logger = logging.getLogger(__name__)
+
+KS = (1, 5, 10, 20, 50)
+MAX_PRODUCTS_PER_FOLD = 1000  # the published folds'
+TIES_WORTH_A_WARNING = 0.001
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """What, with the test set, decides the draws.
+
+    Attributes:
+        gallery_sizes: distractors in a gallery, one or several numbers.
+        folds: draws of products, each with its own draw of distractors at every size; at least 2, or there is no
+            deviation.
+        products_per_fold: None for as many as can be read, at most 1000.
+    """
+
+    gallery_sizes: list[int] = field(default_factory=lambda: [500, 2000, 5000])
+    folds: int = 20
+    seed: int = 0
+    products_per_fold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise ValueError(f"folds={self.folds}: a standard deviation needs at least 2.")
+        if not self.gallery_sizes or min(self.gallery_sizes) < 1:
+            raise ValueError(
+                f"gallery_sizes={self.gallery_sizes}: give one or more numbers of distractors, each at least 1."
+            )
+        if self.products_per_fold is not None and self.products_per_fold < 1:
+            raise ValueError(f"products_per_fold={self.products_per_fold} must be at least 1.")
+
+    def check_distractors(self, available: int) -> None:
+        """Refuses galleries that the distractors cannot fill with different images.
+
+        Drawing with replacement would fill them all the same, with repeats, and give a better score than the size
+        deserves.
+        """
+        too_large = [size for size in self.gallery_sizes if size > available]
+        if too_large:
+            raise ValueError(
+                f"gallery_sizes has {', '.join(map(str, too_large))}, but only {available} distractors are available. "
+                "The scores would not be comparable. Give sizes up to that number, or get more distractors."
+            )
+
+
+def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Tensor:
+    """(folds, draws) row numbers below `items`, with replacement. `stream` separates draws that share a seed.
+
+    Each gallery size is a stream of its own, so adding a size leaves the draws of the others as they were.
+    """
+    return torch.from_numpy(np.random.default_rng([seed, stream]).integers(0, items, (folds, draws)))
+
+
+def evaluate_bootstrap(
+    encoder: Encoder, test_set: ProductTestSet, settings: BootstrapSettings, batch_size: int = 256
+) -> dict[str, Any]:
+    """Embeds the test set and counts ranks. Every process must call it; all get the same results.
+
+    Returns:
+        What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
+
+    Raises:
+        ValueError: a category that the model does not know, a gallery larger than the distractors that could be read,
+            no products.
+        TooManyBadImages: over 1 % of the products' or distractors' images are bad.
+    """
+    settings.check_distractors(test_set.n_distractors)
+    if encoder.conditioning == "category":
+        test_set.check_categories(encoder.model.config.categories)
+
+    products = _gathered(embed_products(encoder, test_set, batch_size))
+    if not products.rows:
+        raise ValueError(
+            f"None of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}."
+        )
+    distractors = embed_distractors(encoder, test_set, batch_size)  # stay where they are; only their numbers travel
+    held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
+    n_distractors = sum(rows for rows, _ in held)
+    settings.check_distractors(n_distractors)
+
+    per_fold = settings.products_per_fold or min(len(products.rows), MAX_PRODUCTS_PER_FOLD)
+    queries, targets = (products.embeds[name].to(encoder.device) for name in ("query", "target"))
+    product_folds = draw_folds(len(products.rows), per_fold, settings.folds, settings.seed, stream=0)
+    distractor_folds = [
+        draw_folds(n_distractors, size, settings.folds, settings.seed, stream=size) for size in settings.gallery_sizes
+    ]
+    counter = RankCounter(queries, targets, product_folds, distractor_folds)
+    first_row = sum(rows for rows, _ in held[: PartialState().process_index])
+    counter.add(distractors.embeds["distractor"], first_row)
+    categories = test_set.categories()
+    drawn = [categories[row] for row in products.rows]
+    galleries = zip(settings.gallery_sizes, counter.ranks(), strict=True)
+    return {
+        "protocol": "bootstrap",
+        **asdict(settings),
+        "products_per_fold": per_fold,
+        "conditioning": encoder.conditioning,
+        "embedding_dim": encoder.dim,
+        "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
+        "n_products": len(products.rows),
+        "n_distractors": n_distractors,
+        "skipped": {"products": products.skipped, "distractors": _summed(skipped for _, skipped in held)},
+        "galleries": {str(size): _gallery_results(size, ranks, drawn) for size, ranks in galleries},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        },
+    }
+
+
+def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:
+    """One gallery size's part of the results, as `lrvsf.evaluation.report` lists it."""
+    if ranks.tied_queries > TIES_WORTH_A_WARNING * ranks.queries and PartialState().is_main_process:
+        logger.warning(
+            "Gallery of %d: %d of %d queries tie with other items. Equal images, or a model that collapses? "
+            "The results hold the optimistic and the pessimistic recall.",
+            size,
+            ranks.tied_queries,
+            ranks.queries,
+        )
+    results: dict[str, Any] = {"recall": {}, "recall_optimistic": {}, "recall_pessimistic": {}}
+    for name, of in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
+        mean, std = mean_and_std(fold_recall(of, ranks.weights, max(KS)))
+        results[f"recall{name}"] = {str(k): {"mean": mean[k - 1].item(), "std": std[k - 1].item()} for k in KS}
+    tied_items = int((ranks.weights * ranks.tied).sum())
+    results["ties"] = {"queries": ranks.queries, "tied_queries": ranks.tied_queries, "tied_items": tied_items}
+    results["recall_at_1_by_category"] = {}
+    for category in sorted(set(categories), key=str):
+        rows = torch.tensor([name == category for name in categories])
+        weights = ranks.weights[rows]
+        if weights.sum() > 0:  # with few products a category may never be drawn
+            share = (weights * (ranks.expected[rows] <= 1)).sum() / weights.sum()
+            results["recall_at_1_by_category"][str(category)] = {"mean": share.item(), "queries": int(weights.sum())}
+    return results
+
+
+def _gathered(products: Embedded) -> Embedded:
+    """All processes' products in row order, on every process."""
+    parts = gather_object([products])
+    return Embedded(
+        [row for part in parts for row in part.rows],
+        {name: torch.cat([part.embeds[name] for part in parts]) for name in products.embeds},
+        _summed(part.skipped for part in parts),
+    )
+
+
+def _summed(counts: Any) -> dict[str, int]:
+    return dict(sum((Counter(part) for part in counts), Counter()))

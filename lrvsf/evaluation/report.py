@@ -1,0 +1,128 @@
+"""Results as a file, tables and a plot. All that is printed or drawn comes from the dictionary that results.json holds.
+
+model, conditioning, embedding_dim, compute_dtype, data_root, versions
+protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
+skipped[products | distractors][reason]  counts of rows that could not be read
+galleries[SIZE]                          SIZE, as K, is a string
+    recall[K]                            {"mean", "std"} over folds, between 0 and 1
+    recall_optimistic[K]                 the same with a target before the items that tie with it,
+    recall_pessimistic[K]                and after them
+    ties                                 queries over all folds, those that tie, and the items they tie with
+    recall_at_1_by_category[CATEGORY]    {"mean", "queries"} over the queries of all folds
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Results = Mapping[str, Any]
+
+
+def save_results(results: Results, path: str | Path) -> None:
+    """Writes results.json so that a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Reads results.json."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def results_table(results: Results) -> str:
+    """What the evaluation prints, at most 80 columns wide: R@K in percent, mean ± standard deviation over folds."""
+    galleries = results["galleries"]
+    ks = list(next(iter(galleries.values()))["recall"])
+    lines = [
+        "model         {model}",
+        "conditioning  {conditioning}, {embedding_dim} dimensions, computed in {compute_dtype}",
+        "test set      {n_products} products, {n_distractors} distractors",
+        "skipped       {skipped_rows}",
+        "protocol      {protocol}, {folds} folds of {products_per_fold} products, seed {seed}",
+    ]
+    lines = [line.format(**results, skipped_rows=_skipped(results)) for line in lines]
+    lines += [
+        "",
+        "R@K in %, mean ± standard deviation over folds; a gallery has N distractors",
+        f"{'N':>9}" + "".join(f"{'R@' + k:>14}" for k in ks),
+    ]
+    for size, gallery in galleries.items():
+        lines.append(f"{int(size):>9,}" + "".join(f"{_percent(gallery['recall'][k]):>14}" for k in ks))
+    tied = {size: gallery["ties"]["tied_queries"] for size, gallery in galleries.items()}
+    if any(tied.values()):
+        counts = ", ".join(f"{size}: {count}" for size, count in tied.items())
+        lines += ["", f"Tied with another item, of {gallery['ties']['queries']} queries, by gallery: {counts}"]
+    return "\n".join(lines)
+
+
+def comparison_table(named_results: Mapping[str, Results], size: int | None = None) -> str:
+    """One row per model: R@1, R@5, R@10 in percent at each gallery size that all were evaluated at, or at `size` only.
+
+    Args:
+        named_results: name of a model -> its results, in the order of the rows.
+
+    Raises:
+        ValueError: no results, or no gallery size in common.
+    """
+    if not named_results:
+        raise ValueError("comparison_table got no results.")
+    have = [set(map(int, results["galleries"])) for results in named_results.values()]
+    common = sorted(set.intersection(*have) & ({size} if size is not None else have[0]))
+    if not common:
+        raise ValueError(
+            f"No gallery size in common: {dict(zip(named_results, map(sorted, have), strict=True))}; asked for {size}."
+        )
+    ks, width = ("1", "5", "10"), max(map(len, [*named_results, "model"]))
+    lines = [
+        " " * width + "".join(f"{f'{n:,} distractors':>{7 * len(ks)}}" for n in common),
+        f"{'model':<{width}}" + "".join(f"{'R@' + k:>7}" for k in ks) * len(common),
+    ]
+    for name, results in named_results.items():
+        recalls = [results["galleries"][str(n)]["recall"][k]["mean"] for n in common for k in ks]
+        lines.append(f"{name:<{width}}" + "".join(f"{100 * recall:>7.1f}" for recall in recalls))
+    return "\n".join(lines)
+
+
+def plot_recall(named_results: Mapping[str, Results], path: str | Path) -> None:
+    """Writes a PNG: R@1 against the number of distractors, one line per model, bars of one standard deviation."""
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    sizes = sorted({int(size) for results in named_results.values() for size in results["galleries"]})
+    for name, results in named_results.items():
+        own = sorted(map(int, results["galleries"]))
+        recalls = [results["galleries"][str(size)]["recall"]["1"] for size in own]
+        mean, std = ([100 * recall[key] for recall in recalls] for key in ("mean", "std"))
+        axes.errorbar(own, mean, yerr=std, marker="o", markersize=4, capsize=3, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("distractors in the gallery")
+    axes.set_ylabel("R@1 (%)")
+    axes.grid(alpha=0.3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    figure.savefig(part, format="png")
+    part.replace(path)
+
+
+def _percent(recall: Mapping[str, float]) -> str:
+    return f"{100 * recall['mean']:.2f} ± {100 * recall['std']:.2f}"
+
+
+def _skipped(results: Results) -> str:
+    counts = [f"{n} {what} ({reason})" for what, reasons in results["skipped"].items() for reason, n in reasons.items()]
+    return ", ".join(counts) or "none"

@@ -1,0 +1,1 @@
+"""What crosses the border between this project and other people's files."""

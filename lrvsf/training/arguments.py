@@ -1,0 +1,95 @@
+"""What a training run is told: CondViT's own fields, and Trainer's with defaults that suit a stream of pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Where the model starts and where the data is."""
+
+    model: str = field(
+        default="openai/clip-vit-base-patch32", metadata={"help": "CLIP or CondViT checkpoint: a folder or a Hub name"}
+    )
+    data: str = field(
+        default="data/lrvsf", metadata={"help": "folder with train/*.parquet and, to pick the best model, validation/"}
+    )
+    condition: str = field(
+        default="category", metadata={"help": "category, or none: the unconditioned baseline by the same recipe"}
+    )
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "the conditions' names in index order; by default LRVS-F's ten"}
+    )
+    logit_scale_init_value: float = field(
+        default=4.6052, metadata={"help": "log of the inverse temperature at the start; published: ln 100"}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2"}
+    )
+    license: str = field(
+        default="cc-by-nc-4.0",
+        metadata={
+            "help": "for the model card; models trained on LRVS-F are for non-commercial use, your own catalog is yours"
+        },
+    )
+
+
+@dataclass
+class CondViTTrainingArguments(TrainingArguments):
+    """Trainer's arguments, refused early where a contrastive run would be wrong."""
+
+    output_dir: str = field(default="runs/condvit", metadata={"help": "checkpoints, logs and the final model"})
+    phase1_steps: int | None = field(
+        default=None, metadata={"help": "steps that train projection and condition only; by default one epoch"}
+    )
+    # Published values.
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "of matrices; biases, norms, tokens and positions have none"}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients at this norm; 0 does not"})
+    # What a stream of pairs needs.
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "must be off: batches are not dataset columns"}
+    )
+    ddp_find_unused_parameters: bool = field(
+        default=False,
+        metadata={"help": "must be off: it fails on a conditioned and an unconditioned tower in one step"},
+    )
+    dataloader_num_workers: int = field(
+        default=2, metadata={"help": "processes that decode images, each training process"}
+    )
+    # The best model by validation is what the run leaves.
+    save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
+    metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5 or R@10 on the validation set"})
+    greater_is_better: bool = field(default=True, metadata={"help": "whether a larger metric is better"})
+    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.per_device_train_batch_size < 2:
+            raise ValueError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size}: a pair needs another one to differ "
+                "from; take 2 or more, and as many as fit"
+            )
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} would compare pairs within each "
+                "part only, which is another objective; raise per_device_train_batch_size instead"
+            )
+        if self.phase1_steps is not None and self.phase1_steps < 0:
+            raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
+
+
+def check_data(root: str) -> Path:
+    """The data folder, refused with the remedy if it holds no training shards."""
+    folder = Path(root)
+    if not (folder / "train").is_dir():
+        raise FileNotFoundError(
+            f"{root} has no train/ folder; write one with `python prepare_lrvsf.py mini {root}`, or name another with --data"
+        )
+    return folder

@@ -1,0 +1,28 @@
+"""The model that a run starts from."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PretrainedConfig
+
+from lrvsf.training.arguments import ModelArguments
+from modeling_condvit import CondViTModel
+
+
+def start_model(args: ModelArguments) -> CondViTModel:
+    """CondViT from a CLIP checkpoint, or further training of a CondViT one; float32 weights."""
+    config, _ = PretrainedConfig.get_config_dict(args.model)
+    if not config:
+        raise ValueError(f"{args.model} has no config.json; give a folder or Hub name of a CLIP or CondViT checkpoint")
+    options = {"dtype": torch.float32, "attn_implementation": args.attn_implementation}
+    if config.get("model_type") != "condvit":
+        options["logit_scale_init_value"] = args.logit_scale_init_value
+        return CondViTModel.from_clip(args.model, categories=args.categories, condition=args.condition, **options)
+    model = CondViTModel.from_pretrained(args.model, **options)
+    asked = (args.condition, args.categories or model.config.categories)
+    if asked != (model.config.condition, model.config.categories):
+        raise ValueError(
+            f"{args.model} was trained with condition={model.config.condition!r} and categories "
+            f"{model.config.categories}, the run asks for {asked}; leave them out or start from CLIP"
+        )
+    return model

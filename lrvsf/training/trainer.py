@@ -1,0 +1,134 @@
+"""CondViTTrainer: transformers' Trainer, taught pairs, two phases, a clamped temperature and recall.
+
+It overrides hooks only; Trainer's loop is Trainer's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback
+
+from lrvsf.data.images import BadImageCounter
+from lrvsf.data.pairs import PairMaker
+from lrvsf.data.products import ProductShards
+from lrvsf.data.stream import PairLoader, ProductBatches
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.embed import Encoder
+from lrvsf.evaluation.validation import full_gallery_recall
+from lrvsf.training.loss import info_nce
+from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
+from processing_condvit import IMAGE_MEAN, IMAGE_STD
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100, where the published model clamps it
+
+
+class TemperatureAndPhases(TrainerCallback):
+    """Clamps `logit_scale` after each step, and gives phase 2 a fresh optimizer."""
+
+    def __init__(self, trainer: CondViTTrainer):
+        self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        if state.global_step == self.trainer.phase1_steps > 0:
+            optimizer.state.clear()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        with torch.no_grad():
+            self.trainer.unwrapped.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+class CondViTTrainer(Trainer):
+    """Trains a CondViTModel on a stream of pairs.
+
+    Args:
+        model: a CondViTModel; its configuration says whether queries are conditioned, and by which categories.
+        args: CondViTTrainingArguments.
+        shards: the training products.
+        validation: a test set; its recall is what `metric_for_best_model` names. None to do without.
+        kwargs: Trainer's own, such as `processing_class` and `callbacks`.
+    """
+
+    def __init__(self, model, args, shards: ProductShards, validation: ProductTestSet | None = None, **kwargs):
+        self.shards, self.validation = shards, validation
+        categories = model.config.categories if model.config.condition == "category" else None
+        maker = PairMaker(model.config.image_size, categories, args.seed)
+        state = PartialState()
+        batches = ProductBatches(
+            shards, args.per_device_train_batch_size, args.seed, state.process_index, state.num_processes
+        )
+        self.loader = PairLoader(batches, maker, args.dataloader_num_workers, torch.cuda.is_available())
+        self.skipped = BadImageCounter("images of training products")
+        super().__init__(model, args, train_dataset=self.loader.dataset, eval_dataset=validation, **kwargs)
+        self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
+        self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
+        self.unwrapped = model
+        self.add_callback(TemperatureAndPhases(self))
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        self._mean, self._std = mean.to(args.device), std.to(args.device)
+
+    def get_train_dataloader(self) -> PairLoader:
+        """As it is: it is split over processes already, and a second split would lose rows."""
+        return self.loader
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices only: tokens, positions and the temperature are no weights to shrink."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if "embedding." not in name and "condition_" not in name]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        if self.phase1_steps > num_training_steps:
+            raise ValueError(
+                f"phase 1 has {self.phase1_steps} steps (one epoch unless phase1_steps says otherwise), the whole run "
+                f"{num_training_steps}; train longer or set a smaller phase1_steps"
+            )
+        if self.lr_scheduler is None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(
+                optimizer, lambda step: learning_rate_factor(step, self.phase1_steps, num_training_steps)
+            )
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
+        """In phase 1 the tower's gradients are dropped, so that the optimizer passes it over, clipping included."""
+        for product, reason in inputs.pop("skipped"):
+            self.skipped.add_bad(f"an image of product {product}", reason)
+        self.skipped.add_good(2 * len(inputs["pixel_values"]))
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.state.global_step < self.phase1_steps:
+            for name, parameter in self.unwrapped.named_parameters():
+                if not trains_in_phase1(name):
+                    parameter.grad = None
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
+        """Both towers in one call, so that distributed training sees one forward per step."""
+        output = model(
+            pixel_values=self._normalised(inputs["pixel_values"]),
+            category_indices=inputs.get("category_indices"),
+            target_pixel_values=self._normalised(inputs["target_pixel_values"]),
+        )
+        return info_nce(output.image_embeds, output.target_embeds, self.unwrapped.logit_scale)
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, S, S) -> float32, on the device: a quarter of the bytes travel."""
+        return (pixels - self._mean) / self._std
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes."""
+        encoder = Encoder(self.unwrapped, self.unwrapped.config.condition, self.args.bf16, self.args.device)
+        recall = full_gallery_recall(encoder, self.validation, self.args.per_device_eval_batch_size)
+        metrics = {f"{metric_key_prefix}_R@{k}": recall[k] for k in (1, 5, 10)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def finish(self) -> Path:
+        """Saves the model as a complete Hub repository: weights, code, processor."""
+        self.save_model(self.args.output_dir)
+        return Path(self.args.output_dir)

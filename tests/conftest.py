@@ -1,0 +1,73 @@
+"""What every test may use: models small enough to be made in milliseconds, images drawn on the spot, no downloads."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configuration_condvit import CondViTConfig
+from modeling_condvit import CondViTModel
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of numbers that the published code gave."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def tiny_shape() -> dict[str, int]:
+    """The fields of CLIPVisionConfig that make a tower of 16 patches and 2 layers."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., CondViTModel]:
+    """`make_model(**config_overrides)`: a tiny model in evaluation mode, the same weights at every call."""
+
+    def make(**overrides: Any) -> CondViTModel:
+        torch.manual_seed(0)
+        return CondViTModel(CondViTConfig(**{**TINY, **overrides})).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_model: Callable[..., CondViTModel]) -> CondViTModel:
+    """A tiny model with the ten categories."""
+    return make_model()
+
+
+@pytest.fixture
+def pixel_values() -> torch.Tensor:
+    """Three random images for a tiny model."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def make_image() -> Callable[..., Image.Image]:
+    """`make_image(width, height, seed=0)`: RGB noise."""
+
+    def make(width: int, height: int, seed: int = 0) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    return make

@@ -1,0 +1,113 @@
+"""Every way in which bytes fail to be an image, under its reason; and the counter that decides when it is enough."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lrvsf.data.images import MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def noise(size=(40, 30), mode="RGB") -> Image.Image:
+    shape = (size[1], size[0], len(mode))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8), mode)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_formats(form):
+    image = decode_image(encoded(noise(), form))
+    assert image.mode == "RGB" and image.size == (40, 30)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "CMYK", "1", "I;16"])
+def test_modes_are_converted_plainly(mode):
+    source = Image.fromarray(np.full((5, 5), 700, np.uint16)) if mode == "I;16" else noise().convert(mode)
+    data = encoded(source, "TIFF" if mode == "CMYK" else "PNG")
+    assert np.array_equal(decode_image(data), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_transparency_is_dropped_not_blended():
+    assert decode_image(encoded(Image.new("RGBA", (2, 2), (10, 20, 30, 0)))).getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])).getpixel((0, 0)) == (
+        255,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (None, "empty"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>404</html>", "not an image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # never handed to Ghostscript
+        (encoded(noise(), "JPEG")[:500], "truncated"),
+        (encoded(noise(), "PNG")[:200], "truncated"),
+        (encoded(Image.new("1", (MAX_SIDE + 1, 1))), "too large"),  # a small area, but padding makes a square of it
+        (encoded(Image.new("1", (14000, 14000))), "too large"),  # over Pillow's own limit
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_bytes(data, reason):
+    with pytest.raises(BadImage) as caught:
+        decode_image(data)
+    assert caught.value.reason == reason and reason in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow comments on every broken tag
+def test_flipped_bytes_never_raise_anything_else():
+    draw = np.random.default_rng(0)
+    for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+        whole = np.frombuffer(encoded(noise((12, 9)), form), np.uint8)
+        for _ in range(60):
+            data = whole.copy()
+            data[draw.integers(0, min(len(data), 120), 4)] = draw.integers(0, 255, 4)
+            try:
+                decode_image(data.tobytes())
+            except BadImage as error:
+                assert error.reason in ("not an image", "truncated", "damaged", "too large")
+
+
+def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
+    counter = BadImageCounter("products", max_fraction=1)
+    with caplog.at_level(logging.WARNING):
+        for row in range(120):
+            counter.add_bad(f"row {row}", BadImage("truncated", "12 bytes missing"))
+    assert [record.args[0] for record in caplog.records] == ["row 0", "row 9", "row 99"]
+    assert "row 0 (truncated: 12 bytes missing)" in caplog.messages[0]
+    assert counter.bad == 120 and counter.reasons == {"truncated": 120}
+
+
+def test_counter_ends_the_run_with_a_table():
+    counter = BadImageCounter()
+    counter.add_good(20_000)
+    for i in range(150):
+        counter.add_bad(i, "empty")
+    for i in range(52):
+        counter.add_bad(i, "truncated")  # 202 of 20,202 are just below 1 %
+    with pytest.raises(
+        TooManyBadImages, match=r"203 of 20203 images are bad:\n +150  empty\n +53  truncated\n.*product-7"
+    ):
+        counter.add_bad("product-7", "truncated")
+
+
+def test_counter_does_not_judge_few():
+    counter = BadImageCounter()
+    for i in range(99):
+        counter.add_bad(i, "empty")
+    with pytest.raises(TooManyBadImages):
+        counter.add_bad(99, "empty")

@@ -1,0 +1,97 @@
+"""Reading the published layout in slices, and refusing what is not that layout."""
+
+import itertools
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lrvsf.data import testset
+from lrvsf.data.testset import ProductTestSet
+
+
+@pytest.fixture
+def root(tmp_path):
+    """7 products in row groups of 3; 5 + 1 + 4 distractors in files whose further columns differ."""
+    products = {
+        "PRODUCT_ID": [f"p{i}" for i in range(7)],
+        "SIMPLE_IMG": [f"simple {i}".encode() for i in range(7)],
+        "COMPLEX_IMG": [None if i == 2 else f"complex {i}".encode() for i in range(7)],
+        "CATEGORY": ["Bags", "Feet"] * 3 + ["Neck"],
+        "blip2_caption1": [f"caption {i}" for i in range(7)],
+    }
+    pq.write_table(pa.table(products), tmp_path / "products.parquet", row_group_size=3)
+    (tmp_path / "distractors").mkdir()
+    row = 0
+    for number, size in enumerate((5, 1, 4)):
+        table = {"jpg": [f"jpg {row + i}".encode() for i in range(size)]}
+        if number:
+            table["CATEGORY"] = ["Bags"] * size
+        pq.write_table(pa.table(table), tmp_path / "distractors" / f"{number}.parquet", row_group_size=2)
+        row += size
+    return tmp_path
+
+
+def test_rows(root, monkeypatch):
+    monkeypatch.setattr(testset, "BATCH_ROWS", 2)
+    test_set = ProductTestSet(root)
+    assert (test_set.n_products, test_set.n_distractors) == (7, 10)
+    products = list(test_set.products())
+    assert [product.row for product in products] == list(range(7))
+    assert products[3].target_image == b"simple 3" and products[3].query_image == b"complex 3"
+    assert products[3].category == "Feet" and products[3].caption == "caption 3"
+    assert products[2].query_image is None
+    assert list(test_set.distractors()) == [(i, f"jpg {i}".encode()) for i in range(10)]
+    assert test_set.categories() == ["Bags", "Feet"] * 3 + ["Neck"]
+
+
+@pytest.mark.parametrize("bounds", [(0, 10), (0, 3, 7, 10), (0, 5, 6, 10), (0, 0, 4, 4, 10), tuple(range(11))])
+def test_slices_partition_the_rows(root, bounds):
+    test_set = ProductTestSet(root)
+    read = [item for start, stop in itertools.pairwise(bounds) for item in test_set.distractors(start, stop)]
+    assert read == list(test_set.distractors())
+
+
+def test_images_as_datasets_stores_them(root):
+    table = {"jpg": [{"bytes": b"one", "path": "x.jpg"}, {"bytes": None, "path": "/etc/passwd"}]}
+    pq.write_table(pa.table(table), root / "distractors" / "9.parquet")
+    assert [image for _, image in ProductTestSet(root).distractors(10)] == [b"one", None]  # a path is not opened
+
+
+def test_unknown_category_is_refused_early(root):
+    ProductTestSet(root).check_categories(["Feet", "Bags", "Neck"])
+    with pytest.raises(
+        ValueError, match=r"products.parquet, row 6: category 'Neck' is not one of the model's: Bags, Feet"
+    ):
+        ProductTestSet(root).check_categories(["Bags", "Feet"])
+
+
+def test_refuses_what_is_missing(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere.*prepare_lrvsf.py"):
+        ProductTestSet(tmp_path / "nowhere")
+    for file in (root / "distractors").iterdir():
+        file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"distractors has no .parquet file; .* holds distractors, products.parquet"
+    ):
+        ProductTestSet(root)
+    pq.write_table(pa.table({"png": [b""], "width": [1]}), root / "distractors" / "0.parquet")
+    with pytest.raises(ValueError, match=r"0.parquet lacks the column\(s\) jpg; it has png, width"):
+        ProductTestSet(root)
+    (root / "products.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"products.parquet does not exist; .* holds distractors\."):
+        ProductTestSet(root)
+
+
+def test_damaged_files_are_named(root):
+    path = root / "distractors" / "2.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match=r"2.parquet is not a readable Parquet file"):
+        ProductTestSet(root)
+    # A page whose header is overwritten: the footer still opens.
+    damaged = bytearray(whole)
+    damaged[4:30] = b"\xff" * 26
+    path.write_bytes(damaged)
+    with pytest.raises(OSError, match=r"(?s)2.parquet, row group 0, near row 0: .*Restore this file"):
+        list(ProductTestSet(root).distractors())

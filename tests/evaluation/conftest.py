@@ -1,0 +1,48 @@
+"""A test set drawn on the spot, with bad images where a test wants them."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+
+def jpeg(seed: int) -> bytes:
+    """A few coloured squares on white, 36 x 30."""
+    draw = np.random.default_rng(seed)
+    pixels = np.repeat(np.repeat(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8), 6, axis=0), 6, axis=1)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+@pytest.fixture
+def make_test_set(tmp_path):
+    """`make_test_set(products, distractors, bad={"SIMPLE_IMG": {row: bytes}, "jpg": {...}}, same=False)` -> its folder.
+
+    With `same`, a product's query is its target.
+    """
+
+    def make(products: int = 12, distractors: int = 40, bad: dict | None = None, same: bool = False):
+        columns = {
+            "SIMPLE_IMG": [jpeg(i) for i in range(products)],
+            "COMPLEX_IMG": [jpeg(i if same else 1000 + i) for i in range(products)],
+            "jpg": [jpeg(2000 + i) for i in range(distractors)],
+        }
+        for name, rows in (bad or {}).items():
+            for row, data in rows.items():
+                columns[name][row] = data
+        root = tmp_path / "test"
+        (root / "distractors").mkdir(parents=True)
+        jpg = columns.pop("jpg")
+        columns["CATEGORY"] = [("Bags", "Feet", "Neck")[i % 3] for i in range(products)]
+        columns["blip2_caption1"] = ["a thing"] * products
+        pq.write_table(pa.table(columns), root / "products.parquet", row_group_size=5)
+        half = distractors // 2 + 3
+        for number, part in enumerate((jpg[:half], jpg[half:])):
+            pq.write_table(pa.table({"jpg": part}), root / "distractors" / f"{number}.parquet", row_group_size=7)
+        return root
+
+    return make

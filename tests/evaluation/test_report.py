@@ -1,0 +1,78 @@
+"""Tables and the plot, from results written by hand."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from lrvsf.evaluation.report import comparison_table, load_results, plot_recall, results_table, save_results
+
+
+def results(scale: float = 1.0, sizes=(500, 2000)) -> dict:
+    def gallery(size):
+        recall = {str(k): {"mean": scale * k / (k + size / 500), "std": 0.0123} for k in (1, 5, 10, 20, 50)}
+        return {"recall": recall, "ties": {"queries": 100, "tied_queries": 0, "tied_items": 0}}
+
+    return {
+        "model": "runs/mini/category",
+        "conditioning": "category",
+        "embedding_dim": 64,
+        "compute_dtype": "float32",
+        "protocol": "bootstrap",
+        "seed": 3,
+        "folds": 20,
+        "products_per_fold": 100,
+        "n_products": 99,
+        "n_distractors": 2001,
+        "skipped": {"products": {"truncated": 1}, "distractors": {}},
+        "galleries": {str(size): gallery(size) for size in sizes},
+    }
+
+
+def test_results_table():
+    lines = results_table(results()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-3].split() == ["N", "R@1", "R@5", "R@10", "R@20", "R@50"]
+    assert lines[-2].split()[:4] == ["500", "50.00", "±", "1.23"]
+    assert lines[-1].split()[:4] == ["2,000", "20.00", "±", "1.23"]
+    assert "99 products, 2001 distractors" in lines[2] and "1 products (truncated)" in lines[3]
+    assert "20 folds of 100 products, seed 3" in lines[4]
+
+
+def test_results_table_speaks_of_ties():
+    tied = results()
+    tied["galleries"]["2000"]["ties"]["tied_queries"] = 7
+    assert results_table(tied).splitlines()[-1].endswith("of 100 queries, by gallery: 500: 0, 2000: 7")
+
+
+def test_comparison_table():
+    table = comparison_table({"conditioned": results(), "plain CLIP": results(0.5, sizes=(2000, 500, 9000))})
+    header, columns, first, second = table.splitlines()
+    assert header.split() == ["500", "distractors", "2,000", "distractors"]
+    assert columns.split() == ["model", *["R@1", "R@5", "R@10"] * 2]
+    assert first.split() == ["conditioned", "50.0", "83.3", "90.9", "20.0", "55.6", "71.4"]
+    assert second.split()[:3] == ["plain", "CLIP", "25.0"]
+    assert comparison_table({"a": results()}, size=2000).splitlines()[2].split() == ["a", "20.0", "55.6", "71.4"]
+
+
+def test_comparison_needs_a_common_size():
+    with pytest.raises(ValueError, match=r"'a': \[500\], 'b': \[900\]"):
+        comparison_table({"a": results(sizes=(500,)), "b": results(sizes=(900,))})
+    with pytest.raises(ValueError, match="no results"):
+        comparison_table({})
+
+
+def test_plot_of_several_models(tmp_path):
+    plot_recall({"a": results(), "b": results(0.3, sizes=(500,))}, tmp_path / "new" / "recall.png")
+    assert Image.open(tmp_path / "new" / "recall.png").size == (960, 630)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["recall.png"]
+
+
+def test_file_round_trip_and_no_half_written_file(tmp_path):
+    path = tmp_path / "out" / "results.json"
+    save_results(results(), path)
+    assert load_results(path) == results()
+    with pytest.raises(ValueError):
+        save_results({"recall": float("nan")}, path)  # NaN is not JSON
+    assert json.loads(path.read_text()) == results()
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]

@@ -1,0 +1,113 @@
+"""The script from its flags to its files, in this process and under `accelerate launch` with two."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import evaluate_lrvsf
+
+ROOT = Path(__file__).parents[1]
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    """9 products, one with a broken query, and 31 distractors, two of them broken; small noisy images."""
+    products = {
+        "SIMPLE_IMG": [png(i) for i in range(9)],
+        "COMPLEX_IMG": [b"broken" if i == 4 else png(50 + i) for i in range(9)],
+        "CATEGORY": ["Bags", "Feet", "Neck"] * 3,
+        "blip2_caption1": ["a thing"] * 9,
+    }
+    root = tmp_path / "test"
+    (root / "distractors").mkdir(parents=True)
+    pq.write_table(pa.table(products), root / "products.parquet")
+    jpg = [b"" if i in (2, 30) else png(100 + i) for i in range(31)]
+    pq.write_table(pa.table({"jpg": jpg}), root / "distractors" / "0.parquet", row_group_size=10)
+    return root
+
+
+@pytest.fixture
+def flags(tmp_path, data_root, tiny_model):
+    tiny_model.save_pretrained(tmp_path / "model")
+    return [
+        *("--model", str(tmp_path / "model"), "--data_root", str(data_root), "--batch_size", "4"),
+        *("--gallery_sizes", "10", "29", "--folds", "3", "--seed", "5"),
+    ]
+
+
+def test_one_process(flags, tmp_path, capsys):
+    evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "out")])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert Image.open(tmp_path / "out" / "recall.png").format == "PNG"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["recall.png", "results.json"]
+    printed = capsys.readouterr().out
+    assert "category, 16 dimensions" in printed and "3 folds of 8 products, seed 5" in printed
+
+    assert list(results["galleries"]) == ["10", "29"]
+    for gallery in results["galleries"].values():
+        assert list(gallery["recall"]) == ["1", "5", "10", "20", "50"]
+        means = [gallery["recall"][k]["mean"] for k in gallery["recall"]]
+        assert means == sorted(means) and 0 <= means[0] and means[-1] == 1  # 50 is beyond the gallery
+    facts = {"protocol": "bootstrap", "seed": 5, "folds": 3, "products_per_fold": 8, "gallery_sizes": [10, 29]}
+    facts |= {"n_products": 8, "n_distractors": 29, "conditioning": "category", "embedding_dim": 16}
+    facts |= {"skipped": {"products": {"not an image": 1}, "distractors": {"empty": 2}}}
+    assert {key: results[key] for key in facts} == facts
+    assert set(results["versions"]) == {"python", "torch", "transformers", "numpy"}
+
+
+def test_two_processes_give_the_same_results(flags, tmp_path):
+    """Each embeds its slices; the counts, summed, are those of one process."""
+    evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "one")])
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launcher += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "--num_cpu_threads_per_process",
+        "1",
+    ]
+    command = [*launcher, str(ROOT / "evaluate_lrvsf.py"), *flags, "--output_dir", str(tmp_path / "two")]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "15/15" in run.stderr  # the main process took 15 of the 31 distractors
+    assert run.stdout.count("R@1 ") == 1  # one table
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one == two
+
+
+def test_conditioning_none_and_baseline_flags(flags, tmp_path):
+    evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "out"), "--conditioning", "none", "--bf16", "true"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["conditioning"] == "none" and results["compute_dtype"] == "bfloat16"
+
+
+def test_too_large_a_gallery_ends_without_files(flags, tmp_path):
+    with pytest.raises(ValueError, match="gallery_sizes has 500, but only 31 distractors"):
+        evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "out"), "--gallery_sizes", "10", "500"])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,46 @@
+"""Trains CondViT.
+
+    accelerate launch train_hf.py recipes/mini.yaml [--flag value ...]
+
+A recipe is a YAML file of flags; flags on the command line override it. The output folder becomes a complete Hub
+repository: weights, code, processor, model card, TensorBoard logs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import HfArgumentParser, set_seed
+
+from lrvsf.data.products import ProductShards
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.hub.card import write_training_card
+from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments, check_data
+from lrvsf.training.recipe import parse_recipe
+from lrvsf.training.start import start_model
+from lrvsf.training.trainer import CondViTTrainer
+from processing_condvit import CondViTProcessor
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
+    args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
+    data = check_data(args.data)
+    set_seed(training.seed)
+    model = start_model(args)
+    categories = model.config.categories if model.config.condition == "category" else None
+    shards = ProductShards.scan(data / "train", categories)
+    validation = ProductTestSet(data / "validation") if training.eval_strategy != "no" else None
+    processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
+    trainer = CondViTTrainer(model, training, shards, validation, processing_class=processor)
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    folder = trainer.finish()
+    if trainer.is_world_process_zero():
+        write_training_card(folder, args, training, trainer.state, model.config.categories)
+        print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
+        best = "" if trainer.state.best_metric is None else f", validation R@1 {100 * trainer.state.best_metric:.1f} %"
+        print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
+
+
+if __name__ == "__main__":
+    main()
