@@ -25,9 +25,9 @@ def draws_of(seed: int, epoch: int, product_id: str) -> np.random.Generator:
 
 
 def augment(image: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)):
-    """Pads to a white square, crops a random part (area share in `scale`, sides within 3:4), mirrors half: (size, size).
+    """Pads to a white square, crops a random part, mirrors half: RGB, (size, size).
 
-    One resize does crop and scaling; the square is never made larger than the image's longer side.
+    `scale` bounds the part's share of the area, its sides stay within 3:4. One resize does crop and scaling.
     """
     side = max(image.size)
     area = rng.uniform(*scale)
@@ -57,10 +57,10 @@ class PairMaker:
         self.image_size, self.categories, self.seed = image_size, categories, seed
 
     def batch(self, epoch: int, rows: list[dict], spares: list[dict]) -> dict[str, Any]:
-        """Pairs of `rows`; a product without a readable pair is replaced by the next spare, so B never changes.
+        """Pairs of `rows`; a product without a readable pair is replaced by the next spare: B never changes.
 
         Returns:
-            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); `category_indices`, int64 (B,), if conditioned;
+            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,);
             `skipped`: a list of (product id, reason), one entry for each bad image.
         """
         pairs, skipped, spare = [], [], iter(spares)

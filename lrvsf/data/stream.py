@@ -69,11 +69,12 @@ class ProductBatches:
         rows = (row for row in self.stream if row["product_id"] not in self.shards.faulty)
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         global_size = self.batch_size * self.world_size
-        batch = list(islice(rows, global_size))[mine]
-        for index in range(len(self)):
-            # Spares come from a neighbouring batch: no product is in one batch twice, and none is read in vain.
-            following = list(islice(rows, global_size))[mine] if index + 1 < len(self) else before
-            yield self.epoch, batch, following[:SPARES]
+        before, batch = [], list(islice(rows, global_size))
+        for _ in range(len(self)):
+            # Spares come from a neighbouring batch, each rank's own: no product is in a global batch twice.
+            following = list(islice(rows, global_size))  # at last the partial batch that the epoch drops
+            spares = (following or before)[self.rank :: self.world_size]
+            yield self.epoch, batch[mine], spares[:SPARES]
             before, batch = batch, following
 
 

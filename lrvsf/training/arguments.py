@@ -90,6 +90,6 @@ def check_data(root: str) -> Path:
     folder = Path(root)
     if not (folder / "train").is_dir():
         raise FileNotFoundError(
-            f"{root} has no train/ folder; write one with `python prepare_lrvsf.py mini {root}`, or name another with --data"
+            f"{root} has no train/ folder; write one with prepare_lrvsf.py, or name another folder with --data"
         )
     return folder

@@ -1,8 +1,9 @@
-"""Mini CLIP: a CLIP of four million parameters that has seen only Mini LRVS-F, so that Mini starts as the real recipe does.
+"""Mini CLIP: a CLIP of four million parameters that has seen only Mini LRVS-F. Mini starts as the real recipe does.
 
     python -m lrvsf.training.mini_clip recipes/mini-clip.yaml [flags that override it]
 
-Scenes are paired with captions that list what is worn, product pictures with their own. Nothing tells it where a garment is.
+Scenes are paired with captions that list what is worn, product pictures with their own. Nothing tells it where a
+garment is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe is a YAML file of flags: `script.py recipes/NAME.yaml --flag value` reads the file, then the flags override it."""
+"""A recipe is a YAML file of flags: `script.py recipes/NAME.yaml --flag value` reads it, then the flags override it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def machine_flags() -> list[str]:
 def parse_recipe(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
     """The parser's dataclasses, filled from an optional leading recipe file and from flags.
 
-    First come what the machine suggests, then the file, then the flags; later ones win. The file becomes flags itself, so that one parser checks names and types of both and errors read alike.
+    First comes what the machine suggests, then the file, then the flags; later ones win. The file becomes flags itself,
+    so that one parser checks names and types of both and errors read alike.
     """
     flags: list[str] = []
     if arguments and arguments[0].endswith((".yaml", ".yml")):

@@ -59,7 +59,7 @@ PLURAL = frozenset(
 
 @dataclass(frozen=True)
 class Garment:
-    """One look. `second` is the pattern's colour; a plain garment has none, so that nothing invisible tells it apart."""
+    """One look. `second` is the pattern's colour; a plain garment has none: nothing invisible tells garments apart."""
 
     category: str
     silhouette: str

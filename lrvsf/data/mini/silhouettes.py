@@ -191,8 +191,8 @@ def feet(name: str, pose: Pose) -> Cut:
             cloth.append(rounded([*low, (x - s * 0.06, 1.0)], 1))
             emblems.append((x + s * 0.01, 0.945, 0.036))
         else:
-            cloth += [np.array([(x - s * 0.06, 0.95), (x - s * 0.02, 0.95), (x - s * 0.03, 1.03), (x - s * 0.06, 1.03)]),
-                      ellipse(x + s * 0.03, 0.94, 0.095, 0.055)]  # fmt: skip
+            heel = [(x - s * 0.06, 0.95), (x - s * 0.02, 0.95), (x - s * 0.03, 1.03), (x - s * 0.06, 1.03)]
+            cloth += [np.array(heel), ellipse(x + s * 0.03, 0.94, 0.095, 0.055)]
             emblems.append((x + s * 0.03, 0.94, 0.036))
     return Cut(cloth, 0.05, emblems)
 

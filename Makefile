@@ -1,0 +1,59 @@
+# Two commands: `make demo` shows what conditioning buys, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+OLDEST := .venv-oldest
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+TRAIN := $(LAUNCH) train_hf.py recipes/mini-demo.yaml
+MODELS := category none mini-clip mini-condvit
+
+.PHONY: demo test test-oldest clean
+.SECONDARY:
+
+.venv/ready: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+data/mini/mini.json: | .venv/ready
+	$(BIN)/python prepare_lrvsf.py mini data/mini
+
+runs/mini/category/model.safetensors: | data/mini/mini.json
+	$(TRAIN) --condition category --output_dir $(@D)
+
+runs/mini/none/model.safetensors: | data/mini/mini.json
+	$(TRAIN) --condition none --output_dir $(@D)
+
+runs/mini/category/results.json: runs/mini/category/model.safetensors
+	$(LAUNCH) evaluate_lrvsf.py --model $(@D) --data_root data/mini/test --output_dir $(@D)
+
+runs/mini/none/results.json: runs/mini/none/model.safetensors
+	$(LAUNCH) evaluate_lrvsf.py --model $(@D) --data_root data/mini/test --output_dir $(@D)
+
+runs/mini/mini-%/results.json: assets/mini-%/model.safetensors | data/mini/mini.json
+	$(LAUNCH) evaluate_lrvsf.py --model $(<D) --data_root data/mini/test --output_dir $(@D)
+
+demo: $(MODELS:%=runs/mini/%/results.json)
+	@echo
+	@$(BIN)/python -m lrvsf.evaluation.compare --plot runs/mini/recall.png \
+	  "Mini CLIP, no condition=runs/mini/mini-clip" "short run, no condition=runs/mini/none" \
+	  "short run, category=runs/mini/category" "Mini CondViT=runs/mini/mini-condvit"
+	@echo
+	@echo "plot:    runs/mini/recall.png"
+	@echo "models:  runs/mini/category/  runs/mini/none/  (each with its results.json)"
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(OLDEST)/ready: constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt torch transformers numpy pillow pytest
+	touch $@
+
+test-oldest: $(OLDEST)/ready
+	$(OLDEST)/bin/python -m pytest tests/test_configuration_condvit.py tests/test_modeling_condvit.py \
+	  tests/test_processing_condvit.py tests/test_contract.py tests/hub/test_checkpoints.py
+
+clean:
+	rm -rf .venv .venv-oldest build data runs

@@ -1,0 +1,35 @@
+"""A contact sheet of Mini LRVS-F, to look at: python -m lrvsf.data.mini.sheet docs/mini-lrvsf.png
+
+One column per category: the product alone, worn, and worn in a cropped scene; two products each.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from PIL import Image
+
+from lrvsf.data.mini.attributes import CATEGORIES, random_garment
+from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture
+
+SIZE, GAP = 120, 4
+
+
+def contact_sheet(seed: int = 0) -> Image.Image:
+    """RGB picture, two times three rows of ten."""
+    rng = np.random.default_rng(seed)
+    sheet = Image.new("RGB", (len(CATEGORIES) * (SIZE + GAP) + GAP, 6 * (SIZE + GAP) + GAP), (214, 214, 214))
+    for column, category in enumerate(CATEGORIES):
+        for product in range(2):
+            garment = random_garment(category, rng)
+            pictures = [simple_picture(garment, SIZE, rng)]
+            pictures += [scene_picture(outfit(garment, rng), garment, SIZE, rng, cropped) for cropped in (False, True)]
+            for row, picture in enumerate(pictures):
+                corner = (GAP + column * (SIZE + GAP), GAP + (3 * product + row) * (SIZE + GAP))
+                sheet.paste(picture, corner)
+    return sheet
+
+
+if __name__ == "__main__":
+    contact_sheet().save(sys.argv[1], optimize=True)

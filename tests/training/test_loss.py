@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from lrvsf.training.loss import info_nce
+
+
+def test_golden_loss_and_gradients(golden):
+    numbers = load_file(golden / "contrastive_loss.safetensors")
+    queries, targets = numbers["complex"].requires_grad_(), numbers["simple"].requires_grad_()
+    scale = numbers["logit_scale"].requires_grad_()
+    loss = info_nce(F.normalize(queries, dim=-1), F.normalize(targets, dim=-1), scale)
+    loss.backward()
+    for ours, theirs in (
+        (loss, numbers["loss"]),
+        (queries.grad, numbers["grad.complex"]),
+        (targets.grad, numbers["grad.simple"]),
+        (scale.grad, numbers["grad.logit_scale"]),
+    ):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=1e-9)
+
+
+def test_closed_forms():
+    same = F.normalize(torch.ones(5, 3), dim=-1)
+    assert info_nce(same, same, torch.tensor(4.6)).item() == pytest.approx(math.log(5), abs=1e-5)
+    rows = torch.eye(4)
+    expected = -math.log(math.e / (math.e + 3))  # own logit 1, the three others 0
+    assert info_nce(rows, rows, torch.tensor(0.0)).item() == pytest.approx(expected, abs=1e-6)
+    assert info_nce(rows, rows.roll(1, 0), torch.tensor(0.0)).item() == pytest.approx(expected + 1, abs=1e-6)
+
+
+def test_half_precision_is_raised_and_autocast_is_left():
+    generator = torch.Generator().manual_seed(0)
+    queries, targets = (F.normalize(torch.randn(32, 16, generator=generator), dim=-1) for _ in range(2))
+    scale = torch.tensor(4.6)
+    exact = info_nce(queries, targets, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(info_nce(queries, targets, scale), exact)
+    assert info_nce(queries.bfloat16(), targets.bfloat16(), scale).dtype == torch.float32
+
+
+def test_unpaired_rows_are_refused():
+    with pytest.raises(ValueError, match=r"\(3, 4\) and targets \(2, 4\)"):
+        info_nce(torch.eye(4)[:3], torch.eye(4)[:2], torch.tensor(0.0))
