@@ -3,13 +3,15 @@
     accelerate launch evaluate_lrvsf.py --model DIR --data_root OUT/test --output_dir RESULTS
 
 It takes what train_hf.py wrote, or any CLIP model as the unconditioned baseline, and a test set as prepare_lrvsf.py
-makes them. Runs as `python evaluate_lrvsf.py` too; the draws do not depend on the number of processes.
+makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N` takes N GPUs or,
+where there is none, N processes on the CPU, with the same draws.
 """
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
@@ -50,7 +52,8 @@ class EvaluateArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses(arguments)
-    state = PartialState()
+    # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     logging.basicConfig(format="%(levelname)s %(message)s")
     settings = BootstrapSettings(args.gallery_sizes, args.folds, args.seed, args.products_per_fold)
     test_set = ProductTestSet(args.data_root)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from transformers import HfArgumentParser, set_seed
 
 from lrvsf.data.products import ProductShards
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
     trainer = CondViTTrainer(model, training, shards, validation, processing_class=processor)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    folder = trainer.finish()
+    folder = trainer.finish(getattr(torch, args.save_dtype))
     if trainer.is_world_process_zero():
         write_training_card(folder, args, training, trainer.state, model.config.categories)
         print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")

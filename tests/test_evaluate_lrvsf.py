@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,28 +73,18 @@ def test_one_process(flags, tmp_path, capsys):
 def test_two_processes_give_the_same_results(flags, tmp_path):
     """Each embeds its slices; the counts, summed, are those of one process."""
     evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "one")])
+    flags_of_launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launcher = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launcher += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
+        *flags_of_launch.split(),
         "--main_process_port",
         "0",
-        "--num_cpu_threads_per_process",
-        "1",
     ]
     command = [*launcher, str(ROOT / "evaluate_lrvsf.py"), *flags, "--output_dir", str(tmp_path / "two")]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    alone = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # on the CPU wherever the test runs
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=alone)
     assert run.returncode == 0, run.stderr
     assert "15/15" in run.stderr  # the main process took 15 of the 31 distractors
     assert run.stdout.count("R@1 ") == 1  # one table

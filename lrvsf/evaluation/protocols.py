@@ -94,7 +94,7 @@ def evaluate_bootstrap(
     if encoder.conditioning == "category":
         test_set.check_categories(encoder.model.config.categories)
 
-    products = _gathered(embed_products(encoder, test_set, batch_size))
+    products = gathered(embed_products(encoder, test_set, batch_size))
     if not products.rows:
         raise ValueError(
             f"None of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}."
@@ -160,7 +160,7 @@ def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> d
     return results
 
 
-def _gathered(products: Embedded) -> Embedded:
+def gathered(products: Embedded) -> Embedded:
     """All processes' products in row order, on every process."""
     parts = gather_object([products])
     return Embedded(

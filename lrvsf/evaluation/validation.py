@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
-from lrvsf.evaluation.protocols import _gathered as gathered
+from lrvsf.evaluation.protocols import gathered
 from lrvsf.evaluation.recall import RankCounter, fold_recall
 
 

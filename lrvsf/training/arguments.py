@@ -30,6 +30,13 @@ class ModelArguments:
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2"}
     )
+    save_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "of the final weights; float16 halves the file",
+            "choices": ["float32", "float16", "bfloat16"],
+        },
+    )
     license: str = field(
         default="cc-by-nc-4.0",
         metadata={

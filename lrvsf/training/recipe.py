@@ -26,6 +26,7 @@ def parse_recipe(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, .
     First comes what the machine suggests, then the file, then the flags; later ones win. The file becomes flags itself,
     so that one parser checks names and types of both and errors read alike.
     """
+    parser.allow_abbrev = False  # else a misspelt `learning_rat` is silently taken for another flag
     flags: list[str] = []
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path, arguments = Path(arguments[0]), arguments[1:]

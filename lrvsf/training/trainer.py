@@ -128,7 +128,11 @@ class CondViTTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def finish(self) -> Path:
-        """Saves the model as a complete Hub repository: weights, code, processor."""
-        self.save_model(self.args.output_dir)
-        return Path(self.args.output_dir)
+    def finish(self, dtype: torch.dtype = torch.float32) -> Path:
+        """Saves the model as a complete Hub repository: weights in `dtype`, code, processor."""
+        folder = Path(self.args.output_dir)
+        self.unwrapped.to(dtype)
+        self.save_model(str(folder))
+        if self.is_world_process_zero():
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
+        return folder

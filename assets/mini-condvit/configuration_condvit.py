@@ -1,0 +1,57 @@
+"""CondViT's configuration: what decides the shape and the meaning of the weights, and nothing else.
+
+It is CLIP's vision configuration (width, depth, patches, projection) plus the conditions that the model understands.
+Training and evaluation settings have no place here, because a checkpoint outlives them.
+"""
+
+from dataclasses import field
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPVisionConfig
+
+# LRVS-F's categories (arXiv 2306.02928). Their order is part of the weights: it numbers the condition table's rows.
+CATEGORIES = ("Bags", "Feet", "Hands", "Head", "Lower Body", "Neck", "Outwear", "Upper Body", "Waist", "Whole Body")
+
+
+@strict
+class CondViTConfig(CLIPVisionConfig):
+    """A `CLIPVisionConfig` with conditions; every field of CLIP's keeps its name and default.
+
+    Args:
+        categories: the conditions' names, in the order of the rows of the condition table.
+        condition: "category" reads one of `categories` beside the image; "none" is CLIP, without condition tokens.
+        num_condition_tokens: learned tokens per category; the published model has one.
+        logit_scale_init_value: log of the inverse temperature at the start; the published training starts at ln(100).
+    """
+
+    model_type = "condvit"
+
+    categories: list[str] = field(default_factory=lambda: list(CATEGORIES))
+    condition: str = "category"
+    num_condition_tokens: int = 1
+    logit_scale_init_value: float = 4.6052
+
+    def validate_architecture(self) -> None:
+        """Run by `@strict` when a configuration is made, as every `validate_*`."""
+        super().validate_architecture()
+        image, patch = self.image_size, self.patch_size
+        if not isinstance(image, int) or not isinstance(patch, int) or patch < 1 or image < patch or image % patch:
+            raise ValueError(
+                f"image_size={image} is not a multiple of patch_size={patch}. CondViT reads square images in square "
+                "patches: give both as one integer, the first a multiple of the second."
+            )
+
+    def validate_condition(self) -> None:
+        if self.condition not in ("category", "none"):
+            known = '"category" or "none"; "text" is not supported by this version'
+            raise ValueError(f"condition={self.condition!r} cannot be used. Give {known}.")
+        if self.num_condition_tokens < 1:
+            raise ValueError(f"num_condition_tokens={self.num_condition_tokens} is below 1. Give at least 1.")
+        names = self.categories
+        if not names or not all(name.strip() for name in names):
+            raise ValueError(f"categories={names} is empty or holds a blank name. Give at least one name, none blank.")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"categories holds {repeated} more than once. Give each category a name of its own.")
+
+
+CondViTConfig.register_for_auto_class()

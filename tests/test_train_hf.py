@@ -1,0 +1,180 @@
+"""The whole path in small: damaged shards -> train_hf.py -> a Hub folder -> evaluate_lrvsf.py."""
+
+import json
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel
+
+import evaluate_lrvsf
+import train_hf
+from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks, product_row
+from lrvsf.data.pairs import PairMaker
+from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.training.arguments import CondViTTrainingArguments
+from lrvsf.training.loss import info_nce
+from modeling_condvit import CondViTModel
+
+MINI_CLIP = Path(__file__).parent.parent / "assets/mini-clip"
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    """24 products, one with corrupt scene images, one without a scene; a test query is corrupt too."""
+    folder = tmp_path_factory.mktemp("mini")
+    build_mini(folder, MiniSize(products=24, test_products=10, distractors=20, image_size=48), processes=1)
+    shard = folder / "train/00000.parquet"
+    rows = pq.read_table(shard).to_pylist()
+    for image in rows[3]["images"][1:]:
+        image["image"]["bytes"] = image["image"]["bytes"][:200]
+    del rows[5]["images"][1:]
+    pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), shard)
+    products = pq.read_table(folder / "test/products.parquet")
+    rows = products.to_pylist()
+    rows[2]["COMPLEX_IMG"] = b"<html>404</html>"
+    pq.write_table(pa.Table.from_pylist(rows, schema=products.schema), folder / "test/products.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    text = {**TOWER, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(mini, clip):
+    """train(folder, **flags) runs train_hf.py in this process and gives the logged losses."""
+
+    def run(folder, **flags):
+        flags = {
+            "model": clip, "data": mini, "output_dir": folder, "max_steps": 6, "phase1_steps": 2, "use_cpu": True,
+            "per_device_train_batch_size": 7, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False,
+            "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", **flags,
+        }  # fmt: skip
+        train_hf.main([token for name, value in flags.items() for token in (f"--{name}", str(value))])
+        checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        log = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+        return [entry["loss"] for entry in log if "loss" in entry]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    flags = {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    return folder, train(folder, **flags)
+
+
+def test_one_bad_image_and_one_lonely_product_end_nothing(train, mini, tmp_path, capsys, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, save_steps=6, max_steps=6)
+    said = capsys.readouterr().out
+    assert "mini-0-train-000005" in caplog.text and "no scene image: 1" in caplog.text
+    assert "mini-0-train-000003" in caplog.text and "truncated" in caplog.text
+    assert "images of training products are bad" in said and "trained 6 steps" in said
+
+
+def test_the_output_is_a_complete_hub_folder(trained, mini):
+    folder, _ = trained
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "preprocessor_config.json"} <= names
+    assert {"configuration_condvit.py", "modeling_condvit.py", "processing_condvit.py"} <= names
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert processor.categories == model.config.categories and processor.size["height"] == 32
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n") and "library_name: transformers" in card and "arXiv:2306.02928" in card
+
+
+def test_what_was_trained_evaluates_with_the_bad_query_counted(trained, mini, tmp_path):
+    folder, _ = trained
+    flags = ["--model", folder, "--data_root", mini / "test", "--output_dir", tmp_path, "--folds", 2]
+    evaluate_lrvsf.main([*map(str, flags), "--gallery_sizes", "10", "20"])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["n_products"] == 9 and results["skipped"]["products"] == {"not an image": 1}
+    assert 0 <= results["galleries"]["20"]["recall"]["1"]["mean"] <= 1
+
+
+def test_two_runs_with_one_seed_give_the_same_losses_and_another_seed_others(train, trained, tmp_path):
+    _, losses = trained
+    assert len(losses) == 6
+    assert train(tmp_path / "again", save_steps=6, max_steps=6) == losses
+    assert train(tmp_path / "other", save_steps=6, max_steps=6, seed=1) != losses
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_did(train, tmp_path):
+    whole = train(tmp_path / "whole", save_steps=2)
+    resumed = train(tmp_path / "resumed", save_steps=2, resume_from_checkpoint=tmp_path / "whole/checkpoint-4")
+    assert resumed == whole
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
+def test_phase1_leaves_the_tower_alone(train, clip, tmp_path):
+    train(tmp_path, max_steps=2, phase1_steps=2, save_steps=2)
+    before, after = CLIPModel.from_pretrained(clip), AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    tower = before.vision_model.state_dict()
+    assert all(torch.equal(tower[name], value) for name, value in after.vision_model.state_dict().items())
+    assert not torch.equal(before.visual_projection.weight, after.visual_projection.weight)
+
+
+def test_the_unconditioned_baseline_trains_by_the_same_recipe(train, tmp_path):
+    losses = train(tmp_path, condition="none", save_steps=6, max_steps=6)
+    assert len(losses) == 6
+    assert json.loads((tmp_path / "config.json").read_text())["condition"] == "none"
+
+
+def test_bf16_loss_is_close_to_float32():
+    """Mini CLIP on a full batch of 128 drawn pairs: the relative difference is about 1e-4."""
+    size = MiniSize(products=128, test_products=1, distractors=1, image_size=96)
+    rows = [product_row(size, job) for job in enumerate(draw_looks(size)["train"])]
+    torch.manual_seed(0)
+    model = CondViTModel.from_clip(str(MINI_CLIP), attn_implementation="eager")
+    batch = PairMaker(96, model.config.categories, seed=0).batch(0, rows, [])
+    pixels, targets = (batch[key] / 127.5 - 1 for key in ("pixel_values", "target_pixel_values"))
+    losses = []
+    for bf16 in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = model(pixels, batch["category_indices"], targets)
+            losses.append(info_nce(output.image_embeds, output.target_embeds, model.logit_scale).item())
+    assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"per_device_train_batch_size": 1}, "take 2 or more"),
+        ({"gradient_accumulation_steps": 2}, "another objective"),
+        ({"phase1_steps": -1}, "must be 0 or more"),
+    ],
+)
+def test_arguments_that_would_train_something_else_are_refused(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wrong)
+
+
+def test_bad_requests_are_refused_with_the_remedy(train, tmp_path):
+    with pytest.raises(FileNotFoundError, match="prepare_lrvsf.py"):
+        train(tmp_path, data=tmp_path / "nothing")
+    with pytest.raises(ValueError, match="set a smaller phase1_steps"):
+        train(tmp_path, max_steps=2, phase1_steps=3)
+    with pytest.raises(SystemExit, match="no recipe recipes/nothing.yaml"):
+        train_hf.main(["recipes/nothing.yaml"])
+
+
+def test_the_committed_model_carries_today_s_code():
+    root = MINI_CLIP.parent.parent
+    for name in ("configuration_condvit.py", "modeling_condvit.py", "processing_condvit.py"):
+        copy = root / "assets/mini-condvit" / name
+        assert copy.read_text() == (root / name).read_text(), f"copy {name} into assets/mini-condvit again"
