@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# accelerate gives each CPU process one thread unless told otherwise.
+THREADS := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+  --num_cpu_threads_per_process $(THREADS)
 TRAIN := $(LAUNCH) train_hf.py recipes/mini-demo.yaml
 MODELS := category none mini-clip mini-condvit
 

@@ -88,6 +88,7 @@ class CondViTModel(CLIPPreTrainedModel):
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\."]  # CLIP's other half
 
     def __init__(self, config: CondViTConfig) -> None:
         super().__init__(config)
