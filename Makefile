@@ -38,8 +38,8 @@ runs/mini/mini-%/results.json: assets/mini-%/model.safetensors | data/mini/mini.
 demo: $(MODELS:%=runs/mini/%/results.json)
 	@echo
 	@$(BIN)/python -m lrvsf.evaluation.compare --plot runs/mini/recall.png \
-	  "Mini CLIP, no condition=runs/mini/mini-clip" "short run, no condition=runs/mini/none" \
-	  "short run, category=runs/mini/category" "Mini CondViT=runs/mini/mini-condvit"
+	  "Mini CLIP=runs/mini/mini-clip" "demo, none=runs/mini/none" \
+	  "demo, category=runs/mini/category" "Mini CondViT=runs/mini/mini-condvit"
 	@echo
 	@echo "plot:    runs/mini/recall.png"
 	@echo "models:  runs/mini/category/  runs/mini/none/  (each with its results.json)"
