@@ -13,7 +13,8 @@ def test_the_picture_shows_each_condition_s_answers(tmp_path, tiny_model, capsys
     flags = ["--model", tmp_path / "model", "--data_root", tmp_path / "mini/test", "--out", tmp_path / "a.png"]
     picture.main([*map(str, flags), "--categories", "Bags", "Feet", "--count", "3"])
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    assert sheet.shape == (280, 768, 3) and "asked for Bags, Feet" in capsys.readouterr().out
+    assert sheet.shape == (24 + 2 * 128, 8 + 248 + 8 + 104 + 3 * 128, 3)
+    assert "asked for Bags, Feet" in capsys.readouterr().out
 
 
 def test_retrieve_ranks_by_dot_product(tiny_model, make_image, tmp_path):
