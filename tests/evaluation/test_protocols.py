@@ -97,7 +97,9 @@ def test_refuses_before_any_work(make_test_set, make_model):
 
 def test_unconditioned_model_needs_no_known_category(make_test_set, make_model):
     encoder = Encoder(make_model(condition="none", categories=["Other"]), "none")
-    evaluate_bootstrap(encoder, ProductTestSet(make_test_set()), BootstrapSettings([4], folds=2))
+    test_set = ProductTestSet(make_test_set())
+    results = evaluate_bootstrap(encoder, test_set, BootstrapSettings([4], folds=2))
+    assert results["conditioning"] == "none" and results["n_products"] == test_set.n_products
 
 
 def test_no_readable_product(make_test_set, tiny_model):
