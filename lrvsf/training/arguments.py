@@ -53,7 +53,7 @@ class CondViTTrainingArguments(TrainingArguments):
     phase1_steps: int | None = field(
         default=None, metadata={"help": "steps that train projection and condition only; by default one epoch"}
     )
-    # Published values.
+    # The published peak and decay (the decay spares tokens and positions here); no clipping unless asked for.
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
     weight_decay: float = field(
         default=0.01, metadata={"help": "of matrices; biases, norms, tokens and positions have none"}
