@@ -29,19 +29,29 @@ def fault(types: list[str], categories: list[str | None], known: list[str] | Non
     return None
 
 
+def category_of(types: list[str], categories: list[str | None]) -> str | None:
+    """The category that a product stands under: its first SIMPLE image's."""
+    return next((c for kind, c in zip(types, categories, strict=True) if kind == SIMPLE), None)
+
+
 @dataclass
 class ProductShards:
     """The shards of a training set, scanned.
 
     Attributes:
         files: the Parquet files, sorted by name.
-        usable: how many products give a training pair.
+        sizes: category -> how many of its products give a training pair.
         faulty: product id -> why it does not.
     """
 
     files: list[Path]
-    usable: int
+    sizes: Counter[str | None]
     faulty: dict[str, str]
+
+    @property
+    def usable(self) -> int:
+        """How many products give a training pair."""
+        return self.sizes.total()
 
     @classmethod
     def scan(cls, folder: str | Path, categories: list[str] | None = None) -> ProductShards:
@@ -58,6 +68,7 @@ class ProductShards:
         files = sorted(folder.glob("*.parquet"))
         if not files:
             raise FileNotFoundError(f"no *.parquet in {folder}; write product shards there with prepare_lrvsf.py")
+        sizes: Counter[str | None] = Counter()
         faulty: dict[str, str] = {}
         seen: dict[str, Path] = {}
         for file in files:
@@ -69,13 +80,15 @@ class ProductShards:
                 seen[product] = file
                 if reason := fault(types, names, categories):
                     faulty[product] = reason
+                else:
+                    sizes[category_of(types, names)] += 1
         if faulty:
             counts = ", ".join(f"{reason}: {count}" for reason, count in Counter(faulty.values()).most_common())
             first = ", ".join(list(faulty)[:3])
             logger.warning("Skipped %d of %d products (%s), such as %s.", len(faulty), len(seen), counts, first)
         if len(seen) == len(faulty):
             raise ValueError(f"none of the {len(seen)} products in {folder} can be trained on: {faulty}"[:500])
-        return cls(files, len(seen) - len(faulty), faulty)
+        return cls(files, sizes, faulty)
 
 
 def _structure(file: Path) -> list[tuple[str, list[str], list[str | None]]]:

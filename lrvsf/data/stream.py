@@ -3,10 +3,14 @@
 The order of an epoch depends on (seed, epoch) and on the global batch alone, not on processes or workers: all of them
 read the same undecoded stream, which is cheap, and decode only their own share, which is not. So all processes get the
 same number of equal batches, and the last partial global batch is dropped on all of them alike.
+
+A batch drawn over all categories compares a bag with few other bags. One of few categories is full of hard negatives:
+products that the condition does not tell apart.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -15,7 +19,7 @@ import datasets
 from torch.utils.data import DataLoader, Dataset
 
 from lrvsf.data.pairs import PairMaker
-from lrvsf.data.products import ProductShards
+from lrvsf.data.products import ProductShards, category_of
 from lrvsf.data.schema import PRODUCT_FEATURES
 
 SHUFFLE_BUFFER = 2048  # rows; at 100 kB a row 200 MB
@@ -35,17 +39,33 @@ class ProductBatches:
         batch_size: rows of one process's batch.
         rank, world_size: this process and how many there are.
         seed: of the order.
+        categories_per_batch: a global batch takes equal parts from this many categories, as they come in the stream (by
+            chance two parts may be of one category); None takes products as they come.
     """
 
     drop_last = True
 
-    def __init__(self, shards: ProductShards, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        shards: ProductShards,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        categories_per_batch: int | None = None,
+    ):
         self.shards, self.batch_size, self.rank, self.world_size = shards, batch_size, rank, world_size
         self.epoch = 0
-        if len(self) == 0:
+        self.parts = categories_per_batch
+        if self.parts is not None and (self.parts < 1 or batch_size * world_size % self.parts):
             raise ValueError(
-                f"{shards.usable} usable products do not fill one global batch of {world_size} x {batch_size}; "
-                "take a smaller per_device_train_batch_size or more products"
+                f"categories_per_batch={self.parts} must divide the global batch of {world_size} x {batch_size}"
+            )
+        if len(self) == 0:
+            grouped = f" from {self.parts} categories" if self.parts else ""
+            raise ValueError(
+                f"{shards.usable} usable products do not fill one global batch of {world_size} x {batch_size}"
+                f"{grouped}; take a smaller per_device_train_batch_size or more products"
             )
         features = datasets.Features(
             {
@@ -59,7 +79,11 @@ class ProductBatches:
         self.stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
 
     def __len__(self) -> int:
-        return self.shards.usable // (self.batch_size * self.world_size)
+        global_size = self.batch_size * self.world_size
+        if self.parts is None:
+            return self.shards.usable // global_size
+        part = global_size // self.parts
+        return sum(size // part for size in self.shards.sizes.values()) // self.parts
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -67,6 +91,8 @@ class ProductBatches:
     def __iter__(self) -> Iterator[tuple[int, list[dict], list[dict]]]:
         self.stream.set_epoch(self.epoch)
         rows = (row for row in self.stream if row["product_id"] not in self.shards.faulty)
+        if self.parts is not None:
+            rows = in_parts(rows, self.batch_size * self.world_size // self.parts)
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         global_size = self.batch_size * self.world_size
         before, batch = [], list(islice(rows, global_size))
@@ -76,6 +102,19 @@ class ProductBatches:
             spares = (following or before)[self.rank :: self.world_size]
             yield self.epoch, batch[mine], spares[:SPARES]
             before, batch = batch, following
+
+
+def in_parts(rows: Iterator[dict], size: int) -> Iterator[dict]:
+    """The rows, reordered so that each `size` of them in turn share a category; last those that fill no such part."""
+    waiting: dict[str | None, list[dict]] = defaultdict(list)
+    for row in rows:
+        images = row["images"]
+        category = category_of([image["type"] for image in images], [image["category"] for image in images])
+        waiting[category].append(row)
+        if len(waiting[category]) == size:
+            yield from waiting.pop(category)
+    for part in waiting.values():
+        yield from part
 
 
 class _Pairs(Dataset):

@@ -53,6 +53,10 @@ class CondViTTrainingArguments(TrainingArguments):
     phase1_steps: int | None = field(
         default=None, metadata={"help": "steps that train projection and condition only; by default one epoch"}
     )
+    categories_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "draw each global batch from this many categories: harder negatives; by default from all"},
+    )
     # The published peak and decay (the decay spares tokens and positions here); no clipping unless asked for.
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
     weight_decay: float = field(

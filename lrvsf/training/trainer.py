@@ -60,7 +60,12 @@ class CondViTTrainer(Trainer):
         maker = PairMaker(model.config.image_size, categories, args.seed)
         state = PartialState()
         batches = ProductBatches(
-            shards, args.per_device_train_batch_size, args.seed, state.process_index, state.num_processes
+            shards,
+            args.per_device_train_batch_size,
+            args.seed,
+            state.process_index,
+            state.num_processes,
+            args.categories_per_batch,
         )
         self.loader = PairLoader(batches, maker, args.dataloader_num_workers, torch.cuda.is_available())
         self.skipped = BadImageCounter("images of training products")

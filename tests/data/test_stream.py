@@ -155,3 +155,34 @@ def test_unusable_folders_are_refused(tmp_path, folder):
     pq.write_table(pa.table({"url": ["u"]}), tmp_path / "other" / "x.parquet")
     with pytest.raises(ValueError, match=r"has the columns \['url'\]"):
         ProductShards.scan(tmp_path / "other")
+
+
+def of_four_categories(count):
+    return [product(f"p{i:03d}", category=("Bags", "Head", "Neck", "Bags", "Feet")[i % 5]) for i in range(count)]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_batches_of_few_categories(tmp_path, parts):
+    shards = ProductShards.scan(write(tmp_path / "t", of_four_categories(118)))
+    batches = ProductBatches(shards, 8, seed=0, categories_per_batch=parts)
+    category = {row["product_id"]: row["images"][0]["category"] for row in of_four_categories(118)}
+    epoch = ids(batches)
+    assert len(epoch) == len(batches)
+    for batch in epoch:
+        groups = [{category[name] for name in batch[i : i + 8 // parts]} for i in range(0, 8, 8 // parts)]
+        assert len(batch) == 8 and all(len(group) == 1 for group in groups)
+    flat = [name for batch in epoch for name in batch]
+    assert len(set(flat)) == len(flat) > 118 - 4 * (8 // parts) - 8, "only the last of each category are left out"
+    assert epoch == ids(batches) and epoch != ids(ProductBatches(shards, 8, seed=1, categories_per_batch=parts))
+    ranks = [ids(ProductBatches(shards, 4, seed=0, rank=r, world_size=2, categories_per_batch=parts)) for r in (0, 1)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == epoch
+
+
+def test_impossible_categories_per_batch_are_refused(folder):
+    shards = ProductShards.scan(folder)
+    for parts in (0, 3, 16):
+        with pytest.raises(ValueError, match=f"categories_per_batch={parts} must divide the global batch of 2 x 4"):
+            ProductBatches(shards, 4, seed=0, world_size=2, categories_per_batch=parts)
+    few = ProductShards.scan(write(folder.parent / "few", of_four_categories(12)))
+    with pytest.raises(ValueError, match="12 usable products do not fill one global batch of 1 x 8 from 1 cat"):
+        ProductBatches(few, 8, seed=0, categories_per_batch=1)
