@@ -1,49 +1,47 @@
-"""Prepares data for train_hf.py and evaluate_lrvsf.py.
+"""Prepares data for train_hf.py and evaluate_lrvsf.py: product shards and test sets, from any source.
 
-    python prepare_lrvsf.py mini OUT [--products 16000 --test_products 500 --distractors 5000 --image_size 160 --seed 0]
-
-draws Mini LRVS-F: product shards in OUT/train, test sets in OUT/validation and OUT/test.
+python prepare_lrvsf.py STEP --help
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import sys
-from dataclasses import fields
 
-from lrvsf.data.mini.build import MiniSize, build_mini
+import typer
 
-HELP = {
-    "products": "training products",
-    "test_products": "queries of the test set, and of the validation set",
-    "distractors": "distractors of the test set; the validation set has a fifth of them",
-    "image_size": "pixels along the longer side",
-    "seed": "the same seed gives the same bytes",
-}
+from lrvsf.data.prepare.mini import mini
+from lrvsf.data.prepare.report import as_table
+
+STEPS = (mini,)
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = parser.add_subparsers(dest="step", required=True)
-    mini = steps.add_parser("mini", help="draw Mini LRVS-F", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    mini.add_argument("out", help="folder to write")
-    for field in fields(MiniSize):
-        mini.add_argument(f"--{field.name}", type=int, default=field.default, help=HELP[field.name])
-    return parser.parse_args(arguments)
+def command(step):
+    """The step as a command: its report on the screen, its refusals as one line."""
+
+    @functools.wraps(step)
+    def run(*args, **kwargs):
+        try:
+            print(as_table(step(*args, **kwargs)))
+        except (ValueError, OSError) as error:
+            sys.exit(f"prepare_lrvsf.py {step.__name__}: {error}")
+
+    return run
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = parse(arguments)
-    try:
-        size = MiniSize(**{field.name: getattr(args, field.name) for field in fields(MiniSize)})
-        drawn = build_mini(args.out, size)
-    except ValueError as error:
-        sys.exit(f"prepare_lrvsf.py mini: {error}")
-    print(
-        f"{args.out}: {'drawn' if drawn else 'already there'}: {size.products} training products, "
-        f"{size.test_products} queries and {size.distractors} distractors to test on (seed {size.seed})"
+for step in STEPS:
+    # --test_products, as the other scripts write flags, is the same as --test-products.
+    app.command(step.__name__, context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})(
+        command(step)
     )
 
 
+@app.callback()
+def main() -> None:
+    """Without this, Typer would make a lone step the whole program."""
+
+
 if __name__ == "__main__":
-    main()
+    app()

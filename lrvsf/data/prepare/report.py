@@ -1,0 +1,43 @@
+"""What a step did, in numbers: a JSON file for programs, a table for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_report(path: str | Path, report: dict[str, Any]) -> None:
+    """Writes the report as JSON, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def as_table(report: dict[str, Any], indent: int = 0) -> str:
+    """The report as aligned lines of name and value, nested dicts indented below their name.
+
+    >>> print(as_table({"urls": 1200, "failed": {"404": 3}}))
+    urls    1,200
+    failed
+      404       3
+    """
+    lines = list(_lines(report, indent))
+    width = max((len(name) for name, _ in lines), default=0)
+    digits = max((len(value) for _, value in lines), default=0)
+    return "\n".join(f"{name:<{width}}  {value:>{digits}}".rstrip() for name, value in lines)
+
+
+def _lines(report: dict[str, Any], indent: int):
+    for name, value in report.items():
+        if isinstance(value, dict):
+            yield " " * indent + str(name), ""
+            yield from _lines(value, indent + 2)
+        else:
+            text = (
+                f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if isinstance(value, float) else str(value)
+            )
+            yield " " * indent + str(name), text
