@@ -27,9 +27,9 @@ from lrvsf.data.schema import PRODUCT_FEATURES
 JPEG_QUALITY = 88
 SHARD_ROWS = 2000
 ROW_GROUP = 64
-NEAR_MISSES = 0.2  # share of a set's distractors that are near-misses of its products
+NEAR_MISSES = 0.1  # share of a set's distractors that are near-misses of its products
 CROPPED = 0.25  # share of scenes whose frame moves in on the target
-FORMAT = 1  # raise it when the pictures change: an older folder is then drawn again
+FORMAT = 2  # raise it when the pictures change: an older folder is then drawn again
 
 
 @dataclass(frozen=True)

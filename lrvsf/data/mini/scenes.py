@@ -7,7 +7,7 @@ from PIL import Image
 
 from lrvsf.data.mini.attributes import CATEGORIES, Garment, random_garment
 from lrvsf.data.mini.canvas import Canvas, affine, ellipse, heart, limb, star
-from lrvsf.data.mini.silhouettes import CUTS, Cut, Pose
+from lrvsf.data.mini.silhouettes import Cut, Pose, cut_of, widened
 
 SKINS = ((247, 214, 184), (229, 184, 143), (198, 144, 102), (148, 98, 66), (98, 64, 46))
 HAIRS = ((40, 30, 26), (92, 58, 34), (168, 116, 60), (214, 178, 108), (128, 128, 132), (150, 62, 36))
@@ -33,7 +33,7 @@ def put_on(canvas: Canvas, garment: Garment, cut: Cut, matrix: np.ndarray, light
 def simple_picture(garment: Garment, size: int, rng: np.random.Generator) -> Image.Image:
     """The garment alone on white: `size` pixels high, up to a fifth narrower; turned, stretched and lit a little."""
     pose = Pose(tuple(rng.uniform(14, 40, 2)), gathered=garment.category == "Hands")
-    cut = CUTS[garment.category](garment.silhouette, pose)
+    cut = cut_of(garment.category, garment.silhouette, pose)
     points = np.concatenate([*cut.cloth, *cut.behind])
     low, high = points.min(0), points.max(0)
     width = int(size * rng.uniform(0.8, 1.0))
@@ -93,27 +93,31 @@ def body(canvas: Canvas, pose: Pose, matrix: np.ndarray, rng: np.random.Generato
     skin = np.array(SKINS[rng.integers(len(SKINS))], float)
     hair = HAIRS[rng.integers(len(HAIRS))]
     under = 0.88 * skin
+
+    def fill(shapes: list[np.ndarray], color, outline: bool = True) -> None:
+        canvas.fill([widened(shape) for shape in shapes], matrix, color, outline)
+
     long_hair = rng.random() < 0.5
     if long_hair:
-        canvas.fill([ellipse(0, 0.22, 0.155, 0.17)], matrix, hair)
-    canvas.fill([limb((s * 0.07, 0.58), (s * 0.08, 0.95), 0.05, 0.035) for s in (-1, 1)], matrix, skin)
-    canvas.fill([ellipse(s * 0.1, 0.965, 0.06, 0.03) for s in (-1, 1)], matrix, skin)
-    canvas.fill([limb((0, 0.29), (0, 0.36), 0.04, 0.045)], matrix, skin)
-    canvas.fill([np.array([(-0.12, 0.335), (0.12, 0.335), (0.115, 0.66), (-0.115, 0.66)])], matrix, under)
-    canvas.fill([limb(pose.shoulder(s), pose.on_arm(s, 1.0), 0.038, 0.03) for s in (-1, 1)], matrix, skin)
-    canvas.fill([ellipse(*pose.on_arm(s, 1.05), 0.04, 0.04) for s in (-1, 1)], matrix, skin)
-    canvas.fill([ellipse(0, 0.19, 0.125, 0.125)], matrix, skin)
-    canvas.fill([ellipse(0, 0.165, 0.132, 0.115, 180, 360)], matrix, hair, outline=False)
-    canvas.fill([ellipse(s * 0.045, 0.205, 0.013, 0.016) for s in (-1, 1)], matrix, (40, 34, 34), outline=False)
-    canvas.fill([ellipse(0, 0.255, 0.03, 0.012, 0, 180)], matrix, (176, 70, 70), outline=False)
+        fill([ellipse(0, 0.22, 0.155, 0.17)], hair)
+    fill([limb((s * 0.07, 0.58), (s * 0.08, 0.95), 0.05, 0.035) for s in (-1, 1)], skin)
+    fill([ellipse(s * 0.1, 0.965, 0.06, 0.03) for s in (-1, 1)], skin)
+    fill([limb((0, 0.29), (0, 0.36), 0.04, 0.045)], skin)
+    fill([np.array([(-0.12, 0.335), (0.12, 0.335), (0.115, 0.66), (-0.115, 0.66)])], under)
+    fill([limb(pose.shoulder(s), pose.on_arm(s, 1.0), 0.038, 0.03) for s in (-1, 1)], skin)
+    fill([ellipse(*pose.on_arm(s, 1.05), 0.04, 0.04) for s in (-1, 1)], skin)
+    fill([ellipse(0, 0.19, 0.125, 0.125)], skin)
+    fill([ellipse(0, 0.165, 0.132, 0.115, 180, 360)], hair, outline=False)
+    fill([ellipse(s * 0.045, 0.205, 0.013, 0.016) for s in (-1, 1)], (40, 34, 34), outline=False)
+    fill([ellipse(0, 0.255, 0.03, 0.012, 0, 180)], (176, 70, 70), outline=False)
 
 
 def scene_picture(
     garments: list[Garment], target: Garment, size: int, rng: np.random.Generator, cropped: bool
 ) -> Image.Image:
     """A figure wearing `garments`, (size, size) pixels. `cropped` moves the frame in on the target."""
-    pose = Pose(tuple(rng.uniform(14, 62, 2)))
-    cuts = {garment.category: CUTS[garment.category](garment.silhouette, pose) for garment in garments}
+    pose = Pose((rng.uniform(14, 45), rng.uniform(14, 32)))  # the bag hangs on the second arm and stays in the frame
+    cuts = {garment.category: cut_of(garment.category, garment.silhouette, pose) for garment in garments}
     mirrored = -1 if rng.random() < 0.5 else 1
     scale = size * rng.uniform(0.8, 0.93)
     middle = np.array([0.0, 0.47])

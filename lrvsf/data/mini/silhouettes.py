@@ -1,6 +1,8 @@
 """The outline of each kind of garment, on a figure one unit tall: x from the middle, y from the crown downwards.
 
-Each function takes a Pose and gives a Cut. The same cut is worn in a scene and laid out alone in a product picture.
+Each function takes a Pose and gives a Cut in a slim figure's proportions. `cut_of` makes it stout, and accessories
+large, so that at 96 pixels a garment's pattern can be seen. The same cut is worn in a scene and laid out alone in a
+product picture.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from lrvsf.data.mini.canvas import ellipse, limb, rounded
 
 Point = tuple[float, float]
 ARM = 0.26  # length from shoulder to hand
+WIDTH = 1.4  # a stout figure fills its square picture
+ACCESSORY = 1.25  # how much larger than life accessories are
+BOLD = 1.25  # and patterns and emblems
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Cut:
     emblems: list[tuple[float, float, float]]
     behind: list[np.ndarray] = field(default_factory=list)
     front: list[np.ndarray] = field(default_factory=list)
+
+
+def widened(points: np.ndarray) -> np.ndarray:
+    """(n, 2) points of a slim figure -> of the stout one that is drawn."""
+    return points * (WIDTH, 1.0)
 
 
 def sleeves(pose: Pose, share: float, width: float, end: float) -> list[np.ndarray]:
@@ -249,3 +259,30 @@ CUTS: dict[str, Callable[[str, Pose], Cut]] = {
     "Waist": waist,
     "Whole Body": whole_body,
 }
+
+# Where an accessory is held: it grows about this point (on each side of the body, where it has two).
+HELD: dict[str, Callable[[Pose, int], Point]] = {
+    "Bags": lambda pose, side: pose.on_arm(1, 1.08),
+    "Feet": lambda pose, side: (0.08 * side, 1.0),
+    "Hands": lambda pose, side: pose.on_arm(side, 1.0),
+    "Head": lambda pose, side: (0.0, 0.16),
+    "Neck": lambda pose, side: (0.0, 0.33),
+    "Waist": lambda pose, side: (0.0, 0.6),
+}
+
+
+def cut_of(category: str, silhouette: str, pose: Pose) -> Cut:
+    """The cut as it is drawn: accessories, patterns and emblems enlarged, everything widened; emblems stay round."""
+    cut = CUTS[category](silhouette, pose)
+    held = HELD.get(category)
+
+    def placed(points: np.ndarray) -> np.ndarray:
+        if held is not None:
+            about = np.asarray(held(pose, 1 if points[:, 0].mean() > 0 else -1))
+            points = about + ACCESSORY * (points - about)
+        return widened(points)
+
+    cloth, behind, front = ([placed(shape) for shape in shapes] for shapes in (cut.cloth, cut.behind, cut.front))
+    centres = [placed(np.array([(x, y)]))[0] for x, y, _ in cut.emblems]
+    emblems = [(*centre, BOLD * radius) for centre, (_, _, radius) in zip(centres, cut.emblems, strict=True)]
+    return Cut(cloth, BOLD * cut.period, emblems, behind, front)
