@@ -9,7 +9,10 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 TRAIN := $(LAUNCH) train_hf.py recipes/mini-demo.yaml
 MODELS := category none mini-clip mini-condvit
 
-.PHONY: demo test test-oldest clean
+# The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
+export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
+
+.PHONY: demo test test-oldest img2dataset clean
 .SECONDARY:
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt
@@ -17,13 +20,16 @@ MODELS := category none mini-clip mini-condvit
 	$(BIN)/pip install --quiet --upgrade -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	touch $@
 
-data/mini/mini.json: | .venv/ready
+# Always asked, written only when it draws: what stands on older drawings is made again.
+data/mini/mini.json: .venv/ready FORCE
 	$(BIN)/python prepare_lrvsf.py mini data/mini
 
-runs/mini/category/model.safetensors: | data/mini/mini.json
+FORCE:
+
+runs/mini/category/model.safetensors: data/mini/mini.json
 	$(TRAIN) --condition category --output_dir $(@D)
 
-runs/mini/none/model.safetensors: | data/mini/mini.json
+runs/mini/none/model.safetensors: data/mini/mini.json
 	$(TRAIN) --condition none --output_dir $(@D)
 
 runs/mini/category/results.json: runs/mini/category/model.safetensors
@@ -32,7 +38,7 @@ runs/mini/category/results.json: runs/mini/category/model.safetensors
 runs/mini/none/results.json: runs/mini/none/model.safetensors
 	$(LAUNCH) evaluate_lrvsf.py --model $(@D) --data_root data/mini/test --output_dir $(@D)
 
-runs/mini/mini-%/results.json: assets/mini-%/model.safetensors | data/mini/mini.json
+runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/mini.json
 	$(LAUNCH) evaluate_lrvsf.py --model $(<D) --data_root data/mini/test --output_dir $(@D)
 
 demo: $(MODELS:%=runs/mini/%/results.json)
@@ -49,6 +55,10 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+img2dataset: .venv/ready
+	$(BIN)/python -c "from pathlib import Path; from lrvsf.data.prepare.img2dataset import ensure_environment; \
+	  ensure_environment(Path('$(LRVSF_IMG2DATASET)').resolve())"
+
 $(OLDEST)/ready: constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt torch transformers numpy pillow pytest
@@ -59,4 +69,4 @@ test-oldest: $(OLDEST)/ready
 	  tests/test_processing_condvit.py tests/test_contract.py tests/hub/test_checkpoints.py
 
 clean:
-	rm -rf .venv .venv-oldest build data runs
+	rm -rf .venv .venv-oldest .venv-img2dataset build

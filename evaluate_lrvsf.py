@@ -48,12 +48,19 @@ class EvaluateArguments:
     bf16: bool | None = field(
         default=None, metadata={"help": "Run the model in bfloat16. Default: on GPUs and CPUs where it is much faster."}
     )
+    max_bad_fraction: float = field(
+        default=0.01, metadata={"help": "Refuse to measure when a larger share of the images cannot be read."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses(arguments)
+    (args,) = HfArgumentParser(EvaluateArguments, allow_abbrev=False).parse_args_into_dataclasses(arguments)
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
     settings = BootstrapSettings(args.gallery_sizes, args.folds, args.seed, args.products_per_fold)
     test_set = ProductTestSet(args.data_root)
@@ -64,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         bf16=has_fast_bf16(state.device) if args.bf16 is None else args.bf16,
         device=state.device,
     )
-    measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size)
+    measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, args.max_bad_fraction)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
         output = Path(args.output_dir)

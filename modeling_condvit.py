@@ -128,7 +128,7 @@ class CondViTModel(CLIPPreTrainedModel):
                 `dtype` is float32 unless given, because half-precision weights do not train well.
         """
         own = {key: kwargs.pop(key) for key in CondViTConfig.__annotations__ if key in kwargs}
-        own |= {} if categories is None else {"categories": list(categories)}
+        own |= {} if categories is None else {"categories": categories}
         where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
         clip = AutoConfig.from_pretrained(name_or_path, **{key: kwargs[key] for key in where if key in kwargs})
         if clip.model_type not in ("clip", "clip_vision_model"):
@@ -136,7 +136,6 @@ class CondViTModel(CLIPPreTrainedModel):
         tower = getattr(clip, "vision_config", clip)
         shape = {key: getattr(tower, key) for key in CLIPVisionConfig.__annotations__ if hasattr(tower, key)}
         shape["projection_dim"] = clip.projection_dim  # a whole CLIP goes by its own, not by its vision_config's
-
         config = CondViTConfig(**shape, **own)
         kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
         model, info = cls.from_pretrained(name_or_path, **kwargs)
@@ -175,6 +174,8 @@ class CondViTModel(CLIPPreTrainedModel):
             interpolate_pos_encoding: accept any H and W, by interpolating the learned positions.
             kwargs: `return_dict`; `output_hidden_states` and `output_attentions`, which speak of `pixel_values`.
         """
+        if misspelt := [key for key in kwargs if key.startswith("categor")]:
+            raise TypeError(f"Unknown argument {misspelt[0]!r}. Give category_indices.")
         if pixel_values is None and target_pixel_values is None:
             raise ValueError("There is nothing to embed. Give pixel_values, target_pixel_values or both.")
         tokens, output = None, CondViTOutput()

@@ -1,7 +1,6 @@
 """CondViT's processor: images and category names become the model's inputs.
 
-`pad_and_resize` and `to_pixel_values` are the image path, as plain functions: data loaders call them directly, and
-`CondViTProcessor` wraps them for the Auto classes, so that training and use cannot differ by a pixel. No torchvision.
+`pad_and_resize` and `to_pixel_values` are its image path as plain functions, for evaluation. No torchvision.
 """
 
 from typing import Any
@@ -51,6 +50,8 @@ class CondViTProcessor(PilBackend):
 
     def __init__(self, categories: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if isinstance(categories, str):
+            raise ValueError(f"categories={categories!r} is one name. Give a list of all that the model knows.")
         self.categories = list(CATEGORIES if categories is None else categories)
 
     def __call__(self, images: Any, categories: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
@@ -83,6 +84,8 @@ class CondViTProcessor(PilBackend):
         """Replaces PilBackend's chain of general steps, which is slower and cannot pad to a square first."""
         if not size.height or size.height != size.width:
             raise ValueError(f'size={size} is not a square. Give one integer, or "height" and "width" alike.')
+        if other := [key for key in kwargs if key.startswith("do_") and kwargs[key] is (key == "do_center_crop")]:
+            raise ValueError(f"{other[0]}={kwargs[other[0]]} is not how the model was trained. Leave it out.")
         pixels = [to_pixel_values(pad_and_resize(image, size.height), image_mean, image_std) for image in images]
         return BatchFeature({"pixel_values": pixels})
 

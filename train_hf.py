@@ -30,17 +30,20 @@ def main(arguments: list[str] | None = None) -> None:
     set_seed(training.seed)
     model = start_model(args)
     categories = model.config.categories if model.config.condition == "category" else None
-    shards = ProductShards.scan(data / "train", categories)
+    shards = ProductShards.scan(f"{data}/train", categories, training.max_bad_fraction)
     validation = ProductTestSet(data / "validation") if training.eval_strategy != "no" else None
     processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
     trainer = CondViTTrainer(model, training, shards, validation, processing_class=processor)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     folder = trainer.finish(getattr(torch, args.save_dtype))
     if trainer.is_world_process_zero():
-        write_training_card(folder, args, training, trainer.state, model.config.categories)
+        write_training_card(folder, args, training, trainer.state, model)
         print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
-        best = "" if trainer.state.best_metric is None else f", validation R@1 {100 * trainer.state.best_metric:.1f} %"
+        metric = f"validation {training.metric_for_best_model}"
+        best = "" if trainer.state.best_metric is None else f", {metric} {100 * trainer.state.best_metric:.1f} %"
         print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
+        if training.push_to_hub:
+            trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -55,12 +55,13 @@ def clip(tmp_path_factory):
 def train(mini, clip):
     """train(folder, **flags) runs train_hf.py in this process and gives the logged losses."""
 
-    def run(folder, **flags):
+    def run(folder, without=(), **flags):
         flags = {
             "model": clip, "data": mini, "output_dir": folder, "max_steps": 6, "phase1_steps": 2, "use_cpu": True,
             "per_device_train_batch_size": 7, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False,
             "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", **flags,
         }  # fmt: skip
+        flags = {name: value for name, value in flags.items() if name not in without}
         train_hf.main([token for name, value in flags.items() for token in (f"--{name}", str(value))])
         checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         log = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
@@ -80,7 +81,7 @@ def test_one_bad_image_and_one_lonely_product_end_nothing(train, mini, tmp_path,
     with caplog.at_level(logging.WARNING):
         train(tmp_path, save_steps=6, max_steps=6)
     said = capsys.readouterr().out
-    assert "mini-0-train-000005" in caplog.text and "no scene image: 1" in caplog.text
+    assert "mini-0-train-000005" in caplog.text and "1  no scene image" in caplog.text
     assert "mini-0-train-000003" in caplog.text and "truncated" in caplog.text
     assert "images of training products are bad" in said and "trained 6 steps" in said
 
@@ -117,8 +118,23 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_did(train, tmp_path):
     whole = train(tmp_path / "whole", save_steps=2)
     resumed = train(tmp_path / "resumed", save_steps=2, resume_from_checkpoint=tmp_path / "whole/checkpoint-4")
     assert resumed == whole
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
-    assert weights[0] == weights[1]
+    by_epochs = train(tmp_path / "epochs", save_steps=2, max_steps=-1, num_train_epochs=2)
+    assert by_epochs == whole, "two epochs are these six steps"
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed", "epochs")]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_phase1_is_one_epoch_unless_told_otherwise(train, clip, tmp_path):
+    train(tmp_path, max_steps=-1, num_train_epochs=2, without=["phase1_steps"], save_strategy="epoch")
+    tower = [AutoModel.from_pretrained(p, trust_remote_code=True) for p in (tmp_path / "checkpoint-3", tmp_path)]
+    start = CLIPModel.from_pretrained(clip).vision_model.post_layernorm.weight
+    weights = [model.vision_model.post_layernorm.weight for model in tower]
+    assert torch.equal(weights[0], start) and not torch.equal(weights[1], start)
+
+
+def test_a_validation_set_of_other_categories_is_refused_before_training(train, tmp_path):
+    with pytest.raises(ValueError, match="category 'Bags' is not one of the model's: Feet\\."):
+        train(tmp_path, categories="Feet", eval_strategy="steps", max_bad_fraction=1)
 
 
 def test_phase1_leaves_the_tower_alone(train, clip, tmp_path):

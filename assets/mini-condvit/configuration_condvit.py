@@ -36,15 +36,14 @@ class CondViTConfig(CLIPVisionConfig):
         super().validate_architecture()
         image, patch = self.image_size, self.patch_size
         if not isinstance(image, int) or not isinstance(patch, int) or patch < 1 or image < patch or image % patch:
-            raise ValueError(
-                f"image_size={image} is not a multiple of patch_size={patch}. CondViT reads square images in square "
-                "patches: give both as one integer, the first a multiple of the second."
-            )
+            needed = "Both are square: give one integer each, the first a multiple of the second."
+            raise ValueError(f"image_size={image} is not a multiple of patch_size={patch}. {needed}")
 
     def validate_condition(self) -> None:
         if self.condition not in ("category", "none"):
-            known = '"category" or "none"; "text" is not supported by this version'
-            raise ValueError(f"condition={self.condition!r} cannot be used. Give {known}.")
+            raise ValueError(
+                f"condition={self.condition!r} cannot be used. Give category or none; text is not supported."
+            )
         if self.num_condition_tokens < 1:
             raise ValueError(f"num_condition_tokens={self.num_condition_tokens} is below 1. Give at least 1.")
         names = self.categories

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 # but its longer side: 8192 pixels are a square of 201 MB.
 MAX_SIDE = 8192
 
+FEW = 5  # bad images that a whole pass may have, whatever their share
+
 Image.init()  # registers the formats, among which an old Pillow lacks some
 FORMATS = tuple(name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
 
@@ -71,10 +73,14 @@ class BadImageCounter:
         max_fraction: the largest tolerated share of bad ones.
         judge_from: bad ones before the share is judged, because a bad image among the first ten says nothing of the
             data.
+        max_in_a_row: so many bad ones in succession are too many, whatever their share.
     """
 
-    def __init__(self, what: str = "images", max_fraction: float = 0.01, judge_from: int = 100) -> None:
+    def __init__(
+        self, what: str = "images", max_fraction: float = 0.01, judge_from: int = 100, max_in_a_row: int = 100
+    ) -> None:
         self.what, self.max_fraction, self.judge_from = what, max_fraction, judge_from
+        self.max_in_a_row, self.in_a_row = max_in_a_row, 0
         self.good = 0
         self.reasons: Counter[str] = Counter()
         self._warn_at = 1
@@ -86,12 +92,14 @@ class BadImageCounter:
     def add_good(self, count: int = 1) -> None:
         """Counts images that were decoded."""
         self.good += count
+        self.in_a_row = 0
 
     def add_bad(self, name: object, reason: str | BadImage) -> None:
         """Counts one bad image. `name` is what someone needs to find it, such as a product id or a file with its row.
 
         Raises:
-            TooManyBadImages: from `judge_from` bad ones on, when their share is above `max_fraction`.
+            TooManyBadImages: from `judge_from` bad ones on, when their share is above `max_fraction`; or when
+                `max_in_a_row` came in succession.
         """
         self.reasons[reason.reason if isinstance(reason, BadImage) else reason] += 1
         if self.bad == self._warn_at:
@@ -99,9 +107,22 @@ class BadImageCounter:
             logger.warning(
                 "Skipped %s (%s); %d of %d %s so far.", name, reason, self.bad, self.bad + self.good, self.what
             )
-        if self.bad >= self.judge_from and self.bad > self.max_fraction * (self.bad + self.good):
+        self.in_a_row += 1
+        if self.in_a_row >= self.max_in_a_row:
+            raise TooManyBadImages(f"{self.summary()}\n{self.in_a_row} in a row, the last one {name}. Repair the data.")
+        if self.bad >= self.judge_from:
+            self.judge(f", the last one {name}")
+
+    def finish(self) -> None:
+        """Judges a whole pass, in which few bad ones count too. Raises TooManyBadImages."""
+        if self.bad >= FEW:
+            self.judge()
+
+    def judge(self, last: str = "") -> None:
+        if self.bad > self.max_fraction * (self.bad + self.good):
             raise TooManyBadImages(
-                f"{self.summary()}\nThat is more than {self.max_fraction:.1%}, the last one {name}. Repair the data."
+                f"{self.summary()}\nThat is more than {self.max_fraction:.1%}{last}. Repair the data, or allow "
+                "more with --max_bad_fraction."
             )
 
     def summary(self) -> str:

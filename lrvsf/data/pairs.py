@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.images import BadImage, TooManyBadImages, decode_image
 from lrvsf.data.schema import SCENES, SIMPLE
 
 
@@ -61,24 +62,32 @@ class PairMaker:
 
         Returns:
             `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,);
-            `skipped`: a list of (product id, reason), one entry for each bad image.
+            `product_ids`: their ids, list of B; `skipped`: a list of (product id, reason), one for each bad image.
+
+        Raises:
+            TooManyBadImages: there are fewer spares than products without a readable pair.
         """
-        pairs, skipped, spare = [], [], iter(spares)
+        pairs, ids, skipped, spare = [], [], [], iter(spares)
         for row in rows:
             pair = self.pair(row, epoch, skipped)
             while pair is None:
                 if (row := next(spare, None)) is None:
-                    raise BadImage("too many in one batch", f"{len(skipped)} bad images, {len(spares)} spare products")
+                    raise _too_many(skipped, len(spares), len(rows))
                 pair = self.pair(row, epoch, skipped)
             pairs.append(pair)
+            ids.append(row["product_id"])
         queries, targets, indices = zip(*pairs, strict=True)
         batch: dict[str, Any] = {"pixel_values": _stack(queries), "target_pixel_values": _stack(targets)}
+        batch["product_ids"] = ids
         if self.categories is not None:
             batch["category_indices"] = torch.tensor(indices)
         return {**batch, "skipped": skipped}
 
     def pair(self, row: dict, epoch: int, skipped: list[tuple[str, str]]):
         """(query, target, category index) of one product, or None if no scene or no SIMPLE image can be read."""
+        if not row["images"]:
+            skipped.append((row["product_id"], "lost in a damaged shard"))
+            return None
         rng = draws_of(self.seed, epoch, row["product_id"])
         scenes = [image for image in row["images"] if image["type"] in SCENES]
         simples = [image for image in row["images"] if image["type"] == SIMPLE]
@@ -95,10 +104,26 @@ class PairMaker:
         """(image, category) of the first readable one in random order."""
         for index in rng.permutation(len(images)):
             try:
-                return decode_image(images[index]["image"]["bytes"]), images[index]["category"]
+                return decode_image(_encoded(images[index]["image"])), images[index]["category"]
             except BadImage as error:
                 skipped.append((row["product_id"], error.reason))
         return None
+
+
+def _encoded(cell: dict | None) -> bytes | None:
+    """An image cell's bytes. A path is never opened: it names a file of the machine that wrote the shard."""
+    if cell and not cell["bytes"] and cell["path"]:
+        raise BadImage("a path and no bytes", cell["path"])
+    return cell["bytes"] if cell else None
+
+
+def _too_many(skipped: list[tuple[str, str]], spares: int, size: int) -> TooManyBadImages:
+    reasons = "\n".join(f"  {count:>8}  {reason}" for reason, count in Counter(r for _, r in skipped).most_common())
+    return TooManyBadImages(
+        f"{len(skipped)} bad images in one batch of {size} products, more than {spares} spare products can replace, "
+        f"the first one of product {skipped[0][0]}:\n{reasons}\n"
+        "Repair the data; where a batch takes nearly all products, make it smaller."
+    )
 
 
 def _stack(images: tuple[np.ndarray, ...]) -> torch.Tensor:

@@ -1,21 +1,42 @@
-"""Product shards on disk: which rows can be trained on, known before the first step.
+"""Product shards: which rows can be trained on, known before the first step, and how any part of them is read.
 
-Only types, categories and ids are read here, never an image: a few bytes a row.
+`datasets` reads them, a row group at a time and undecoded, from a folder or from a URL such as hf://datasets/NAME/train.
+The scan reads types, categories and ids, never an image: a few bytes a row.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
+import datasets
+import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
 
 logger = logging.getLogger(__name__)
+
+UNDECODED = datasets.Features(
+    {
+        "product_id": PRODUCT_FEATURES["product_id"],
+        "images": datasets.List({**PRODUCT_FEATURES["images"].feature, "image": datasets.Image(decode=False)}),
+    }
+)
+STRUCTURE = ["product_id", "images.list.element.type", "images.list.element.category"]
+IMAGE_BYTES = "images.list.element.image.bytes"
+PATHS = {*STRUCTURE, IMAGE_BYTES, "images.list.element.image.path", "images.list.element.captions.list.element"}
+JUDGE_FROM = 100  # faulty products before their share is judged
+SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
+
+# (product_id, types, categories) of one row
+Structure = tuple[str, list[str], list[str | None]]
 
 
 def fault(types: list[str], categories: list[str | None], known: list[str] | None) -> str | None:
@@ -36,75 +57,143 @@ def category_of(types: list[str], categories: list[str | None]) -> str | None:
 
 @dataclass
 class ProductShards:
-    """The shards of a training set, scanned.
+    """The shards of a training set, scanned. A row's number is its position in the files sorted by name.
 
     Attributes:
-        files: the Parquet files, sorted by name.
-        sizes: category -> how many of its products give a training pair.
-        faulty: product id -> why it does not.
+        stream: undecoded rows; one of its shards is one unit.
+        units: the name of each unit, for messages.
+        starts: (units + 1,) row number where each unit begins.
+        rows: (n,) numbers of the rows that give a training pair, ascending.
+        groups: (n,) a number for the category of each of them.
+        faulty: product id -> why it gives none.
     """
 
-    files: list[Path]
-    sizes: Counter[str | None]
+    stream: datasets.IterableDataset
+    units: list[str]
+    starts: np.ndarray
+    rows: np.ndarray
+    groups: np.ndarray
     faulty: dict[str, str]
 
     @property
     def usable(self) -> int:
         """How many products give a training pair."""
-        return self.sizes.total()
+        return len(self.rows)
 
     @classmethod
-    def scan(cls, folder: str | Path, categories: list[str] | None = None) -> ProductShards:
-        """Reads the structure of FOLDER/*.parquet.
+    def scan(cls, folder: str, categories: list[str] | None = None, max_bad: float = 0.01) -> ProductShards:
+        """Reads the structure of FOLDER/*.parquet; FOLDER may be a URL that fsspec knows.
 
         Args:
             categories: conditions that the model knows; None for training without a condition.
+            max_bad: the largest tolerated share of unreadable files, and of products that give no pair.
 
         Raises:
             FileNotFoundError: no shards.
             ValueError: a file is not a product shard, a product is there twice, or no product is usable.
+            TooManyBadImages: more than `max_bad` are unreadable or unusable.
         """
-        folder = Path(folder)
-        files = sorted(folder.glob("*.parquet"))
-        if not files:
-            raise FileNotFoundError(f"no *.parquet in {folder}; write product shards there with prepare_lrvsf.py")
-        sizes: Counter[str | None] = Counter()
-        faulty: dict[str, str] = {}
-        seen: dict[str, Path] = {}
-        for file in files:
-            for product, types, names in _structure(file):
-                if product in seen:
-                    raise ValueError(
-                        f"product {product!r} is in {seen[product]} and again in {file}; remove one of them"
-                    )
-                seen[product] = file
-                if reason := fault(types, names, categories):
-                    faulty[product] = reason
-                else:
-                    sizes[category_of(types, names)] += 1
+        files = parquet_files(folder)
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            scanned = list(zip(files, pool.map(_structure, files), strict=True))
+        damaged = {file: found for file, found in scanned if isinstance(found, Exception)}
+        if len(damaged) > max_bad * len(files):
+            listed = "\n".join(f"  {file}: {error}" for file, error in damaged.items())
+            raise TooManyBadImages(
+                f"{len(damaged)} of {len(files)} shards cannot be read as Parquet; write them again, or remove them:\n"
+                + listed
+            )
+        for file, error in damaged.items():
+            logger.warning("Skipped the whole of %s: %s. Write it again.", file, error)
+        readable = [(file, units) for file, units in scanned if file not in damaged]
+        names = [f"{file}, row group {i}" for file, units in readable for i in range(len(units))]
+        sizes = [len(unit) for _, units in readable for unit in units]
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        structure = [(file, row) for file, units in readable for unit in units for row in unit]
+        rows, groups, faulty = _sort_out(structure, categories)
         if faulty:
-            counts = ", ".join(f"{reason}: {count}" for reason, count in Counter(faulty.values()).most_common())
-            first = ", ".join(list(faulty)[:3])
-            logger.warning("Skipped %d of %d products (%s), such as %s.", len(faulty), len(seen), counts, first)
-        if len(seen) == len(faulty):
-            raise ValueError(f"none of the {len(seen)} products in {folder} can be trained on: {faulty}"[:500])
-        return cls(files, sizes, faulty)
+            _report(faulty, len(structure), max_bad, folder)
+        if len(rows) == 0:
+            raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
+        paths = [file for file, _ in readable]
+        stream = datasets.load_dataset(
+            "parquet", data_files=paths, split="train", streaming=True, features=UNDECODED, columns=list(UNDECODED)
+        )
+        return cls(stream.reshard(), names, starts, rows, groups, faulty)
+
+    def read(self, unit: int) -> Iterator[tuple[int, dict]]:
+        """(row number, row) of a unit, undecoded; ends early with a warning where the shard is damaged."""
+        number = int(self.starts[unit])
+        try:
+            for row in self.stream.shard(num_shards=len(self.units), index=unit):
+                yield number, row
+                number += 1
+        except (pa.ArrowException, OSError) as error:
+            lost = int(self.starts[unit + 1]) - number
+            logger.warning("%s: %s. Lost %d products; write this file again.", self.units[unit], error, lost)
 
 
-def _structure(file: Path) -> list[tuple[str, list[str], list[str | None]]]:
-    """(product_id, types, categories) of each row."""
+def parquet_files(folder: str) -> list[str]:
+    """FOLDER/*.parquet by name, as paths or URLs."""
+    filesystem, path = fsspec.url_to_fs(str(folder))
+    files = sorted(filesystem.glob(f"{path}/*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no *.parquet in {folder}; write product shards there with prepare_lrvsf.py")
+    return [file if "file" in filesystem.protocol else filesystem.unstrip_protocol(file) for file in files]
+
+
+def _structure(file: str) -> list[list[Structure]] | Exception:
+    """The rows of each row group, or why the file cannot be read."""
     try:
-        table = pq.ParquetFile(file).read(
-            columns=["product_id", "images.list.element.type", "images.list.element.category"]
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} cannot be read as Parquet ({error}); write it again") from error
-    if table.column_names != ["product_id", "images"]:
-        raise ValueError(
-            f"{file} has the columns {pq.read_schema(file).names}, not product_id and images with type and category; "
-            "write product shards with prepare_lrvsf.py"
-        )
-    return [
-        (row["product_id"], [i["type"] for i in row["images"]], [i["category"] for i in row["images"]])
-        for row in table.to_pylist()
-    ]
+        with fsspec.open(file, "rb") as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
+            present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
+            if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:
+                raise ValueError(
+                    f"{file} lacks {', '.join(missing)}; it has the columns {parquet.schema_arrow.names}. "
+                    "Write product shards with prepare_lrvsf.py"
+                )
+            if extra := sorted(path for path in present - PATHS if path.startswith("images.")):
+                raise ValueError(
+                    f"{file} has {', '.join(extra)}, which a product row has not; leave it out, or make it a column"
+                )
+            tables = [parquet.read_row_group(i, STRUCTURE).to_pylist() for i in range(parquet.num_row_groups)]
+    except (pa.ArrowException, OSError) as error:
+        return error
+    return [[_structure_of(row) for row in rows] for rows in tables]
+
+
+def _structure_of(row: dict) -> Structure:
+    images = row["images"] or []
+    return row["product_id"], [image["type"] for image in images], [image["category"] for image in images]
+
+
+def _sort_out(
+    structure: list[tuple[str, Structure]], known: list[str] | None
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """(usable rows, their groups, product id -> fault) of all (file, row)."""
+    seen: dict[str, str] = {}
+    codes: dict[str | None, int] = {}
+    rows, groups, faulty = [], [], {}
+    for number, (file, (product, types, names)) in enumerate(structure):
+        if product is None:
+            raise ValueError(f"a row of {file} has no product_id; give it one, or remove it")
+        if product in seen:
+            raise ValueError(f"product {product!r} is in {seen[product]} and again in {file}; remove one of them")
+        seen[product] = file
+        if reason := fault(types, names, known):
+            faulty[product] = reason
+        else:
+            rows.append(number)
+            groups.append(codes.setdefault(category_of(types, names), len(codes)))
+    return np.array(rows, dtype=np.int64), np.array(groups, dtype=np.int64), faulty
+
+
+def _report(faulty: dict[str, str], total: int, max_bad: float, folder: str) -> None:
+    """Says which products were left out, or refuses to train on so few."""
+    counts = Counter(faulty.values()).most_common()
+    first = ", ".join(list(faulty)[:3])
+    table = "\n".join(f"  {count:>8}  {reason}" for reason, count in counts)
+    text = f"{len(faulty)} of {total} products in {folder} give no training pair, such as {first}:\n{table}"
+    if len(faulty) == total or (len(faulty) >= JUDGE_FROM and len(faulty) > max_bad * total):
+        raise TooManyBadImages(f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Repair the data, or raise it.")
+    logger.warning("Skipped: %s", text)

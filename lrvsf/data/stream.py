@@ -1,8 +1,8 @@
-"""The training stream: `datasets` reads undecoded rows, every process takes its slice of every global batch.
+"""The training stream: every process takes its slice of every global batch of one planned order.
 
-The order of an epoch depends on (seed, epoch) and on the global batch alone, not on processes or workers: all of them
-read the same undecoded stream, which is cheap, and decode only their own share, which is not. So all processes get the
-same number of equal batches, and the last partial global batch is dropped on all of them alike.
+The order of an epoch is known before it is read (lrvsf/data/order.py). So all processes get the same number of equal
+batches, the last partial global batch is dropped on all of them alike, and a resumed run starts where it stopped and
+reads nothing that came before. One reader feeds any number of decoding workers.
 
 A batch drawn over all categories compares a bag with few other bags. One of few categories is full of hard negatives:
 products that the condition does not tell apart.
@@ -10,37 +10,45 @@ products that the condition does not tell apart.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lrvsf.data.order import WINDOW, epoch_order, in_parts
 from lrvsf.data.pairs import PairMaker
-from lrvsf.data.products import ProductShards, category_of
-from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.data.products import ProductShards
 
-SHUFFLE_BUFFER = 2048  # rows; at 100 kB a row 200 MB
 SPARES = 8  # products that may replace unreadable ones in one batch
+UNITS_AHEAD = 4  # units that are read while earlier ones are used
 
-datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else every epoch of a shuffled stream ends with five idle seconds
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else a stream's end sleeps for seconds
+
+Batch = tuple[int, list[dict], list[dict]]  # epoch, rows, spares
 
 
 class ProductBatches:
     """A batch sampler whose "indices" are the rows themselves: (epoch, rows, spares) for each of this rank's batches.
 
-    It iterates in the main process, so that one reader feeds any number of decoding workers, and skipping the first
-    batches of an epoch (resuming) decodes nothing.
+    It holds at most a window of rows, `UNITS_AHEAD` units and, with `categories_per_batch`, one part of every category;
+    of these only what this rank will use.
 
     Args:
-        shards: what to read; faulty products are left out.
+        shards: what to read; products that give no pair are left out.
         batch_size: rows of one process's batch.
-        rank, world_size: this process and how many there are.
         seed: of the order.
+        rank, world_size: this process and how many there are.
         categories_per_batch: a global batch takes equal parts from this many categories, as they come in the stream (by
             chance two parts may be of one category); None takes products as they come.
+        window: rows that are shuffled among each other.
+
+    Attributes:
+        epoch: the epoch that the next iteration gives.
+        unread: batches that the next iteration gives as None without reading them: a resumed run drops them.
     """
 
     drop_last = True
@@ -53,11 +61,13 @@ class ProductBatches:
         rank: int = 0,
         world_size: int = 1,
         categories_per_batch: int | None = None,
+        window: int = WINDOW,
     ):
-        self.shards, self.batch_size, self.rank, self.world_size = shards, batch_size, rank, world_size
-        self.epoch = 0
+        self.shards, self.batch_size, self.seed, self.window = shards, batch_size, seed, window
+        self.rank, self.world_size, self.global_size = rank, world_size, batch_size * world_size
         self.parts = categories_per_batch
-        if self.parts is not None and (self.parts < 1 or batch_size * world_size % self.parts):
+        self.epoch = self.unread = 0
+        if self.parts is not None and (self.parts < 1 or self.global_size % self.parts):
             raise ValueError(
                 f"categories_per_batch={self.parts} must divide the global batch of {world_size} x {batch_size}"
             )
@@ -67,61 +77,100 @@ class ProductBatches:
                 f"{shards.usable} usable products do not fill one global batch of {world_size} x {batch_size}"
                 f"{grouped}; take a smaller per_device_train_batch_size or more products"
             )
-        features = datasets.Features(
-            {
-                "product_id": PRODUCT_FEATURES["product_id"],
-                "images": datasets.List({**PRODUCT_FEATURES["images"].feature, "image": datasets.Image(decode=False)}),
-            }
-        )
-        stream = datasets.load_dataset(
-            "parquet", data_files=[str(f) for f in shards.files], split="train", streaming=True, features=features
-        )
-        self.stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
 
     def __len__(self) -> int:
-        global_size = self.batch_size * self.world_size
         if self.parts is None:
-            return self.shards.usable // global_size
-        part = global_size // self.parts
-        return sum(size // part for size in self.shards.sizes.values()) // self.parts
+            return self.shards.usable // self.global_size
+        part = self.global_size // self.parts
+        return int((np.bincount(self.shards.groups) // part).sum()) // self.parts
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, list[dict], list[dict]]]:
-        self.stream.set_epoch(self.epoch)
-        rows = (row for row in self.stream if row["product_id"] not in self.shards.faulty)
+    def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers: this rank's batches (batches, batch_size), and its share of what the epoch leaves out (n,)."""
+        shards = self.shards
+        order = epoch_order(shards.starts, shards.rows, self.seed, epoch, self.window)
         if self.parts is not None:
-            rows = in_parts(rows, self.batch_size * self.world_size // self.parts)
+            groups = shards.groups[np.searchsorted(shards.rows, order)]
+            whole = in_parts(groups, self.global_size // self.parts)
+            order = np.concatenate([order[whole], np.delete(order, whole)])
+        used = len(self) * self.global_size
+        batches = order[:used].reshape(len(self), self.global_size)
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        global_size = self.batch_size * self.world_size
-        before, batch = [], list(islice(rows, global_size))
-        for _ in range(len(self)):
-            # Spares come from a neighbouring batch, each rank's own: no product is in a global batch twice.
-            following = list(islice(rows, global_size))  # at last the partial batch that the epoch drops
-            spares = (following or before)[self.rank :: self.world_size]
-            yield self.epoch, batch[mine], spares[:SPARES]
+        return batches[:, mine], order[used:][self.rank :: self.world_size][: self.batch_size]
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        epoch, unread, self.unread = self.epoch, self.unread, 0
+        for _ in range(unread):
+            yield None
+        plan, left_out = self.plan(epoch)
+        first = max(unread - 1, 0)  # a resumed run too knows the batch before
+        rows = RowReader(self.shards, np.concatenate([plan[first:].ravel(), left_out]))
+        before = list(rows.take((unread - first) * self.batch_size))
+        batch = list(rows.take(self.batch_size))
+        for _ in plan[unread:]:
+            # Spares are this rank's rows of the next batch, at the end those that the epoch leaves out, or those of the
+            # batch before: no product is in a global batch twice.
+            following = list(rows.take(self.batch_size))
+            lost = sum(not row["images"] for row in batch)
+            spares = [row for row in following or before if row["images"]]
+            yield epoch, batch, spares[: SPARES + lost]
             before, batch = batch, following
 
 
-def in_parts(rows: Iterator[dict], size: int) -> Iterator[dict]:
-    """The rows, reordered so that each `size` of them in turn share a category; last those that fill no such part."""
-    waiting: dict[str | None, list[dict]] = defaultdict(list)
-    for row in rows:
-        images = row["images"]
-        category = category_of([image["type"] for image in images], [image["category"] for image in images])
-        waiting[category].append(row)
-        if len(waiting[category]) == size:
-            yield from waiting.pop(category)
-    for part in waiting.values():
-        yield from part
+class RowReader:
+    """Gives rows in a planned order, reading each unit once, a few units ahead, and keeping what is still to come.
+
+    Args:
+        shards: where the rows are.
+        plan: (n,) row numbers, each at most once.
+    """
+
+    def __init__(self, shards: ProductShards, plan: np.ndarray):
+        self.shards = shards
+        self.order = iter(plan.tolist())
+        self.wanted = np.zeros(shards.starts[-1], dtype=bool)
+        self.wanted[plan] = True
+        self.held: dict[int, dict] = {}
+        units = np.searchsorted(shards.starts, plan, side="right") - 1
+        _, first = np.unique(units, return_index=True)
+        self.units = iter(units[np.sort(first)].tolist())  # in the order in which they are first needed
+        self.pool = ThreadPoolExecutor(UNITS_AHEAD)
+        self.coming: deque = deque()
+
+    def take(self, count: int) -> Iterator[dict]:
+        """The next `count` rows, or those that are left."""
+        for _, number in zip(range(count), self.order, strict=False):
+            while number not in self.held:
+                self._next_unit()
+            yield self.held.pop(number)
+
+    def _next_unit(self) -> None:
+        while len(self.coming) < UNITS_AHEAD and (unit := next(self.units, None)) is not None:
+            self.coming.append((unit, self.pool.submit(self._read, unit)))
+        unit, future = self.coming.popleft()
+        self.held.update(future.result())
+        if not self.coming:
+            self.pool.shutdown()
+
+    def _read(self, unit: int) -> dict[int, dict]:
+        rows = {number: row for number, row in self.shards.read(unit) if self.wanted[number]}
+        for number in range(self.shards.starts[unit], self.shards.starts[unit + 1]):
+            if self.wanted[number] and number not in rows:  # lost to damage: a product without images
+                rows[number] = {"product_id": f"row {number}: {self.shards.units[unit]}", "images": []}
+        return rows
 
 
 class _Pairs(Dataset):
     """Lets DataLoader's workers turn the sampler's rows into batches."""
 
-    def __init__(self, maker: PairMaker):
-        self.maker = maker
+    def __init__(self, maker: PairMaker, products: int):
+        self.maker, self.products = maker, products
+
+    def __len__(self) -> int:
+        """Trainer asks for it, to know how long an epoch is."""
+        return self.products
 
     def __getitems__(self, item: tuple[int, list[dict], list[dict]]) -> dict[str, Any]:
         return self.maker.batch(*item)
@@ -137,7 +186,7 @@ class PairLoader(DataLoader):
     def __init__(self, batches: ProductBatches, maker: PairMaker, num_workers: int = 0, pin_memory: bool = False):
         options = {"prefetch_factor": 2} if num_workers else {}
         super().__init__(
-            _Pairs(maker),
+            _Pairs(maker, batches.shards.usable),
             batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=num_workers,

@@ -51,6 +51,8 @@ def load_model(path: str) -> CondViTModel:
     """Loads CondViT from a folder or the Hub; anything else must be CLIP, which becomes an unconditioned CondViT."""
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path} has no config.json: give the model folder that training wrote.")
+    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"there is no folder {path}, and a name on the Hub looks like OWNER/MODEL.")
     model_type = PretrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == "condvit":
         return CondViTModel.from_pretrained(path, dtype=torch.float32)
@@ -124,11 +126,14 @@ def process_slice(rows: int) -> tuple[int, int]:
     return rows * state.process_index // state.num_processes, rows * (state.process_index + 1) // state.num_processes
 
 
-def embed_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int) -> Embedded:
-    """This process's products, as "query" and "target". One whose query or target cannot be read is dropped."""
+def embed_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01) -> Embedded:
+    """This process's products, as "query" and "target". One whose query or target cannot be read is dropped.
+
+    Raises TooManyBadImages: more than the share `max_bad` of them. (So does `embed_distractors`.)
+    """
     start, stop = process_slice(test_set.n_products)
     categories = test_set.categories()
-    counter = BadImageCounter("products")
+    counter = BadImageCounter("products", max_bad)
     items = ((product.row, (product.query_image, product.target_image)) for product in test_set.products(start, stop))
     rows, queries, targets = [], [torch.empty(0, encoder.dim)], [torch.empty(0, encoder.dim)]
     for batch_rows, (query_pixels, target_pixels) in _batches(encoder, items, counter, stop - start, batch_size):
@@ -138,10 +143,10 @@ def embed_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int) 
     return Embedded(rows, {"query": torch.cat(queries), "target": torch.cat(targets)}, dict(counter.reasons))
 
 
-def embed_distractors(encoder: Encoder, test_set: ProductTestSet, batch_size: int) -> Embedded:
+def embed_distractors(encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01) -> Embedded:
     """This process's distractors, as "distractor": 2 KB each at 512 dimensions."""
     start, stop = process_slice(test_set.n_distractors)
-    counter = BadImageCounter("distractors")
+    counter = BadImageCounter("distractors", max_bad)
     items = ((row, (image,)) for row, image in test_set.distractors(start, stop))
     rows, embeds = [], [torch.empty(0, encoder.dim)]
     for batch_rows, (pixels,) in _batches(encoder, items, counter, stop - start, batch_size):
@@ -173,6 +178,7 @@ def _batches(
             batch = []
     if batch:
         yield _transposed(batch)
+    counter.finish()
 
 
 def _transposed(batch: list[tuple[int, list[np.ndarray]]]) -> tuple[list[int], list[list[np.ndarray]]]:

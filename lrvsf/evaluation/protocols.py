@@ -78,7 +78,11 @@ def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Te
 
 
 def evaluate_bootstrap(
-    encoder: Encoder, test_set: ProductTestSet, settings: BootstrapSettings, batch_size: int = 256
+    encoder: Encoder,
+    test_set: ProductTestSet,
+    settings: BootstrapSettings,
+    batch_size: int = 256,
+    max_bad: float = 0.01,
 ) -> dict[str, Any]:
     """Embeds the test set and counts ranks. Every process must call it; all get the same results.
 
@@ -88,18 +92,21 @@ def evaluate_bootstrap(
     Raises:
         ValueError: a category that the model does not know, a gallery larger than the distractors that could be read,
             no products.
-        TooManyBadImages: over 1 % of the products' or distractors' images are bad.
+        TooManyBadImages: more than the share `max_bad` of a process's products or distractors are bad, and not just a
+            few.
     """
     settings.check_distractors(test_set.n_distractors)
     if encoder.conditioning == "category":
         test_set.check_categories(encoder.model.config.categories)
 
-    products = gathered(embed_products(encoder, test_set, batch_size))
+    products = gathered(embed_products(encoder, test_set, batch_size, max_bad))
     if not products.rows:
         raise ValueError(
             f"None of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}."
         )
-    distractors = embed_distractors(encoder, test_set, batch_size)  # stay where they are; only their numbers travel
+    distractors = embed_distractors(
+        encoder, test_set, batch_size, max_bad
+    )  # stay where they are; only their numbers travel
     held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
     n_distractors = sum(rows for rows, _ in held)
     settings.check_distractors(n_distractors)

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainerState
 
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+from modeling_condvit import CondViTModel
 
 CARD = """---
 {metadata}
@@ -66,10 +67,10 @@ UNCONDITIONED = "A visual search model: the unconditioned baseline of CondViT. I
 
 
 def write_training_card(
-    folder: Path, args: ModelArguments, training: CondViTTrainingArguments, state: TrainerState, categories: list[str]
+    folder: Path, args: ModelArguments, training: CondViTTrainingArguments, state: TrainerState, model: CondViTModel
 ) -> None:
     """Writes README.md into a model folder."""
-    conditioned = args.condition == "category"
+    conditioned, categories = model.config.condition == "category", model.config.categories
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",

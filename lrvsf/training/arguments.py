@@ -18,14 +18,18 @@ class ModelArguments:
     data: str = field(
         default="data/lrvsf", metadata={"help": "folder with train/*.parquet and, to pick the best model, validation/"}
     )
-    condition: str = field(
-        default="category", metadata={"help": "category, or none: the unconditioned baseline by the same recipe"}
+    condition: str | None = field(
+        default=None,
+        metadata={
+            "help": "category, the default from CLIP, or none: the unconditioned baseline by the same recipe; a "
+            "CondViT keeps its own"
+        },
     )
     categories: list[str] | None = field(
         default=None, metadata={"help": "the conditions' names in index order; by default LRVS-F's ten"}
     )
     logit_scale_init_value: float = field(
-        default=4.6052, metadata={"help": "log of the inverse temperature at the start; published: ln 100"}
+        default=4.6052, metadata={"help": "log of the inverse temperature at the start, from CLIP; published: ln 100"}
     )
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2"}
@@ -56,6 +60,10 @@ class CondViTTrainingArguments(TrainingArguments):
     categories_per_batch: int | None = field(
         default=None,
         metadata={"help": "draw each global batch from this many categories: harder negatives; by default from all"},
+    )
+    max_bad_fraction: float = field(
+        default=0.01,
+        metadata={"help": "end the run when a larger share of products or images is bad, judged from 100 bad ones on"},
     )
     # The published peak and decay (the decay spares tokens and positions here); no clipping unless asked for.
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
@@ -92,6 +100,10 @@ class CondViTTrainingArguments(TrainingArguments):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would compare pairs within each "
                 "part only, which is another objective; raise per_device_train_batch_size instead"
             )
+        if self.eval_on_start and self.eval_strategy == "no":
+            raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
+        if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() == "true":
+            self.resume_from_checkpoint = True  # the newest checkpoint
         if self.phase1_steps is not None and self.phase1_steps < 0:
             raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
 

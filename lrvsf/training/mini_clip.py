@@ -150,7 +150,8 @@ class ClampTemperature(TrainerCallback):
 def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages, batches: int = 8) -> float:
     """Share of images whose own caption scores highest in batches of 128, half of it scenes or more."""
     model.eval()
-    rows = np.random.default_rng(0).permutation(len(data))[: batches * 128].reshape(-1, min(128, len(data)))
+    batches = min(batches, len(data) // 128)
+    rows = np.random.default_rng(0).permutation(len(data))[: batches * 128].reshape(batches, 128)
     right = []
     for batch in rows:
         out = model(**collate([data[i] for i in batch]))
@@ -171,8 +172,8 @@ def main(arguments: list[str] | None = None) -> None:
     model, collate = make_model(args, tokenizer), Collator(tokenizer)
     trainer = Trainer(model, training, data_collator=collate, train_dataset=data, callbacks=[ClampTemperature()])
     trainer.train()
-    accuracy = caption_accuracy(model.to("cpu"), collate, data)
-    print(f"{model.num_parameters():,} parameters; the right caption among 128: {accuracy:.3f} (training images)")
+    accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= 128 else None
+    print(f"{model.num_parameters():,} parameters; the right caption among 128: {accuracy} (training images)")
     model.half().save_pretrained(training.output_dir)
     tokenizer.save_pretrained(training.output_dir)
     report = {"caption_accuracy": accuracy, "steps": trainer.state.global_step, "log": trainer.state.log_history}

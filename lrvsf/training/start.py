@@ -17,9 +17,10 @@ def start_model(args: ModelArguments) -> CondViTModel:
     options = {"dtype": torch.float32, "attn_implementation": args.attn_implementation}
     if config.get("model_type") != "condvit":
         options["logit_scale_init_value"] = args.logit_scale_init_value
-        return CondViTModel.from_clip(args.model, categories=args.categories, condition=args.condition, **options)
+        condition = args.condition or "category"
+        return CondViTModel.from_clip(args.model, categories=args.categories, condition=condition, **options)
     model = CondViTModel.from_pretrained(args.model, **options)
-    asked = (args.condition, args.categories or model.config.categories)
+    asked = (args.condition or model.config.condition, args.categories or model.config.categories)
     if asked != (model.config.condition, model.config.categories):
         raise ValueError(
             f"{args.model} was trained with condition={model.config.condition!r} and categories "

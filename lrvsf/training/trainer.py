@@ -5,11 +5,13 @@ It overrides hooks only; Trainer's loop is Trainer's.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
@@ -29,10 +31,14 @@ MAX_LOGIT_SCALE = 4.6052  # ln 100, where the published model clamps it
 
 
 class TemperatureAndPhases(TrainerCallback):
-    """Clamps `logit_scale` after each step, and gives phase 2 a fresh optimizer."""
+    """Clamps `logit_scale` after each step, gives phase 2 a fresh optimizer, and spares a resumed run the reading."""
 
     def __init__(self, trainer: CondViTTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not args.ignore_data_skip:  # Trainer drops these batches: they need not be read
+            self.trainer.loader.batch_sampler.unread = state.global_step % len(self.trainer.loader)
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         if state.global_step == self.trainer.phase1_steps > 0:
@@ -57,6 +63,8 @@ class CondViTTrainer(Trainer):
     def __init__(self, model, args, shards: ProductShards, validation: ProductTestSet | None = None, **kwargs):
         self.shards, self.validation = shards, validation
         categories = model.config.categories if model.config.condition == "category" else None
+        if validation is not None and categories is not None:
+            validation.check_categories(categories)
         maker = PairMaker(model.config.image_size, categories, args.seed)
         state = PartialState()
         batches = ProductBatches(
@@ -68,7 +76,7 @@ class CondViTTrainer(Trainer):
             args.categories_per_batch,
         )
         self.loader = PairLoader(batches, maker, args.dataloader_num_workers, torch.cuda.is_available())
-        self.skipped = BadImageCounter("images of training products")
+        self.skipped = BadImageCounter("images of training products", args.max_bad_fraction)
         super().__init__(model, args, train_dataset=self.loader.dataset, eval_dataset=validation, **kwargs)
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
         self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
@@ -101,6 +109,7 @@ class CondViTTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
         """In phase 1 the tower's gradients are dropped, so that the optimizer passes it over, clipping included."""
+        inputs.pop("product_ids")
         for product, reason in inputs.pop("skipped"):
             self.skipped.add_bad(f"an image of product {product}", reason)
         self.skipped.add_good(2 * len(inputs["pixel_values"]))
@@ -134,10 +143,13 @@ class CondViTTrainer(Trainer):
         return metrics
 
     def finish(self, dtype: torch.dtype = torch.float32) -> Path:
-        """Saves the model as a complete Hub repository: weights in `dtype`, code, processor."""
+        """Saves a Hub repository: weights in `dtype`, code, processor. Adds up all ranks' bad images."""
         folder = Path(self.args.output_dir)
         self.unwrapped.to(dtype)
-        self.save_model(str(folder))
+        self.save_model(str(folder), _internal_call=True)  # which does not push: the card is still to come
         if self.is_world_process_zero():
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
+        counted = gather_object([(self.skipped.good, self.skipped.reasons)])
+        self.skipped.good = sum(good for good, _ in counted)
+        self.skipped.reasons = sum((reasons for _, reasons in counted), Counter())
         return folder

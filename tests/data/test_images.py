@@ -2,6 +2,7 @@
 
 import io
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_flipped_bytes_never_raise_anything_else():
 
 
 def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
-    counter = BadImageCounter("products", max_fraction=1)
+    counter = BadImageCounter("products", max_fraction=1, max_in_a_row=1000)
     with caplog.at_level(logging.WARNING):
         for row in range(120):
             counter.add_bad(f"row {row}", BadImage("truncated", "12 bytes missing"))
@@ -93,7 +94,7 @@ def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
 
 
 def test_counter_ends_the_run_with_a_table():
-    counter = BadImageCounter()
+    counter = BadImageCounter(max_in_a_row=1000)
     counter.add_good(20_000)
     for i in range(150):
         counter.add_bad(i, "empty")
@@ -111,3 +112,25 @@ def test_counter_does_not_judge_few():
         counter.add_bad(i, "empty")
     with pytest.raises(TooManyBadImages):
         counter.add_bad(99, "empty")
+
+
+def test_counter_ends_a_long_run_of_bad_images_whatever_their_share():
+    counter = BadImageCounter(max_in_a_row=3)
+    counter.add_good(100_000)
+    counter.add_bad(0, "empty")
+    counter.add_bad(1, "empty")
+    counter.add_good()
+    counter.add_bad(2, "empty")
+    counter.add_bad(3, "empty")
+    with pytest.raises(TooManyBadImages, match="3 in a row, the last one row 4"):
+        counter.add_bad("row 4", "empty")
+
+
+@pytest.mark.parametrize(("good", "bad", "refused"), [(6, 4, False), (6, 5, True), (495, 5, False), (494, 5, True)])
+def test_a_whole_pass_is_judged_from_five_bad_images_on(good, bad, refused):
+    counter = BadImageCounter()
+    counter.add_good(good)
+    for i in range(bad):
+        counter.add_bad(i, "empty")
+    with pytest.raises(TooManyBadImages, match="max_bad_fraction") if refused else nullcontext():
+        counter.finish()

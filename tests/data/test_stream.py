@@ -1,41 +1,11 @@
-import io
-import logging
-
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from made import product, write
 
-from lrvsf.data.images import BadImage
-from lrvsf.data.pairs import PairMaker, augment, draws_of
+from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
-from lrvsf.data.schema import PRODUCT_FEATURES
-from lrvsf.data.stream import PairLoader, ProductBatches
-
-
-def encoded(color, size=(20, 30)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def image(data, kind, category=None):
-    return {"image": {"bytes": data, "path": None}, "type": kind, "category": category, "captions": []}
-
-
-def product(name, simple="white", scene="black", category="Bags"):
-    scene = scene if isinstance(scene, bytes) else encoded(scene)
-    return {"product_id": name, "images": [image(encoded(simple), "SIMPLE", category), image(scene, "COMPLEX")]}
-
-
-def write(folder, rows, files=3):
-    folder.mkdir(exist_ok=True, parents=True)
-    for index in range(files):
-        table = pa.Table.from_pylist(rows[index::files], schema=PRODUCT_FEATURES.arrow_schema)
-        pq.write_table(table, folder / f"{index}.parquet", row_group_size=4)
-    return folder
+from lrvsf.data.stream import SPARES, PairLoader, ProductBatches
 
 
 def ids(batches):
@@ -84,77 +54,8 @@ def test_batches_do_not_depend_on_workers(folder, workers):
     assert len(got) == len(naive) == len(loader)
     for batch, expected in zip(got, naive, strict=True):
         assert batch["pixel_values"].shape == (4, 3, 16, 16) and batch["pixel_values"].dtype == torch.uint8
-        assert all(torch.equal(batch[key], expected[key]) for key in expected if key != "skipped")
-
-
-def test_a_pair_depends_on_seed_epoch_and_product_alone(folder):
-    row, other = product("a", scene="red"), product("b", scene="red")
-    batch = PairMaker(16, None, 0).batch(0, [row, other], [])
-    alone = PairMaker(16, None, 0).batch(0, [other], [])
-    assert torch.equal(batch["pixel_values"][1], alone["pixel_values"][0])
-    assert draws_of(0, 0, "a").random() != draws_of(0, 1, "a").random() != draws_of(1, 0, "a").random()
-    assert "category_indices" not in batch
-
-
-def test_augment_keeps_most_of_the_image_and_mirrors_half():
-    picture = Image.new("RGB", (40, 40), "black")
-    picture.paste("white", (20, 0, 40, 40))
-    views = [np.asarray(augment(picture, 32, np.random.default_rng(i)))[:, :, 0] / 255 for i in range(60)]
-    right = sum(view[:, 24:].mean() > 0.9 for view in views)
-    left = sum(view[:, :8].mean() > 0.9 for view in views)
-    assert right + left == 60 and 15 < right < 45
-    wide = np.asarray(augment(Image.new("RGB", (40, 10)), 32, np.random.default_rng(0)))
-    assert wide[0].min() == 255 and wide[16].max() == 0, "padded to a white square"
-
-
-def test_a_bad_image_is_skipped_counted_and_replaced(caplog):
-    maker = PairMaker(16, ["Bags"], seed=0)
-    broken = product("broken", scene=b"<html>gone</html>")
-    half = product("half")
-    half["images"].insert(0, image(b"", "COMPLEX"))
-    batch = maker.batch(0, [broken, half, product("good")], [product("spare")])
-    assert batch["pixel_values"].shape[0] == 3
-    assert ("broken", "not an image") in batch["skipped"]
-    assert set(batch["skipped"]) <= {("broken", "not an image"), ("half", "empty")}
-    with pytest.raises(BadImage, match="1 bad images, 0 spare"):
-        maker.batch(0, [broken], [])
-
-
-def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
-    lonely = product("lonely")
-    lonely["images"].pop()
-    bare = product("bare")
-    bare["images"].pop(0)
-    rows = [product("a"), product("b"), lonely, bare, product("odd", category="Hovercraft")]
-    with caplog.at_level(logging.WARNING):
-        shards = ProductShards.scan(write(tmp_path / "t", rows, 2), ["Bags"])
-    assert shards.usable == 2 and shards.faulty == {
-        "lonely": "no scene image",
-        "bare": "no SIMPLE image",
-        "odd": "no SIMPLE image of a known category",
-    }
-    assert "lonely" in caplog.text and "3 of 5" in caplog.text
-    assert ProductShards.scan(tmp_path / "t").usable == 3, "without a condition the category does not matter"
-    (batch,) = ids(ProductBatches(shards, 2, seed=0))
-    assert sorted(batch) == ["a", "b"]
-
-
-def test_unusable_folders_are_refused(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="no \\*.parquet"):
-        ProductShards.scan(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="do not fill one global batch of 2 x 16"):
-        ProductBatches(ProductShards.scan(folder), 16, seed=0, world_size=2)
-    write(tmp_path / "twice", [product("same"), product("same")], 2)
-    with pytest.raises(ValueError, match="'same' is in"):
-        ProductShards.scan(tmp_path / "twice")
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "x.parquet").write_text("not parquet")
-    with pytest.raises(ValueError, match="cannot be read as Parquet"):
-        ProductShards.scan(tmp_path / "text")
-    (tmp_path / "other").mkdir()
-    pq.write_table(pa.table({"url": ["u"]}), tmp_path / "other" / "x.parquet")
-    with pytest.raises(ValueError, match=r"has the columns \['url'\]"):
-        ProductShards.scan(tmp_path / "other")
+        assert batch["product_ids"] == expected["product_ids"]
+        assert all(torch.equal(batch[key], expected[key]) for key in ("pixel_values", "target_pixel_values"))
 
 
 def of_four_categories(count):
@@ -178,6 +79,11 @@ def test_batches_of_few_categories(tmp_path, parts):
     assert [a + b for a, b in zip(*ranks, strict=True)] == epoch
 
 
+def test_too_few_products_are_refused(folder):
+    with pytest.raises(ValueError, match="26 usable products do not fill one global batch of 2 x 16; take a smaller"):
+        ProductBatches(ProductShards.scan(folder), 16, seed=0, world_size=2)
+
+
 def test_impossible_categories_per_batch_are_refused(folder):
     shards = ProductShards.scan(folder)
     for parts in (0, 3, 16):
@@ -186,3 +92,71 @@ def test_impossible_categories_per_batch_are_refused(folder):
     few = ProductShards.scan(write(folder.parent / "few", of_four_categories(12)))
     with pytest.raises(ValueError, match="12 usable products do not fill one global batch of 1 x 8 from 1 cat"):
         ProductBatches(few, 8, seed=0, categories_per_batch=1)
+
+
+@pytest.mark.parametrize("files", [1, 2, 5])
+@pytest.mark.parametrize("parts", [None, 2])
+def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_path, files, parts):
+    shards = ProductShards.scan(write(tmp_path / "t", of_four_categories(64), files))
+    read, whole_read = [], shards.read
+    shards.read = lambda unit: read.append(unit) or whole_read(unit)
+    batches = ProductBatches(shards, 4, seed=5, rank=1, world_size=2, categories_per_batch=parts, window=8)
+    for epoch in (0, 2):
+        batches.set_epoch(epoch)
+        read.clear()
+        whole = list(batches)
+        assert len(read) == len(set(read)) <= len(shards.units), "each unit is read once an epoch"
+        counts = [len(read)]
+        for start in (1, 4, len(whole) - 1):
+            read.clear()
+            batches.unread = start
+            assert list(batches) == [None] * start + whole[start:]
+            counts.append(len(read))
+        assert counts == sorted(counts, reverse=True) and counts[-1] < counts[0], "what came before is not read"
+        assert list(batches) == whole, "the next epoch starts at its beginning"
+
+
+def test_what_is_read_and_held_is_bounded(tmp_path):
+    shards = ProductShards.scan(write(tmp_path / "t", [product(f"p{i:03d}") for i in range(200)], 5))
+    batches = ProductBatches(shards, 4, seed=0, window=16)
+    reads, held = [], []
+    whole_read = shards.read
+    shards.read = lambda unit: reads.append(unit) or whole_read(unit)
+    for step, _ in enumerate(batches):
+        held.append(4 * len(reads) - 4 * (step + 1))
+    assert len(reads) == len(shards.units) == 50
+    assert max(held) <= 16 + 4 + 4 * 5, "a window, the batch for spares, units ahead"
+
+
+def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
+    folder = write(tmp_path / "t", [product(f"p{i:02d}") for i in range(40)], 2)
+    shards = ProductShards.scan(folder)
+    file = folder / "1.parquet"
+    data = bytearray(file.read_bytes())
+    column = pq.ParquetFile(file).metadata.row_group(2).column(1)
+    assert column.path_in_schema == "images.list.element.image.bytes"
+    data[column.data_page_offset : column.data_page_offset + 8] = b"\xff" * 8
+    file.write_bytes(bytes(data))
+    maker = PairMaker(16, ["Bags"], 0)
+    batches = ProductBatches(shards, 4, seed=0)
+    made = [maker.batch(*batch) for batch in batches]
+    assert len(made) == len(batches) == 10 and all(len(batch["product_ids"]) == 4 for batch in made)
+    lost = {name for batch in made for name, reason in batch["skipped"] if reason == "lost in a damaged shard"}
+    assert len(lost) == 4 and all("1.parquet, row group 2" in name for name in lost)
+    assert "Lost 4 products" in caplog.text
+    names = {name for batch in made for name in batch["product_ids"]}
+    assert names == {f"p{i:02d}" for i in range(40)} - {"p17", "p19", "p21", "p23"}
+    assert all(len(spares) <= SPARES + 4 for _, _, spares in batches)
+
+
+def test_a_lone_batch_takes_its_spares_from_what_the_epoch_leaves_out(tmp_path):
+    rows = [product(f"p{i}", scene=b"broken" if i == 4 else "red") for i in range(10)]
+    shards = ProductShards.scan(write(tmp_path / "t", rows, 1))
+    maker = PairMaker(16, None, 0)
+    for epoch in range(5):
+        batches = ProductBatches(shards, 8, seed=0)
+        batches.set_epoch(epoch)
+        ((_, batch, spares),) = batches
+        assert len(spares) == 2
+        made = maker.batch(epoch, batch, spares)["product_ids"]
+        assert len(set(made)) == 8 and "p4" not in made

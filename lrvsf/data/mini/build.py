@@ -29,7 +29,7 @@ SHARD_ROWS = 2000
 ROW_GROUP = 64
 NEAR_MISSES = 0.1  # share of a set's distractors that are near-misses of its products
 CROPPED = 0.25  # share of scenes whose frame moves in on the target
-FORMAT = 2  # raise it when the pictures change: an older folder is then drawn again
+FORMAT = 2  # raise it when the pictures change: an older folder is then refused
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,14 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
         if found == settings:
             return False
         raise ValueError(f"{out} holds a Mini LRVS-F drawn with {found}; remove it or choose another folder")
+    started = out / "mini.started"
+    stale = [path for name in ("train", "validation", "test") for path in (out / name).rglob("*.parquet")]
+    if stale and not started.is_file():
+        raise ValueError(f"{out} holds other data, such as {stale[0]}; choose another folder")
+    for path in stale:  # of a drawing that was interrupted
+        path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    started.touch()
     product_schema = PRODUCT_FEATURES.arrow_schema
     looks = draw_looks(size)
     train_job = partial(product_row, size)
@@ -208,6 +216,7 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
                 path = out / (pattern % shard if "%" in pattern else pattern)
                 write_shard(path, rows, min(per_file, len(garments) - start), schema)
     manifest.write_text(json.dumps(settings, indent=1) + "\n")
+    started.unlink()
     return True
 
 

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+from made import encoded, image, product
+from PIL import Image
+
+from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.pairs import PairMaker, augment, draws_of
+
+
+def test_a_pair_depends_on_seed_epoch_and_product_alone():
+    row, other = product("a", scene="red"), product("b", scene="red")
+    batch = PairMaker(16, None, 0).batch(0, [row, other], [])
+    alone = PairMaker(16, None, 0).batch(0, [other], [])
+    assert torch.equal(batch["pixel_values"][1], alone["pixel_values"][0])
+    assert draws_of(0, 0, "a").random() != draws_of(0, 1, "a").random() != draws_of(1, 0, "a").random()
+    assert "category_indices" not in batch
+
+
+def test_augment_keeps_most_of_the_image_and_mirrors_half():
+    picture = Image.new("RGB", (40, 40), "black")
+    picture.paste("white", (20, 0, 40, 40))
+    views = [np.asarray(augment(picture, 32, np.random.default_rng(i)))[:, :, 0] / 255 for i in range(60)]
+    right = sum(view[:, 24:].mean() > 0.9 for view in views)
+    left = sum(view[:, :8].mean() > 0.9 for view in views)
+    assert right + left == 60 and 15 < right < 45
+    wide = np.asarray(augment(Image.new("RGB", (40, 10)), 32, np.random.default_rng(0)))
+    assert wide[0].min() == 255 and wide[16].max() == 0, "padded to a white square"
+
+
+def test_a_bad_image_is_skipped_counted_and_replaced(caplog):
+    maker = PairMaker(16, ["Bags"], seed=0)
+    broken = product("broken", scene=b"<html>gone</html>")
+    half = product("half")
+    half["images"].insert(0, image(b"", "COMPLEX"))
+    batch = maker.batch(0, [broken, half, product("good")], [product("spare")])
+    assert batch["pixel_values"].shape[0] == 3
+    assert ("broken", "not an image") in batch["skipped"]
+    assert set(batch["skipped"]) <= {("broken", "not an image"), ("half", "empty")}
+    with pytest.raises(TooManyBadImages, match="1 bad images in one batch of 1 .*than 0 spare.*\n +1  not an image"):
+        maker.batch(0, [broken], [])
+
+
+def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
+    picture = tmp_path / "secret.png"
+    picture.write_bytes(encoded("white"))
+    pathless = product("pathless")
+    pathless["images"][1]["image"] = {"bytes": None, "path": str(picture)}
+    empty = product("empty")
+    empty["images"][1]["image"] = None
+    lost = {"product_id": "row 7: 0.parquet, row group 1", "images": []}
+    batch = PairMaker(16, None, 0).batch(0, [pathless, empty, lost], [product("a"), product("b"), product("c")])
+    assert batch["product_ids"] == ["a", "b", "c"]
+    assert batch["skipped"] == [
+        ("pathless", "a path and no bytes"),
+        ("empty", "empty"),
+        ("row 7: 0.parquet, row group 1", "lost in a damaged shard"),
+    ]
