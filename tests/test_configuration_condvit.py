@@ -42,7 +42,7 @@ def test_defaults_are_saved_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"condition": "text"}, "'text' cannot be used.*not supported"),
+        ({"condition": "text"}, "'text' cannot be used, text not yet"),
         ({"condition": "colour"}, "'colour' cannot be used"),
         ({"num_condition_tokens": 0}, "num_condition_tokens=0"),
         ({"categories": []}, "categories=.. is empty"),

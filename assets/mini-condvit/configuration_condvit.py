@@ -41,9 +41,7 @@ class CondViTConfig(CLIPVisionConfig):
 
     def validate_condition(self) -> None:
         if self.condition not in ("category", "none"):
-            raise ValueError(
-                f"condition={self.condition!r} cannot be used. Give category or none; text is not supported."
-            )
+            raise ValueError(f"condition={self.condition!r} cannot be used, text not yet. Give category or none.")
         if self.num_condition_tokens < 1:
             raise ValueError(f"num_condition_tokens={self.num_condition_tokens} is below 1. Give at least 1.")
         names = self.categories
