@@ -18,7 +18,7 @@ def write_report(path: str | Path, report: dict[str, Any]) -> None:
 
 
 def as_table(report: dict[str, Any], indent: int = 0) -> str:
-    """The report as aligned lines of name and value, nested dicts indented below their name.
+    """The report as lines of name and value, numbers aligned to the right, nested dicts indented below their name.
 
     >>> print(as_table({"urls": 1200, "failed": {"404": 3}}))
     urls    1,200
@@ -26,18 +26,18 @@ def as_table(report: dict[str, Any], indent: int = 0) -> str:
       404       3
     """
     lines = list(_lines(report, indent))
-    width = max((len(name) for name, _ in lines), default=0)
-    digits = max((len(value) for _, value in lines), default=0)
-    return "\n".join(f"{name:<{width}}  {value:>{digits}}".rstrip() for name, value in lines)
+    width = max((len(name) for name, _, _ in lines), default=0)
+    digits = max((len(value) for _, value, number in lines if number), default=0)
+    return "\n".join(f"{name:<{width}}  {value:>{digits * number}}".rstrip() for name, value, number in lines)
 
 
 def _lines(report: dict[str, Any], indent: int):
     for name, value in report.items():
         if isinstance(value, dict):
-            yield " " * indent + str(name), ""
+            yield " " * indent + str(name), "", False
             yield from _lines(value, indent + 2)
         else:
             text = (
                 f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if isinstance(value, float) else str(value)
             )
-            yield " " * indent + str(name), text
+            yield " " * indent + str(name), text, isinstance(value, int | float)

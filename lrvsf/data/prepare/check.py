@@ -1,0 +1,226 @@
+"""`prepare_lrvsf.py check`: what is in a prepared folder, what is damaged, and whether it can be used.
+
+Damage never ends a check: a file without a footer, a page that does not decompress and an image that is none are all
+found in one go. A quick check reads no images, so it sees damage of files, rows and splits, but not of pixels. A folder
+that cannot be used is refused with a ValueError whose message ends with the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+from tqdm import tqdm
+from typer import Argument, Option
+
+from lrvsf.data.prepare.inspection import (
+    DISTRACTORS,
+    NO_BYTES,
+    QUERIES,
+    SHARD,
+    DamagedFile,
+    Found,
+    inspect,
+    row_groups,
+)
+from lrvsf.data.prepare.report import as_table, write_report
+from lrvsf.data.prepare.shards import read_manifest
+from lrvsf.data.prepare.workers import worker_map
+
+MAX_BAD = 0.01  # share of images; training and evaluation end at the same
+EXAMPLES = 3
+
+
+def check(
+    path: Annotated[
+        Path, Argument(help="product shards, a test set, or a data folder with train/, validation/, test/")
+    ],
+    quick: Annotated[bool, Option("--quick", help="read no images")] = False,
+    report: Annotated[Path | None, Option(help="file to write the report to, as JSON")] = None,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
+    with worker_map(1 if quick else processes) as mapper:
+        parts = [part(folder, quick, mapper) for folder, part in find_parts(path)]
+    _compare(parts)
+    result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
+    result |= {part.name: part.report() for part in parts}
+    if report:
+        write_report(report, result)
+    if unfit := [part.name for part in parts if part.faults]:
+        raise ValueError(f"{path} cannot be used, for what is listed of {', '.join(unfit)}\n{as_table(result)}")
+    return result
+
+
+def find_parts(path: Path) -> list[tuple[Path, Callable[..., Part]]]:
+    """(folder, what reads it) of the folder itself or of the folders in it.
+
+    Raises:
+        ValueError: there is nothing prepared in it.
+    """
+    for folders in ([path], sorted(path.iterdir()) if path.is_dir() else []):
+        found = []
+        for folder in folders:
+            if folder.suffix == ".writing":  # of a step under way, or killed
+                continue
+            if (folder / "products.parquet").is_file() or (folder / "distractors").is_dir():
+                found.append((folder, read_test_set))
+            elif any(folder.glob("*.parquet")):
+                found.append((folder, read_shards))
+        if found:
+            return found
+    holds = ", ".join(sorted(p.name for p in path.iterdir())[:10]) if path.is_dir() else "no such folder"
+    raise ValueError(f"{path} holds neither product shards nor a test set ({holds}); make them with prepare_lrvsf.py")
+
+
+class Part:
+    """Product shards or a test set: what was found in all of its files.
+
+    Attributes:
+        faults: why it cannot be used -> how often, with examples.
+    """
+
+    def __init__(self, name: str, purpose: str) -> None:
+        self.name, self.purpose = name, purpose
+        self.files: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.images: Counter = Counter()
+        self.image_bytes = 0
+        self.shorter: Counter[int] = Counter()
+        self.longer: Counter[int] = Counter()
+        self.bad: dict[str, list[str]] = defaultdict(list)
+        self.unusable: dict[str, list[str]] = defaultdict(list)
+        self.faults: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, kind: str, place: str, found: Found) -> None:
+        self.rows[kind] += found.rows
+        self.ids.update(found.products)
+        self.images += found.images
+        self.image_bytes += found.image_bytes
+        self.shorter += found.shorter
+        self.longer += found.longer
+        for reason, name in found.bad:
+            self.bad[reason].append(name)
+        for reason, name in found.faults:
+            self.unusable[reason].append(name)
+        if found.damage:
+            self.faults["row groups that cannot be read to their end"].append(f"{place}: {found.damage}")
+
+    def judge(self) -> None:
+        """Adds the faults that only the whole shows."""
+        self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
+        bad = [name for names in self.bad.values() for name in names]
+        if len(bad) > MAX_BAD * self.images.total():
+            self.faults[f"images that cannot be decoded, more than {MAX_BAD:.0%}"] += bad
+        self.faults = {reason: names for reason, names in self.faults.items() if names}
+
+    def report(self) -> dict[str, Any]:
+        types, categories = Counter(), Counter()
+        for (kind, category), count in self.images.items():
+            types[str(kind)] += count
+            if category is not None:
+                categories[category] += count
+        numbers: dict[str, Any] = {"files": dict(self.files), "rows": dict(self.rows), "images": dict(types)}
+        numbers |= {"categories": dict(sorted(categories.items())), "image bytes": self.image_bytes}
+        if self.shorter:
+            numbers |= {"median shorter side": _median(self.shorter), "median longer side": _median(self.longer)}
+        for title, names in (("images that cannot be decoded", self.bad), ("rows that cannot be used", self.unusable)):
+            if names:
+                numbers[title] = _counted(names)
+        numbers[f"can be {self.purpose} on"] = "no" if self.faults else "yes"
+        return numbers | ({"because": _counted(self.faults)} if self.faults else {})
+
+
+def read_shards(folder: Path, quick: bool, mapper: Callable) -> Part:
+    """Everything about FOLDER/*.parquet as product shards."""
+    part = Part(folder.name, "trained")
+    files = sorted(folder.glob("*.parquet"))
+    digests = {file.name: hashlib.sha256() for file in files}
+    rows: Counter[str] = Counter()
+    for file, found in _inspect_all(SHARD, files, quick, mapper, part):
+        digests[file.name].update(found.digests)
+        rows[file.name] += found.rows
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        part.faults["a damaged manifest"].append(str(error))
+        manifest = None
+    if manifest:
+        listed = {entry["name"]: entry for entry in manifest.get("files", ())}
+        part.faults["files of the manifest that are missing"] += listed.keys() - digests.keys()
+        part.faults["files that the manifest does not name"] += digests.keys() - listed.keys()
+        for name in sorted(listed.keys() & digests.keys()):
+            if rows[name] != listed[name]["rows"]:
+                part.faults["files with more or fewer rows than the manifest says"].append(name)
+            elif not quick and digests[name].hexdigest() != listed[name]["digest"]:
+                part.faults["files with other rows than the manifest says"].append(name)
+    # A reader that follows paths would open whatever they name.
+    part.faults["images without bytes"] += part.bad.get(NO_BYTES, [])
+    if sum(map(len, part.unusable.values())) == part.rows[SHARD]:
+        part.faults["no product that gives a pair"].append(folder.name)
+    part.judge()
+    return part
+
+
+def read_test_set(folder: Path, quick: bool, mapper: Callable) -> Part:
+    """Everything about FOLDER/products.parquet and FOLDER/distractors/*.parquet."""
+    part = Part(folder.name, "evaluated")
+    products, distractors = folder / "products.parquet", sorted((folder / "distractors").glob("*.parquet"))
+    for kind, files in ((QUERIES, [products] if products.is_file() else []), (DISTRACTORS, distractors)):
+        for _ in _inspect_all(kind, files, quick, mapper, part):
+            pass
+        if not part.rows[kind]:
+            part.faults[f"no {kind}"].append(folder.name)
+    for reason, names in part.unusable.items():
+        part.faults[f"queries with {reason}"] += names
+    part.judge()
+    return part
+
+
+def _inspect_all(
+    kind: str, files: list[Path], quick: bool, mapper: Callable, part: Part
+) -> Iterator[tuple[Path, Found]]:
+    """Adds what the files hold to the part, and yields it by row group, in order."""
+    jobs = []
+    for file in files:
+        part.files[kind] += 1
+        try:
+            jobs += [(kind, file, group, quick) for group in range(row_groups(kind, file))]
+        except DamagedFile as error:
+            part.faults[error.reason].append(f"{file.name}: {error}")
+    results = mapper(inspect, *zip(*jobs, strict=True)) if jobs else ()
+    progress = tqdm(results, total=len(jobs), desc=f"{part.name}, {kind}", unit="row group")
+    for (_, file, group, _), found in zip(jobs, progress, strict=True):
+        part.add(kind, f"{file.name}, row group {group}", found)
+        yield file, found
+
+
+def _compare(parts: list[Part]) -> None:
+    """A product of two parts makes the one that is evaluated on worthless."""
+    for first, second in combinations(parts, 2):
+        if common := sorted(first.ids.keys() & second.ids.keys()):
+            judged, other = (first, second) if second.purpose == "trained" else (second, first)
+            judged.faults[f"products that are also in {other.name}"] = common
+
+
+def _counted(names: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """reason -> how often, and the first few."""
+    return {
+        reason: {"count": len(found), "such as": ", ".join(found[:EXAMPLES])}
+        for reason, found in sorted(names.items(), key=lambda item: -len(item[1]))
+    }
+
+
+def _median(counts: Counter[int]) -> int:
+    """The lower median of numbers that are counted, not listed."""
+    below = 0
+    for value in sorted(counts):
+        below += counts[value]
+        if 2 * below >= counts.total():
+            return value
+    raise ValueError("no numbers, no median")

@@ -1,0 +1,164 @@
+"""What one row group of a prepared file holds and what is wrong with it. Never dies of damage: it returns it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.prepare.shards import row_digest
+from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault
+from lrvsf.data.schema import SIMPLE
+from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS
+
+SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
+NO_BYTES = "no bytes"
+BATCH_ROWS = 64
+
+# By kind: what must be there, what holds images, what else is read where it is there.
+_NEEDED = {SHARD: (*STRUCTURE, IMAGE_BYTES), QUERIES: PRODUCT_COLUMNS, DISTRACTORS: DISTRACTOR_COLUMNS}
+_IMAGES = {SHARD: (IMAGE_BYTES,), QUERIES: PRODUCT_COLUMNS[:2], DISTRACTORS: DISTRACTOR_COLUMNS}
+_FURTHER = ("PRODUCT_ID", "TYPE", "CATEGORY")
+
+Cell = bytes | dict[str, Any] | None
+
+
+class DamagedFile(ValueError):
+    """A file that cannot be read at all. `reason` is one of a few, so that it can be counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass
+class Found:
+    """The rows of one row group.
+
+    Attributes:
+        rows: how many were read.
+        products: their product ids, of shards and queries.
+        faults: (why, product id) of rows that cannot be used whatever their images.
+        images: (type, category) -> how many.
+        image_bytes: of all images; in a quick look, with the few bytes of Parquet's own.
+        shorter, longer: pixels of a side -> how many images; empty after a quick look.
+        bad: (reason, product id or place) of images that cannot be decoded; after a quick look, of missing ones.
+        digests: of the rows, of shards; empty after a quick look.
+        damage: why the rest of the row group could not be read, or None.
+    """
+
+    rows: int = 0
+    products: list[str] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    images: Counter = field(default_factory=Counter)
+    image_bytes: int = 0
+    shorter: Counter[int] = field(default_factory=Counter)
+    longer: Counter[int] = field(default_factory=Counter)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    digests: bytes = b""
+    damage: str | None = None
+
+
+def row_groups(kind: str, file: Path) -> int:
+    """How many row groups a file has.
+
+    Raises:
+        DamagedFile: it is not a whole Parquet file, or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if missing := [name for name in _NEEDED[kind] if not _under(parquet.metadata, name)]:
+                raise DamagedFile("files that lack a column", "no " + ", ".join(missing))
+            return parquet.num_row_groups
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFile("files that are not whole Parquet files", str(error)) from error
+
+
+def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
+    """Reads one row group: all of it, or without its images."""
+    found = Found()
+    place = f"{file.name}, row group {group}"
+    try:
+        with pq.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            further = [name for name in _FURTHER if name in names and kind != SHARD]
+            columns = [name for name in _NEEDED[kind] if name not in _IMAGES[kind]] + further
+            if not quick:
+                columns = ["product_id", "images"] if kind == SHARD else [*columns, *_IMAGES[kind]]
+            for batch in parquet.iter_batches(BATCH_ROWS, [group], list(dict.fromkeys(columns)), use_threads=False):
+                for row in batch.to_pylist():
+                    _look(kind, row, found, place, quick)
+            if quick:
+                _count_from_footer(kind, parquet.metadata, group, found, place)
+    except (pa.ArrowException, OSError) as error:
+        found.damage = f"from row {found.rows} on, {error}"
+    return found
+
+
+def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool) -> None:
+    found.rows += 1
+    if kind == SHARD:
+        name = row["product_id"]
+        images = [(i["type"], i["category"], i.get("image")) for i in row["images"] or () if i is not None]
+        why = fault([kind for kind, _, _ in images], [category for _, category, _ in images], None)
+    elif kind == QUERIES:
+        target = (SIMPLE, row["CATEGORY"], row.get("SIMPLE_IMG"))
+        name, images = row.get("PRODUCT_ID"), [target, (row.get("TYPE"), None, row.get("COMPLEX_IMG"))]
+        why = None if row["CATEGORY"] else "no category"
+    else:
+        name, images, why = None, [(row.get("TYPE"), row.get("CATEGORY"), row.get("jpg"))], None
+    if name is not None:
+        found.products.append(str(name))
+    elif kind == SHARD:
+        why = "no product id"
+    name = f"{place}, row {found.rows - 1}" if name is None else str(name)
+    if why:
+        found.faults.append((why, name))
+    found.images.update((kind, category) for kind, category, _ in images)
+    if quick:
+        return
+    for _, _, cell in images:
+        _look_at_image(cell, found, name)
+    if kind == SHARD and all(i is not None and i["image"] is not None for i in row["images"] or ()):
+        found.digests += row_digest(row)
+
+
+def _look_at_image(cell: Cell, found: Found, name: str) -> None:
+    data = cell["bytes"] if isinstance(cell, dict) else cell
+    if data is None:
+        found.bad.append((NO_BYTES, name))  # a path beside it is never opened
+        return
+    found.image_bytes += len(data)
+    try:
+        size = decode_image(data).size
+    except BadImage as error:
+        found.bad.append((error.reason, name))
+        return
+    found.shorter[min(size)] += 1
+    found.longer[max(size)] += 1
+
+
+def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: Found, place: str) -> None:
+    """Bytes of images, and how many are missing, without reading them."""
+    expected = found.images.total() // len(_IMAGES[kind])
+    for name in _IMAGES[kind]:
+        column = next(c for c in map(metadata.row_group(group).column, _under(metadata, name)) if _holds_bytes(c))
+        found.image_bytes += column.total_uncompressed_size
+        if column.statistics is not None:
+            present = column.num_values - column.statistics.null_count
+            found.bad += [(NO_BYTES, place)] * (expected - present)
+
+
+def _under(metadata: pq.FileMetaData, name: str) -> list[int]:
+    """The numbers of the leaf columns of a column: of {bytes, path} there are two."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    return [i for i, path in enumerate(paths) if path == name or path.startswith(name + ".")]
+
+
+def _holds_bytes(column: pq.ColumnChunkMetaData) -> bool:
+    return not column.path_in_schema.endswith(".path")

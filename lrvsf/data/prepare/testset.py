@@ -1,0 +1,165 @@
+"""`prepare_lrvsf.py testset`: downloaded images -> a test set in the published layout.
+
+Of several images of a kind the first readable one is taken: COMPLEX before PARTIAL_COMPLEX, then by URL. So a dead
+link can change which images a query and its target are, but chance cannot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typer import Argument, Option
+
+from lrvsf.data.prepare.downloaded import DISTRACTORS, Partitions, Picture, Source, distinct
+from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE
+from lrvsf.data.prepare.report import as_table, write_report
+from lrvsf.data.prepare.shards import TestSetWriter, made_from, read_manifest
+from lrvsf.data.prepare.workers import why_bad, worker_map
+from lrvsf.data.schema import SIMPLE
+from lrvsf.data.testset import PRODUCT_COLUMNS
+
+PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928
+SEED = 0  # of the order only: an evaluation draws its galleries from all rows
+READ_ROWS = 64
+
+
+def testset(
+    downloaded: Annotated[Path, Argument(help="folder that `download` wrote")],
+    out: Annotated[Path, Argument(help="data folder; gets SPLIT/products.parquet and SPLIT/distractors/")],
+    split: Annotated[
+        str, Option(help="rows of SPLIT become queries and targets, rows of SPLIT_distractors distractors")
+    ] = "test",
+    products: Annotated[Path | None, Option(help="a published products.parquet, in place of rows of SPLIT")] = None,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Make a test set in the published layout from downloaded images."""
+    splits = (split + DISTRACTORS,) if products else (split, split + DISTRACTORS)
+    source = Source(downloaded, splits, SEED)
+    folder, work = out / split, out / f"{split}.partitions"
+    fingerprint = _fingerprint(source, products)
+    if not made_from(folder, fingerprint):
+        partitions = Partitions.of(source, work)
+        with TestSetWriter(folder) as writer, worker_map(processes) as mapper:
+            filler = _Filler(writer, split)
+            if products:
+                filler.add_published(products)
+            for product_id, pictures in partitions.products(mapper):
+                filler.add(product_id, pictures)
+            note = filler.report() | partitions.skipped
+            if not writer.queries:
+                raise ValueError(
+                    f"{downloaded} gives no query of the split {split!r}; download more, or name another --split\n"
+                    + as_table(note)
+                )
+            writer.note = {"input": fingerprint, "report": note}
+    report = {"folder": str(folder), **read_manifest(folder)["note"]["report"]}
+    write_report(out / f"testset-{split}.json", report)
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _fingerprint(source: Source, products: Path | None) -> str:
+    """What the test set is made from, the published file included."""
+    if products is None:
+        return source.fingerprint()
+    stat = products.stat()
+    return hashlib.sha256(json.dumps([source.fingerprint(), stat.st_size, stat.st_mtime_ns]).encode()).hexdigest()
+
+
+class _Filler:
+    """Puts products into a test set and counts what becomes of them."""
+
+    def __init__(self, writer: TestSetWriter, split: str) -> None:
+        self.writer, self.split = writer, split
+        self.products: Counter[str] = Counter()
+        self.lost: dict[str, Counter[str]] = {split: Counter(), split + DISTRACTORS: Counter()}
+        self.distractors = 0
+
+    def add(self, product_id: str, pictures: list[Picture]) -> None:
+        own, others = ([p for p in pictures if p.split == name] for name in self.lost)
+        for part, lost in zip((own, others), self.lost.values(), strict=True):
+            lost.update(picture.failure for picture in part if picture.failure is not None)
+            if same := sum(picture.data is not None for picture in part) - len(distinct(part)):
+                lost["the same image twice in a product"] += same
+        if own:
+            self._add_query(query_row(product_id, distinct(own)))
+        self.distractors += len(others)
+        for picture in distinct(others):
+            self.writer.add_distractor(
+                {
+                    "PRODUCT_ID": product_id,
+                    "TYPE": picture.type,
+                    "CATEGORY": picture.category,
+                    "blip2_caption1": next(iter(picture.captions), None),
+                    "jpg": picture.data,
+                }
+            )
+
+    def add_published(self, path: Path) -> None:
+        for row in _published(path):
+            bad = [f"with a {name} that is {why}" for name in PRODUCT_COLUMNS[:2] if (why := why_bad(row[name]))]
+            self._add_query(bad[0] if bad else row if row["CATEGORY"] else "without category")
+
+    def _add_query(self, row: dict[str, Any] | str) -> None:
+        self.products["listed"] += 1
+        self.products[row if isinstance(row, str) else "complete"] += 1
+        if not isinstance(row, str):
+            self.writer.add_query(row)
+
+    def report(self) -> dict[str, Any]:
+        kept, published = self.writer.distractors, PUBLISHED_DISTRACTORS.get(self.split)
+        gallery: dict[str, Any] = {"listed": self.distractors, "kept": kept}
+        if published:
+            gallery |= {"published": published, "% of the published": 100 * kept / published}
+        return {
+            "products": dict(self.products),
+            "distractors": gallery,
+            "images not kept": {name: dict(lost) for name, lost in self.lost.items()},
+            "note": f"Results on these {kept:,} distractors compare only with results on as many of the same.",
+        }
+
+
+def query_row(product_id: str, pictures: list[Picture]) -> dict[str, Any] | str:
+    """A row of QUERY_SCHEMA from a product's distinct readable pictures, or why there is none."""
+    simple = next((p for p in pictures if p.type == SIMPLE), None)
+    scene = next((p for p in pictures if p.type != SIMPLE), None)
+    if simple is None or scene is None:
+        return NEITHER if simple is scene else NO_SIMPLE if simple is None else NO_SCENE
+    category = next((p.category for p in pictures if p.type == SIMPLE and p.category), None)
+    if category is None:
+        return "without category"
+    return {
+        "PRODUCT_ID": product_id,
+        "TYPE": scene.type,
+        "CATEGORY": category,
+        "blip2_caption1": next(iter(simple.captions), None),
+        "SIMPLE_IMG": simple.data,
+        "COMPLEX_IMG": scene.data,
+    }
+
+
+def _published(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a published products.parquet, images as bytes; its further columns, an index among them, are left."""
+    try:
+        with pq.ParquetFile(path) as file:
+            present = file.schema_arrow.names
+            if missing := [name for name in PRODUCT_COLUMNS if name not in present]:
+                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}")
+            columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in present]
+            for batch in file.iter_batches(READ_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    for name in PRODUCT_COLUMNS[:2]:
+                        row[name] = row[name]["bytes"] if isinstance(row[name], dict) else row[name]
+                    if row.get("PRODUCT_ID") is not None:
+                        row["PRODUCT_ID"] = str(row["PRODUCT_ID"])
+                    yield row
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{path} cannot be read ({error}); fetch it again") from error

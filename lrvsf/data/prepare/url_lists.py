@@ -1,0 +1,92 @@
+"""Lists of URLs: what `urls` writes, `download` reads, and `download` writes again for what failed.
+
+A list is a folder of Parquet files, each small enough to be read whole. img2dataset carries every column but `url`
+through to its output unread, nulls and lists of strings included.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# The order in which overlap is resolved: what a split holds, no later one gets.
+SPLITS = ("test", "test_distractors", "validation", "validation_distractors", "train")
+FILE_ROWS = 100_000
+
+URL_SCHEMA = pa.schema(
+    {
+        "url": pa.string(),
+        "product_id": pa.string(),  # null for a distractor of no known product
+        "type": pa.string(),
+        "split": pa.string(),
+        "category": pa.string(),
+        "captions": pa.list_(pa.string()),
+    }
+)
+
+
+class ListWriter:
+    """Writes rows into FOLDER as 00000.parquet, 00001.parquet, ...; the folder appears, whole, when `close` is called.
+
+    Args:
+        shuffle: whether the rows of one file are put into a fixed random order. Neighbours in the metadata come from
+            one shop, and a shop that is asked for 100,000 pictures in a row answers with errors.
+    """
+
+    def __init__(self, folder: Path, shuffle: bool = False) -> None:
+        self.folder, self.shuffle = folder, shuffle
+        self.files = self.rows = 0
+        self._waiting: list[dict[str, Any]] = []
+        self._temporary = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._waiting.append(row)
+        if len(self._waiting) == FILE_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Puts the folder in its place, instead of one that was there before."""
+        if self._waiting:
+            self._flush()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.replace(self._temporary, self.folder)
+
+    def _flush(self) -> None:
+        table = pa.Table.from_pylist(self._waiting, URL_SCHEMA)
+        if self.shuffle:
+            table = table.take(np.random.default_rng(self.files).permutation(len(table)))
+        pq.write_table(table, self._temporary / f"{self.files:05d}.parquet", compression="snappy")
+        self.files += 1
+        self.rows += len(self._waiting)
+        self._waiting = []
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files of a list in the order in which img2dataset reads them.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a file lacks a column.
+    """
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} has no *.parquet; give the urls/ folder that the step `urls` wrote")
+    for file in files:
+        try:
+            names = pq.read_schema(file).names
+        except (pa.ArrowException, OSError) as error:
+            raise OSError(f"{file} is not a readable Parquet file ({error}); run the step `urls` again") from error
+        if missing := [name for name in URL_SCHEMA.names if name not in names]:
+            raise ValueError(
+                f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}. "
+                "Give the urls/ folder that the step `urls` wrote."
+            )
+    return files

@@ -1,0 +1,41 @@
+"""Decoding in other processes: the slow half of preparing, and the only half that is shared out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from lrvsf.data.images import BadImage, decode_image
+
+
+@contextmanager
+def worker_map(processes: int | None) -> Iterator[Callable]:
+    """Gives a `map` that keeps the order and runs in `processes` processes: all cores for None, this one for 1.
+
+    Raises:
+        OSError: a worker was killed.
+    """
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes={processes} must be 1 or more")
+    if processes == 1:
+        yield map
+        return
+    pool = ProcessPoolExecutor(processes or os.cpu_count())
+    try:
+        yield pool.map
+    except BrokenProcessPool as error:
+        raise OSError("a worker was killed, most likely for want of memory; take fewer --processes") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def why_bad(data: bytes | None) -> str | None:
+    """Why these bytes give no image (a reason of BadImage), or None if they do."""
+    try:
+        decode_image(data)
+    except BadImage as error:
+        return error.reason
+    return None

@@ -1,0 +1,192 @@
+"""`check` tells what is there and finds each kind of damage, alone and by name, without dying of it."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lrvsf.data.prepare.check import check
+from lrvsf.data.prepare.shards import ProductShardWriter, TestSetWriter
+from lrvsf.data.schema import PRODUCT_FEATURES
+
+
+def product(name, pictures, kinds=("SIMPLE", "COMPLEX")):
+    images = [
+        {
+            "image": {"bytes": picture, "path": None},
+            "type": kind,
+            "category": "Bags" if kind == "SIMPLE" else None,
+            "captions": [],
+        }
+        for kind, picture in zip(kinds, pictures, strict=True)
+    ]
+    return {"product_id": name, "images": images}
+
+
+def write_train(folder, rows):
+    with ProductShardWriter(folder, shard_bytes=sum(map(len_of, rows)) // 2, row_group=3) as shards:
+        for row in rows:
+            shards.add(row)
+
+
+def len_of(row):
+    return sum(len(image["image"]["bytes"]) for image in row["images"])
+
+
+@pytest.fixture
+def root(tmp_path, encoded):
+    """train/ of 20 products in 2 shards of row groups of 3, test/ of 2 queries and 5 distractors."""
+    write_train(tmp_path / "data/train", [product(f"p{i}", [encoded(i), encoded(100 + i)]) for i in range(20)])
+    with TestSetWriter(tmp_path / "data/test") as writer:
+        for i in range(2):
+            images = {"SIMPLE_IMG": encoded(200 + i), "COMPLEX_IMG": encoded(210 + i)}
+            writer.add_query({"PRODUCT_ID": f"q{i}", "TYPE": "COMPLEX", "CATEGORY": "Feet"} | images)
+        for i in range(5):
+            writer.add_distractor({"PRODUCT_ID": "same", "TYPE": "SIMPLE", "jpg": encoded(220 + i)})
+    return tmp_path / "data"
+
+
+def because(root, **options):
+    """The reasons why a folder is refused, of all its parts: reason -> count."""
+    with pytest.raises(ValueError, match="cannot be used"):
+        check(root, report=root.parent / "report.json", processes=1, **options)
+    report = json.loads((root.parent / "report.json").read_text())
+    parts = [part for part in report.values() if isinstance(part, dict)]
+    return {reason: found["count"] for part in parts for reason, found in part.get("because", {}).items()}
+
+
+def edit(path, change):
+    """Rewrites a Parquet file with its rows changed."""
+    rows, schema = pq.read_table(path).to_pylist(), pq.read_schema(path)
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=3)
+
+
+def test_sound_folder(root):
+    report = check(root, processes=1)
+    train, test = report["train"], report["test"]
+    assert (train["files"], train["rows"]) == ({"products": 2}, {"products": 20})
+    assert train["images"] == {"SIMPLE": 20, "COMPLEX": 20} and train["categories"] == {"Bags": 20}
+    sizes = [pq.read_table(f)["images"].to_pylist() for f in sorted((root / "train").glob("*.parquet"))]
+    assert train["image bytes"] == sum(len(i["image"]["bytes"]) for f in sizes for row in f for i in row)
+    assert (train["median shorter side"], train["median longer side"]) == (9, 9)  # 8 to 10 wide, 9 high
+    assert train["can be trained on"] == test["can be evaluated on"] == "yes"
+    assert test["rows"] == {"queries": 2, "distractors": 5}
+    assert test["images"] == {"SIMPLE": 7, "COMPLEX": 2}
+    quick = check(root, quick=True)
+    assert quick["train"]["rows"] == train["rows"] and "median shorter side" not in quick["train"]
+    assert check(root / "train", processes=2)["train"] == train  # a part alone, other processes
+    assert check(root / "test", processes=1)["test"] == test
+
+
+def test_images_that_do_not_decode(root, tmp_path, encoded):
+    rows = [product(f"p{i}", [encoded(i), encoded(300 + i)]) for i in range(100)]
+    rows[7]["images"][0]["image"]["bytes"] = encoded(1)[:-30]
+    rows[8]["images"][1]["image"]["bytes"] = b"<html>"
+    shutil.rmtree(root / "train")
+    write_train(root / "train", rows)
+    part = check(root, processes=1)["train"]  # 1 % of 200 images is still fit
+    assert part["images that cannot be decoded"] == {
+        "truncated": {"count": 1, "such as": "p7"},
+        "not an image": {"count": 1, "such as": "p8"},
+    }
+    shutil.rmtree(root / "train")
+    write_train(root / "train", rows[:99])
+    assert because(root) == {"images that cannot be decoded, more than 1%": 2}
+    check(root, quick=True)  # reads no images
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_damaged_files(root, quick):
+    files = sorted((root / "train").glob("*.parquet"))
+    files[0].write_bytes(files[0].read_bytes()[:-20])
+    data = bytearray(files[1].read_bytes())
+    page = pq.ParquetFile(files[1]).metadata.row_group(1).column(0).data_page_offset
+    data[page : page + 8] = b"\xff" * 8
+    files[1].write_bytes(data)
+    pq.write_table(pa.table({"png": [b""]}), root / "test/distractors/00001.parquet")
+    assert because(root, quick=quick) == {
+        "files that are not whole Parquet files": 1,
+        "row groups that cannot be read to their end": 1,
+        "files with more or fewer rows than the manifest says": 2,
+        "files that lack a column": 1,
+    }
+
+
+def test_damage_of_an_image_page_needs_the_full_check(root):
+    file = root / "train/00000.parquet"
+    metadata = pq.ParquetFile(file).metadata.row_group(0)
+    column = next(c for c in map(metadata.column, range(6)) if c.path_in_schema.endswith("image.bytes"))
+    data = bytearray(file.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 8] = b"\xff" * 8
+    file.write_bytes(data)
+    check(root, quick=True)
+    assert because(root)["row groups that cannot be read to their end"] == 1
+
+
+def test_rows_against_the_manifest(root):
+    edit(root / "train/00000.parquet", lambda rows: rows[0]["images"][0].update(category="Feet"))
+    assert because(root) == {"files with other rows than the manifest says": 1}
+    (root / "train/00001.parquet").rename(root / "train/00002.parquet")
+    assert because(root, quick=True) == {
+        "files of the manifest that are missing": 1,
+        "files that the manifest does not name": 1,
+    }
+    (root / "train/manifest.json").write_text("{")
+    assert because(root) == {"a damaged manifest": 1}
+    (root / "train/manifest.json").unlink()
+    check(root, processes=1)  # shards that others wrote have none
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_path_and_no_bytes(root, quick):
+    (root / "train/manifest.json").unlink()
+    secret = root.parent / "secret.jpg"
+    secret.write_bytes(b"")
+    edit(
+        root / "train/00000.parquet",
+        lambda rows: rows[4]["images"][1].update(image={"bytes": None, "path": str(secret)}),
+    )
+    found = because(root, quick=quick)
+    assert found.pop("images without bytes") == 1 and found == {"images that cannot be decoded, more than 1%": 1}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_products_twice_and_in_two_splits(root, quick):
+    (root / "train/manifest.json").unlink()
+    edit(root / "train/00001.parquet", lambda rows: [rows[0].update(product_id="p1"), rows[1].update(product_id="q1")])
+    assert because(root, quick=quick) == {"products that are there twice": 1, "products that are also in train": 1}
+
+
+def test_test_set_faults(root):
+    edit(root / "test/products.parquet", lambda rows: rows[0].update(CATEGORY=None))
+    shutil.rmtree(root / "test/distractors")
+    assert because(root / "test") == {"queries with no category": 1, "no distractors": 1}
+    (root / "test/products.parquet").write_bytes(b"")
+    assert because(root) == {"files that are not whole Parquet files": 1, "no queries": 1, "no distractors": 1}
+
+
+def test_products_that_give_no_pair(root, encoded):
+    (root / "train/manifest.json").unlink()
+    rows = [product("a", [encoded(1)], ["SIMPLE"]), product(None, [encoded(2)], ["COMPLEX"])]
+    for file in sorted((root / "train").glob("*.parquet")):
+        pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), file)
+        rows = [{"product_id": "b", "images": []}, {"product_id": "c", "images": None}]
+    assert because(root) == {"no product that gives a pair": 1}
+    report = json.loads((root.parent / "report.json").read_text())
+    assert {why: found["count"] for why, found in report["train"]["rows that cannot be used"].items()} == {
+        "no scene image": 1,
+        "no product id": 1,
+        "no SIMPLE image": 2,
+    }
+
+
+def test_nothing_prepared(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "train.writing").mkdir()
+    with pytest.raises(ValueError, match=r"neither product shards nor a test set \(notes.txt, train.writing\)"):
+        check(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        check(tmp_path / "nowhere")
