@@ -14,9 +14,9 @@ import torch
 from transformers import HfArgumentParser, set_seed
 
 from lrvsf.data.products import ProductShards
-from lrvsf.data.testset import ProductTestSet
+from lrvsf.data.source import training_folder, validation_set
 from lrvsf.hub.card import write_training_card
-from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments, check_data
+from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.recipe import parse_recipe
 from lrvsf.training.start import start_model
 from lrvsf.training.trainer import CondViTTrainer
@@ -26,12 +26,12 @@ from processing_condvit import CondViTProcessor
 def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
     args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
-    data = check_data(args.data)
+    folder = training_folder(args.data)
     set_seed(training.seed)
     model = start_model(args)
     categories = model.config.categories if model.config.condition == "category" else None
-    shards = ProductShards.scan(f"{data}/train", categories, training.max_bad_fraction)
-    validation = ProductTestSet(data / "validation") if training.eval_strategy != "no" else None
+    shards = ProductShards.scan(folder, categories, training.max_bad_fraction)
+    validation = validation_set(args.data, training.output_dir) if training.eval_strategy != "no" else None
     processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
     trainer = CondViTTrainer(model, training, shards, validation, processing_class=processor)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

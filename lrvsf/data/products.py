@@ -1,7 +1,8 @@
 """Product shards: which rows can be trained on, known before the first step, and how any part of them is read.
 
-`datasets` reads them, a row group at a time and undecoded, from a folder or from a URL such as hf://datasets/NAME/train.
-The scan reads types, categories and ids, never an image: a few bytes a row.
+`datasets` reads them undecoded and unit by unit, from a folder or from a URL such as hf://datasets/NAME/train. A unit
+is a row group of a Parquet shard or, in the published layout, a whole tar of products. Of Parquet the scan reads types,
+categories and ids, a few bytes a row; a tar has no index, so it is read through: convert tars that are used often.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from lrvsf.data.images import TooManyBadImages
 from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
+from lrvsf.data.tars import read_products
 
 logger = logging.getLogger(__name__)
 
@@ -93,20 +95,19 @@ class ProductShards:
             ValueError: a file is not a product shard, a product is there twice, or no product is usable.
             TooManyBadImages: more than `max_bad` are unreadable or unusable.
         """
-        files = parquet_files(folder)
+        files = product_files(folder)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
             scanned = list(zip(files, pool.map(_structure, files), strict=True))
         damaged = {file: found for file, found in scanned if isinstance(found, Exception)}
         if len(damaged) > max_bad * len(files):
             listed = "\n".join(f"  {file}: {error}" for file, error in damaged.items())
             raise TooManyBadImages(
-                f"{len(damaged)} of {len(files)} shards cannot be read as Parquet; write them again, or remove them:\n"
-                + listed
+                f"{len(damaged)} of {len(files)} shards cannot be read; write them again, or remove them:\n" + listed
             )
         for file, error in damaged.items():
             logger.warning("Skipped the whole of %s: %s. Write it again.", file, error)
         readable = [(file, units) for file, units in scanned if file not in damaged]
-        names = [f"{file}, row group {i}" for file, units in readable for i in range(len(units))]
+        names = [f"{file}, part {i}" for file, units in readable for i in range(len(units))]
         sizes = [len(unit) for _, units in readable for unit in units]
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         structure = [(file, row) for file, units in readable for unit in units for row in unit]
@@ -115,11 +116,7 @@ class ProductShards:
             _report(faulty, len(structure), max_bad, folder)
         if len(rows) == 0:
             raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
-        paths = [file for file, _ in readable]
-        stream = datasets.load_dataset(
-            "parquet", data_files=paths, split="train", streaming=True, features=UNDECODED, columns=list(UNDECODED)
-        )
-        return cls(stream.reshard(), names, starts, rows, groups, faulty)
+        return cls(_stream([file for file, _ in readable]), names, starts, rows, groups, faulty)
 
     def read(self, unit: int) -> Iterator[tuple[int, dict]]:
         """(row number, row) of a unit, undecoded; ends early with a warning where the shard is damaged."""
@@ -133,18 +130,36 @@ class ProductShards:
             logger.warning("%s: %s. Lost %d products; write this file again.", self.units[unit], error, lost)
 
 
-def parquet_files(folder: str) -> list[str]:
-    """FOLDER/*.parquet by name, as paths or URLs."""
+def product_files(folder: str) -> list[str]:
+    """FOLDER/*.parquet or, where there are none, FOLDER/*.tar, by name, as paths or URLs."""
     filesystem, path = fsspec.url_to_fs(str(folder))
-    files = sorted(filesystem.glob(f"{path}/*.parquet"))
+    files = sorted(filesystem.glob(f"{path}/*.parquet") or filesystem.glob(f"{path}/*.tar"))
     if not files:
-        raise FileNotFoundError(f"no *.parquet in {folder}; write product shards there with prepare_lrvsf.py")
+        raise FileNotFoundError(f"no *.parquet and no *.tar in {folder}; write product shards with prepare_lrvsf.py")
     return [file if "file" in filesystem.protocol else filesystem.unstrip_protocol(file) for file in files]
 
 
+def _stream(files: list[str]) -> datasets.IterableDataset:
+    """Undecoded rows; each of its shards is one unit."""
+    if files[0].endswith(".tar"):
+        return datasets.IterableDataset.from_generator(_tar_rows, features=UNDECODED, gen_kwargs={"tars": files})
+    stream = datasets.load_dataset(
+        "parquet", data_files=files, split="train", streaming=True, features=UNDECODED, columns=list(UNDECODED)
+    )
+    return stream.reshard()
+
+
+def _tar_rows(tars: list[str]) -> Iterator[dict]:
+    """What `datasets` reads of tars. Each is tolerated alike at every reading (lrvsf.data.tars)."""
+    for tar in tars:
+        yield from read_products(tar, Counter())
+
+
 def _structure(file: str) -> list[list[Structure]] | Exception:
-    """The rows of each row group, or why the file cannot be read."""
+    """The rows of each unit, or why the file cannot be read."""
     try:
+        if file.endswith(".tar"):
+            return [[_structure_of(row) for row in read_products(file, Counter())]]
         with fsspec.open(file, "rb") as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
             present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
             if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import TrainingArguments
 
@@ -106,13 +105,3 @@ class CondViTTrainingArguments(TrainingArguments):
             self.resume_from_checkpoint = True  # the newest checkpoint
         if self.phase1_steps is not None and self.phase1_steps < 0:
             raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
-
-
-def check_data(root: str) -> Path:
-    """The data folder, refused with the remedy if it holds no training shards."""
-    folder = Path(root)
-    if not (folder / "train").is_dir():
-        raise FileNotFoundError(
-            f"{root} has no train/ folder; write one with prepare_lrvsf.py, or name another folder with --data"
-        )
-    return folder

@@ -1,4 +1,7 @@
+import io
+import json
 import logging
+import tarfile
 
 import fsspec
 import pyarrow as pa
@@ -8,6 +11,8 @@ from made import encoded, image, product, write
 
 from lrvsf.data.images import TooManyBadImages
 from lrvsf.data.products import ProductShards
+from lrvsf.data.source import training_folder, validation_set
+from lrvsf.data.stream import ProductBatches
 
 
 def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
@@ -43,7 +48,7 @@ def test_unusable_folders_are_refused(tmp_path):
         ProductShards.scan(tmp_path / "twice")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "x.parquet").write_text("not parquet")
-    with pytest.raises(TooManyBadImages, match="1 of 1 shards cannot be read as Parquet.*\n.*x.parquet: "):
+    with pytest.raises(TooManyBadImages, match="1 of 1 shards cannot be read; write.*\n.*x.parquet: "):
         ProductShards.scan(tmp_path / "text")
     (tmp_path / "other").mkdir()
     pq.write_table(pa.table({"url": ["u"]}), tmp_path / "other" / "x.parquet")
@@ -94,3 +99,53 @@ def test_shards_behind_a_url(tmp_path):
     near, far = ProductShards.scan(tmp_path / "t"), ProductShards.scan("memory://bucket/train")
     assert len(far.units) == 4 and far.units[1].startswith("memory://") and far.rows.tolist() == near.rows.tolist()
     assert [list(far.read(unit)) for unit in range(4)] == [list(near.read(unit)) for unit in range(4)]
+
+
+def add(tar, name, data):
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def write_tars(folder, names, files=2):
+    folder.mkdir()
+    for index in range(files):
+        with tarfile.open(folder / f"{index}.tar", "w") as tar:
+            for name in names[index::files]:
+                add(tar, f"{name}.0.png", encoded("white"))
+                add(tar, f"{name}.1.png", encoded("red"))
+                types = {"0": {"TYPE": "SIMPLE", "CATEGORY": "Bags"}, "1": {"TYPE": "COMPLEX"}}
+                add(tar, f"{name}.json", json.dumps(types).encode())
+    return folder
+
+
+def test_published_tars_are_read_as_they_are(tmp_path):
+    folder = write_tars(tmp_path / "TRAIN", [f"p{i}" for i in range(7)])
+    whole = (folder / "1.tar").read_bytes()
+    (folder / "1.tar").write_bytes(whole[: 512 * 9])  # cut in the second of its three products
+    shards = ProductShards.scan(training_folder(str(tmp_path)), ["Bags"])
+    assert shards.usable == 5 and shards.starts.tolist() == [0, 4, 5] and shards.units[1].endswith("1.tar, part 0")
+    for _ in range(2):
+        rows = [row for unit in range(2) for _, row in shards.read(unit)]
+        assert [row["product_id"] for row in rows] == ["p0", "p2", "p4", "p6", "p1"]
+    assert rows[0]["images"][1]["type"] == "COMPLEX" and rows[0]["images"][1]["image"]["bytes"] == encoded("red")
+    batches = ProductBatches(shards, 2, seed=0)
+    assert len({row["product_id"] for _, batch, _ in batches for row in batch}) == 4
+
+
+def test_a_data_folder_behind_a_url(tmp_path):
+    (tmp_path / "d/validation/distractors").mkdir(parents=True)
+    write(tmp_path / "d/train", [product("p")], 1)
+    images = {"SIMPLE_IMG": [b"s"], "COMPLEX_IMG": [b"c"], "CATEGORY": ["Bags"], "blip2_caption1": ["a bag"]}
+    pq.write_table(pa.table(images), tmp_path / "d/validation/products.parquet")
+    pq.write_table(pa.table({"jpg": [b"d", b"e"]}), tmp_path / "d/validation/distractors/0.parquet")
+    store = fsspec.filesystem("memory")
+    store.put(f"{tmp_path}/d/", "/far/", recursive=True)
+    assert training_folder("memory://far") == "memory://far/train"
+    for _ in range(2):
+        far = validation_set("memory://far", tmp_path / "cache")
+        assert (far.n_products, far.n_distractors, far.categories()) == (1, 2, ["Bags"])
+        if store.isdir("/far/validation"):
+            store.rm("/far/validation", recursive=True)  # the copy is enough
+    with pytest.raises(FileNotFoundError, match="memory://near has no train/ folder; write one with prepare_lrvsf.py"):
+        training_folder("memory://near")

@@ -142,7 +142,7 @@ def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
     made = [maker.batch(*batch) for batch in batches]
     assert len(made) == len(batches) == 10 and all(len(batch["product_ids"]) == 4 for batch in made)
     lost = {name for batch in made for name, reason in batch["skipped"] if reason == "lost in a damaged shard"}
-    assert len(lost) == 4 and all("1.parquet, row group 2" in name for name in lost)
+    assert len(lost) == 4 and all("1.parquet, part 2" in name for name in lost)
     assert "Lost 4 products" in caplog.text
     names = {name for batch in made for name in batch["product_ids"]}
     assert names == {f"p{i:02d}" for i in range(40)} - {"p17", "p19", "p21", "p23"}

@@ -1,0 +1,37 @@
+"""Where a data folder keeps what: DATA/train, DATA/validation. DATA may be a URL that fsspec knows, such as hf://."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+from accelerate import PartialState
+
+from lrvsf.data.testset import ProductTestSet
+
+TRAINING = ("train", "TRAIN")  # ours, and the published layout's
+
+
+def training_folder(root: str) -> str:
+    """The folder of product shards or tars below `root`, refused with the remedy if there is none."""
+    filesystem, path = fsspec.url_to_fs(root)
+    for name in TRAINING:
+        if filesystem.isdir(f"{path}/{name}"):
+            return f"{root.rstrip('/')}/{name}"
+    raise FileNotFoundError(
+        f"{root} has no train/ folder; write one with prepare_lrvsf.py, or name another folder with --data"
+    )
+
+
+def validation_set(root: str, cache: str | Path) -> ProductTestSet:
+    """The validation set below `root`; one behind a URL is copied into `cache`, once for all processes of a machine."""
+    if "://" not in root:
+        return ProductTestSet(Path(root, "validation"))
+    copy = Path(cache, "validation")
+    with PartialState().local_main_process_first():
+        if not copy.is_dir():
+            filesystem, path = fsspec.url_to_fs(root)
+            temporary = copy.with_name(copy.name + ".tmp")
+            filesystem.get(f"{path}/validation/", f"{temporary}/", recursive=True)
+            temporary.rename(copy)
+    return ProductTestSet(copy)

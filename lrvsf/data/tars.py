@@ -1,0 +1,233 @@
+"""Reading product tars, LRVS-F's published training layout, member by member in constant memory.
+
+    ID.0.jpg, ID.1.jpg, ...     the images of a product, in any raster format
+    ID.json                     {"0": {"TYPE": "SIMPLE", "CATEGORY": "Bags", "blip2_caption1": ..., ...}, "1": {...}}
+
+and, for validation distractors, `ID.jpg` beside an `ID.json` that holds the image's metadata itself.
+
+What is read is a pure function of the tar's bytes. The members of a product need not be adjacent: a product is finished
+when `SPREAD` others have begun after it, or `HELD_BYTES` wait. A member that comes later than that is on its own, and
+so is lost: an image is then a product without JSON, a JSON a product without images. Products come in the order of
+their first members.
+
+No fault ends a tar. After damaged blocks the next whole member is looked for; of a tar cut in the middle everything
+before the cut is used. What is lost is counted by reason in the caller's counter and named in the log at the 1st, 10th,
+100th, ... time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from lrvsf.data.schema import SCENES, SIMPLE
+
+logger = logging.getLogger(__name__)
+
+SPREAD = 16
+HELD_BYTES = 256 * 2**20
+MAX_MEMBER_BYTES = 64 * 2**20
+
+DAMAGED = "damaged or cut tars"
+NO_JSON = "products without JSON"
+BAD_JSON = "products whose JSON cannot be read"
+NO_IMAGES = "products without a usable image"
+NOT_IN_JSON = "images that the JSON does not describe"
+NOT_IN_TAR = "images that only the JSON has"
+NO_TYPE = "images of unknown TYPE"
+EMPTY = "empty images"
+ODD = "members that are neither image nor JSON"
+TOO_LARGE = f"members over {MAX_MEMBER_BYTES >> 20} MiB"
+TWICE = "members that are there twice"
+
+RASTER = "jpe?g|png|webp|gif|bmp|tiff?|avif"
+MEMBER = re.compile(rf"(?P<name>[^.]+)\.(?P<part>json|(?:(?P<number>\d{{1,9}})\.)?(?:{RASTER}))", re.IGNORECASE)
+CAPTION = re.compile(r"blip2_caption(\d{1,9})")
+
+Source = str | Path | BinaryIO
+
+
+def read_products(source: Source, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The products of a tar: rows of PRODUCT_FEATURES, images undecoded and in the order of their numbers.
+
+    A product may lack a SIMPLE or a scene image: `lrvsf.data.products.fault` tells.
+
+    Args:
+        source: path, URL that fsspec knows, or open binary file, which is read from where it stands and left open.
+        skipped: gets one more under its reason for everything that is lost.
+
+    Raises:
+        OSError: the tar cannot be opened, or the reading fails for other reasons than its bytes.
+    """
+    for name, members in _grouped(source, skipped):
+        if (row := _product(name, members, skipped)) is not None:
+            yield row
+
+
+def read_distractors(source: Source, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The images of a distractor tar: `jpg`, and PRODUCT_ID, TYPE, CATEGORY and blip2_caption1, None where unknown.
+
+    Arguments and errors are those of `read_products`. An image without JSON is a distractor all the same.
+    """
+    for name, members in _grouped(source, skipped):
+        metadata = _metadata(members.pop("json", b"{}"))
+        if metadata is None:
+            _skip(skipped, BAD_JSON, name)
+        images = [data for number, data in sorted(members.items()) if number == ""]
+        for number in members.keys() - {""}:
+            _skip(skipped, ODD, f"{name}.{number}")
+        if not images:
+            _skip(skipped, NO_IMAGES, name)
+        elif not images[0]:
+            _skip(skipped, EMPTY, name)
+        else:
+            found = metadata or {}
+            texts = {key: _text(found.get(key)) for key in ("TYPE", "CATEGORY", "blip2_caption1")}
+            yield {"PRODUCT_ID": as_identifier(found.get("PRODUCT_ID")), **texts, "jpg": images[0]}
+
+
+@contextmanager
+def open_tar(source: Source) -> Iterator[BinaryIO]:
+    """An open file: the one given, left open, or that of a path or URL, closed at the end."""
+    if hasattr(source, "read"):
+        yield source
+    else:
+        with fsspec.open(str(source), "rb") as file:
+            yield file
+
+
+def _product(name: str, members: dict[str, bytes], skipped: Counter[str]) -> dict[str, Any] | None:
+    """A row, or None if nothing of the product can be used."""
+    if "json" not in members:
+        return _skip(skipped, NO_JSON, name)
+    metadata = _metadata(members.pop("json"))
+    if metadata is None:
+        return _skip(skipped, BAD_JSON, name)
+    images = []
+    numbers = members.keys() | {key for key in metadata if key.isascii() and key.isdigit()}
+    for number in sorted(numbers, key=lambda text: (len(text), text)):
+        described, path = metadata.get(number), f"{name}.{number}.jpg"
+        if number not in members:
+            _skip(skipped, NOT_IN_TAR, path)
+        elif not isinstance(described, dict):
+            _skip(skipped, NOT_IN_JSON, path)
+        elif described.get("TYPE") not in (SIMPLE, *SCENES):
+            _skip(skipped, NO_TYPE, path)
+        elif not members[number]:
+            _skip(skipped, EMPTY, path)
+        else:
+            image = {"image": {"bytes": members[number], "path": path}, "type": described["TYPE"]}
+            images.append(image | {"category": _text(described.get("CATEGORY")), "captions": captions_of(described)})
+    if not images:
+        return _skip(skipped, NO_IMAGES, name)
+    return {"product_id": name, "images": images}
+
+
+def _grouped(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(name, members) of each product: "json", an image's number, or "" for an image without one -> content."""
+    held: dict[str, dict[str, bytes]] = {}  # in the order of their first members
+    waiting = 0
+    for path, match, data in _members(source, skipped):
+        folder = path.removeprefix("./").rpartition("/")[0]
+        members = held.setdefault(f"{folder}/{match['name']}", {})
+        part = "json" if match["part"].lower() == "json" else match["number"] or ""
+        if part in members:
+            _skip(skipped, TWICE, path)
+        else:
+            members[part] = data
+            waiting += len(data)
+        while len(held) > SPREAD or waiting > HELD_BYTES:
+            name, members = next(iter(held.items()))
+            del held[name]
+            waiting -= sum(map(len, members.values()))
+            yield _clean(name.rpartition("/")[2]), members
+    for name, members in held.items():
+        yield _clean(name.rpartition("/")[2]), members
+
+
+def _members(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, re.Match, bytes]]:
+    """(path, its parsed file name, content) of every image and JSON."""
+    with open_tar(source) as file:
+        try:
+            # A stream never seeks back, so pipes and remote files do; and damaged blocks are skipped like empty ones.
+            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, ignore_zeros=True) as tar:
+                while (member := tar.next()) is not None:
+                    pass  # a TarFile remembers every member that it ever gave
+                    match = MEMBER.fullmatch(member.name.rpartition("/")[2])
+                    if member.isdir():
+                        continue
+                    if not member.isreg() or match is None:
+                        _skip(skipped, ODD, member.name)
+                    elif member.size > MAX_MEMBER_BYTES:
+                        _skip(skipped, TOO_LARGE, member.name)
+                    else:
+                        yield member.name, match, tar.extractfile(member).read()
+                whole = getattr(tar, "ended", False) and not getattr(tar, "damaged", False)
+        except (tarfile.TarError, EOFError, ValueError):  # tarfile lets a few errors of numbers and text through
+            whole = False
+        if not whole:
+            _skip(skipped, DAMAGED, source)
+
+
+class _Member(tarfile.TarInfo):
+    """Notes on the TarFile how its headers were: a TarFile itself ends alike at its end and at damage."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            member = super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            tar.ended = isinstance(error, tarfile.EOFHeaderError) or (
+                isinstance(error, tarfile.EmptyHeaderError) and getattr(tar, "ended", False)
+            )
+            tar.damaged = getattr(tar, "damaged", False) or isinstance(error, tarfile.InvalidHeaderError)
+            raise
+        tar.ended = False
+        return member
+
+
+def _metadata(content: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def captions_of(described: dict[str, Any]) -> list[str]:
+    """Of an image's metadata blip2_caption1, 2, ... in the order of their numbers."""
+    names = sorted((int(match[1]), name) for name in described if (match := CAPTION.fullmatch(name)))
+    return [text for _, name in names if (text := _text(described[name]))]
+
+
+def _text(value: Any) -> str | None:
+    """A text, or None for anything else: pandas writes NaN where there is none."""
+    return (_clean(value).strip() or None) if isinstance(value, str) else None
+
+
+def as_identifier(value: Any) -> str | None:
+    """An id as text; pandas turns integers into floats where one is missing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
+def _clean(text: str) -> str:
+    """Text that can be written as UTF-8: names of other encodings, and JSON, can hold halves of characters."""
+    return text.encode(errors="replace").decode()
+
+
+def _skip(skipped: Counter[str], reason: str, name: object) -> None:
+    skipped[reason] += 1
+    if str(skipped[reason]).strip("0") == "1":
+        logger.warning("Skipped %s: %s (%d so far)", name, reason, skipped[reason])
