@@ -10,16 +10,18 @@ import sys
 
 import typer
 
+from lrvsf.data.prepare.catalog import catalog
 from lrvsf.data.prepare.check import check
 from lrvsf.data.prepare.download import download
 from lrvsf.data.prepare.mini import mini
 from lrvsf.data.prepare.products import products
 from lrvsf.data.prepare.push import push
 from lrvsf.data.prepare.report import as_table
+from lrvsf.data.prepare.tars import tars
 from lrvsf.data.prepare.testset import testset
 from lrvsf.data.prepare.urls import urls
 
-STEPS = (urls, download, products, testset, check, push, mini)
+STEPS = (catalog, urls, download, products, testset, tars, check, push, mini)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

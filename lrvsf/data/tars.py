@@ -161,7 +161,7 @@ def _members(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, re.Ma
             # A stream never seeks back, so pipes and remote files do; and damaged blocks are skipped like empty ones.
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, ignore_zeros=True) as tar:
                 while (member := tar.next()) is not None:
-                    pass  # a TarFile remembers every member that it ever gave
+                    tar.members.clear()  # a TarFile remembers every member that it ever gave
                     match = MEMBER.fullmatch(member.name.rpartition("/")[2])
                     if member.isdir():
                         continue

@@ -35,7 +35,9 @@ BATCH_ROWS = 8192
 COLUMNS = ("URL", "TYPE", "SPLIT", "PRODUCT_ID", "CATEGORY")
 CAPTION = re.compile(r"blip2_caption(\d+)")
 BASE_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-GALLERY = re.compile(r"_(gallery|distractors?)$")  # the published files say test_gallery and val_gallery
+# The published SPLITs are such as test_query and test_gallery. In products_*.parquet these are a product's scenes and
+# SIMPLE images, both of the test set; elsewhere a gallery is distractors.
+ROLE = re.compile(r"_(query|gallery|distractors?)$")
 PRODUCT_RANKS = [rank for rank, split in enumerate(SPLITS) if not split.endswith("_distractors")]
 
 
@@ -175,7 +177,7 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
         try:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
                 for cells in batch.to_pylist():
-                    row = _row(cells, captions)
+                    row = _row(cells, captions, file.name.startswith("products"))
                     if isinstance(row, str):
                         skipped[row] += 1
                     else:
@@ -185,15 +187,15 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
             raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
 
 
-def _row(cells: dict[str, Any], captions: list[str]) -> dict[str, Any] | str:
-    """A row of URL_SCHEMA, or why there is none."""
+def _row(cells: dict[str, Any], captions: list[str], of_products: bool) -> dict[str, Any] | str:
+    """A row of URL_SCHEMA, or why there is none. `of_products`: the file holds products, not distractors."""
     url = _text(cells.get("URL"))
     if url is None or not _is_web(url):
         return "no usable URL"
     name = str(cells.get("SPLIT")).lower()
-    base = BASE_SPLITS.get(GALLERY.sub("", name))
-    gallery = GALLERY.search(name) is not None
-    if base is None or (gallery and base == "train"):
+    base, role = BASE_SPLITS.get(ROLE.sub("", name)), ROLE.search(name)
+    gallery = role is not None and role[1] != "query" and not of_products
+    if base is None or (role and base == "train"):
         return f"unknown split: {cells.get('SPLIT')}"[:60]
     # A gallery is of products alone, so that its files need not say it.
     kind = _text(cells.get("TYPE")) or (SIMPLE if gallery else None)

@@ -42,7 +42,8 @@ def test_files_that_differ_in_columns_become_one_list(tmp_path):
         ],
         data__train__products_complex=[scene("https://a/2 b.jpg", 7, kind="PARTIAL_COMPLEX")],
         data__validation__distractors=[{"URL": "http://a/3.jpg", "SPLIT": "val_gallery", "CATEGORY": None}],
-        data__test__products_complex=[scene("http://a/é%20.jpg", 8, "test")],
+        data__test__products_complex=[scene("http://a/é%20.jpg", 8, "test_query")],
+        data__test__products_simple_metadata=[simple("http://a/4.jpg", 8, "test_gallery")],
     )
     report = urls(str(meta), tmp_path / "out")
     columns = URL_SCHEMA.names
@@ -51,10 +52,11 @@ def test_files_that_differ_in_columns_become_one_list(tmp_path):
         ("https://a/2%20b.jpg", "7", "PARTIAL_COMPLEX", "train", None, []),
         ("http://a/3.jpg", None, "SIMPLE", "validation_distractors", None, []),
         ("http://a/%C3%A9%20.jpg", "8", "COMPLEX", "test", None, []),
+        ("http://a/4.jpg", "8", "SIMPLE", "test", "Bags", []),
     ]
     rows = sorted(read(tmp_path / "out"), key=lambda row: row["url"])
     assert rows == [dict(zip(columns, row, strict=True)) for row in sorted(expected)]
-    assert (report["rows"], report["URLs to download"], report["skipped"]) == (4, 4, 0)
+    assert (report["rows"], report["URLs to download"], report["skipped"]) == (5, 5, 0)
     assert report["splits"]["validation_distractors"] == {"URLs": 1, "products": 0}
     assert json.loads((tmp_path / "out/urls.json").read_text()) == report
 

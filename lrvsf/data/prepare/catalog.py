@@ -1,0 +1,216 @@
+"""`prepare_lrvsf.py catalog`: your own products -> product shards to train on, and test sets.
+
+Every image is read once, decoded, made smaller if it is large, and put on disk until all are read. Then it is known
+which products are complete, and each goes to its place (see splits.py). Memory holds the list of images (0.8 GB for a
+million), some dozens of images, and one page of a Parquet table that holds images itself; disk holds the smaller images
+twice until the step is done.
+
+The same catalog gives the same bytes, with any number of processes and after any number of kills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shlex
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+from tqdm import tqdm
+from typer import Argument, Option
+
+from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.prepare.downloaded import Picture
+from lrvsf.data.prepare.listing import Listing, read_listing
+from lrvsf.data.prepare.products import product_row
+from lrvsf.data.prepare.report import as_table, write_report
+from lrvsf.data.prepare.shards import ProductShardWriter, TestSetWriter, made_from, read_manifest
+from lrvsf.data.prepare.splits import SETS, TEST, TRAIN, Shares, Shot, Splits
+from lrvsf.data.prepare.spool import Spool
+from lrvsf.data.prepare.testset import query_row
+from lrvsf.data.prepare.workers import worker_map
+
+FORMAT = 1  # raise it when the same catalog gives other bytes
+JPEG_QUALITY = 95
+CHUNK = 64  # images in memory at a time
+BATCH_SIZE = 256
+NO_CATEGORY = "no category"  # a test set needs one; no model is asked about it
+RUN = "runs/condvit"  # where train_hf.py writes unless told otherwise
+
+
+def catalog(
+    table: Annotated[
+        Path,
+        Argument(
+            help=".csv or .parquet with product_id, image (path from the table's folder, or bytes), role (product or "
+            "scene), and category, text or both; or a folder CATEGORY/PRODUCT/IMAGE"
+        ),
+    ],
+    out: Annotated[Path, Argument(help="data folder; gets train/, validation/, test/ and catalog.json")],
+    scene_pattern: Annotated[str, Option(help="of a folder: which file names are scenes")] = "*scene*",
+    validation: Annotated[float, Option(help="share of the products in the validation set")] = 0.1,
+    test: Annotated[float, Option(help="share of the products in the test set")] = 0.1,
+    seed: Annotated[int, Option(help="of the split and of the order of the products")] = 0,
+    image_size: Annotated[
+        int, Option(help="make larger images smaller: pixels of the shortest side; 0 keeps them as they are")
+    ] = 256,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Turn your own products into product shards and test sets."""
+    shares = Shares(validation, test, seed)
+    if image_size < 0:
+        raise ValueError(f"image_size={image_size} must be 1 or more, or 0 to keep images as they are")
+    if table.is_dir() and out.resolve().is_relative_to(table.resolve()):
+        raise ValueError(f"{out} is inside {table}, whose images are read; choose another folder")
+    listing = read_listing(table, scene_pattern)
+    settings = {"format": FORMAT, "validation": validation, "test": test, "seed": seed, "image_size": image_size}
+    source = listing.fingerprint(settings)
+    if not _finished(out, source):
+        with Spool(out / "images.writing") as spool, worker_map(processes) as mapper:
+            shots = list(_read_images(listing, spool, partial(fetch, image_size=image_size), mapper))
+            splits = Splits(shots, shares)
+            _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
+    report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
+    report |= _next(out, report)
+    write_report(out / "catalog.json", report)
+    return report
+
+
+def fetch(source: str | bytes | None, image_size: int) -> tuple[bytes, bytes] | str:
+    """(encoded image, SHA-256 of what it came as), or why there is none. Runs in the workers.
+
+    Args:
+        source: path, or bytes, or None.
+        image_size: pixels that the shortest side may have; 0 for any number.
+    """
+    if isinstance(source, str):
+        try:
+            path = Path(source)
+            if not path.exists():
+                return "missing file"
+            if not path.is_file():
+                return "no file, but a folder or device"
+            source = path.read_bytes()
+        except (OSError, ValueError):  # no permission; a name that cannot be one
+            return "file that cannot be opened"
+    try:
+        image = decode_image(source)
+    except BadImage as error:
+        return error.reason
+    digest = hashlib.sha256(source).digest()
+    shortest = min(image.size)
+    if not image_size or shortest <= image_size:
+        return source, digest
+    width, height = (max(image_size, round(side * image_size / shortest)) for side in image.size)
+    buffer = io.BytesIO()
+    image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue(), digest
+
+
+def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[Shot]:
+    """Puts every image that can be used into the spool; the others are counted."""
+    pairs = zip(listing.entries, listing.images(), strict=True)
+    with tqdm(total=len(listing.entries), desc="reading", unit="image") as bar:
+        while chunk := list(islice(pairs, CHUNK)):
+            for (entry, _), found in zip(chunk, mapper(job, [image for _, image in chunk]), strict=True):
+                if isinstance(found, str):
+                    listing.skips.add(found, entry.where)
+                else:
+                    yield Shot(entry, spool.add(found[0]), found[1])
+            bar.update(len(chunk))
+
+
+def _finished(out: Path, source: str) -> bool:
+    """Whether all that a catalog gives is there; ValueError if something else is."""
+    made = {name: made_from(out / name, source) for name in (TRAIN, *SETS)}
+    return made[TRAIN] and all(made[name] for name in SETS if name in read_manifest(out / TRAIN)["note"]["report"])
+
+
+def _report(listing: Listing, splits: Splits, images: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything but what depends on where it is written."""
+    parts = {"listed": listing.listed, "images that can be used": images, **listing.skips.report()}
+    if listing.unused:
+        parts["columns not used"] = ", ".join(listing.unused)
+    if not splits.complete[TRAIN]:
+        raise ValueError(
+            f"{listing.source} gives no product to train on: one with a product image and a scene, with a category if "
+            f"any product has one, and outside the test sets\n{as_table(parts | splits.report())}"
+        )
+    repeated = {f"images, {name}": part for name, part in splits.skips.report().items()}
+    return parts | splits.report() | repeated | {"categories": splits.categories(), "settings": settings}
+
+
+def _write(splits: Splits, spool: Spool, out: Path, source: str, report: dict[str, Any]) -> None:
+    """Writes the folders that are not there; train comes last, so that it tells of the others."""
+    note = {"input": source, "report": report}
+    total = sum(map(len, splits.complete.values()))
+    with tqdm(total=total, desc="writing", unit="product") as bar:
+        for name in SETS:
+            if not splits.complete[name] or made_from(out / name, source):
+                continue
+            with TestSetWriter(out / name) as writer:
+                writer.note = note
+                for product_id, images in splits.complete[name].items():
+                    pictures = [_picture(shot, spool, NO_CATEGORY) for shot in images]
+                    writer.add_query(query_row(product_id, pictures))
+                    bar.update()
+                for shot in (*splits.distractors[name], *splits.borrowed[name]):
+                    writer.add_distractor(_distractor(shot, spool))
+        if not made_from(out / TRAIN, source):
+            with ProductShardWriter(out / TRAIN) as writer:
+                writer.note = note
+                for product_id, images in splits.complete[TRAIN].items():
+                    writer.add(product_row(product_id, [_picture(shot, spool) for shot in images]))
+                    bar.update()
+
+
+def _picture(shot: Shot, spool: Spool, otherwise: str | None = None) -> Picture:
+    return Picture(
+        split="",
+        type=shot.entry.type,
+        category=shot.category or otherwise,
+        captions=list(shot.entry.captions),
+        url=shot.entry.where,
+        sha256=shot.digest.hex(),
+        data=spool.read(shot.place),
+        failure=None,
+        fetched=True,
+    )
+
+
+def _distractor(shot: Shot, spool: Spool) -> dict[str, Any]:
+    return {
+        "PRODUCT_ID": shot.entry.product_id,
+        "TYPE": shot.entry.type,
+        "CATEGORY": shot.category,
+        "blip2_caption1": next(iter(shot.entry.captions), None),
+        "jpg": spool.read(shot.place),
+    }
+
+
+def _next(out: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """What to know before going on, and the commands to go on with."""
+    notes: list[str] = []
+    if not report["categories"]:
+        notes.append(
+            "there is no category, so only training without a condition is possible; texts are kept, and condition "
+            "nothing yet"
+        )
+    if untrained := [name for name, counts in report["categories"].items() if not counts[TRAIN]]:
+        notes.append(f"nothing is trained on for the categories {', '.join(untrained)}")
+    for name in SETS:
+        if name not in report and report["settings"][name]:
+            notes.append(f"no product fell into {name}; take a larger share or another seed")
+        elif name in report and not report[name]["distractors"]:
+            notes.append(f"{name} has no distractors, so evaluate_lrvsf.py cannot use it; list products without scene")
+    train = ["--data", str(out), "--per_device_train_batch_size", str(min(BATCH_SIZE, report[TRAIN]["products"]))]
+    train += ["--categories", *report["categories"]] if report["categories"] else ["--condition", "none"]
+    commands = {"to train": shlex.join(["accelerate", "launch", "train_hf.py", *train])}
+    if TEST in report and (size := report[TEST]["distractors"]):
+        flags = ["--model", RUN, "--data_root", str(out / TEST), "--output_dir", RUN, "--gallery_sizes", str(size)]
+        commands["to evaluate"] = shlex.join(["accelerate", "launch", "evaluate_lrvsf.py", *flags])
+    return {**({"note": "; ".join(notes)} if notes else {}), **commands}
