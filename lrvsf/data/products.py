@@ -159,7 +159,11 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
     """The rows of each unit, or why the file cannot be read."""
     try:
         if file.endswith(".tar"):
-            return [[_structure_of(row) for row in read_products(file, Counter())]]
+            lost: Counter[str] = Counter()
+            rows = [_structure_of(row) for row in read_products(file, lost)]
+            if lost:
+                logger.warning("%s: %d products; skipped %s.", file, len(rows), dict(lost.most_common()))
+            return [rows]
         with fsspec.open(file, "rb") as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
             present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
             if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:
