@@ -127,5 +127,5 @@ def _too_many(skipped: list[tuple[str, str]], spares: int, size: int) -> TooMany
 
 
 def _stack(images: tuple[np.ndarray, ...]) -> torch.Tensor:
-    """B arrays (S, S, 3) -> uint8 (B, 3, S, S)."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    """B arrays (S, S, 3) -> uint8 (B, 3, S, S), channels last in memory as they came: no second copy."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
