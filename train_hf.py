@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, set_seed
 from lrvsf.data.products import ProductShards
 from lrvsf.data.source import training_folder, validation_set
 from lrvsf.hub.card import write_training_card
+from lrvsf.hub.push import push_model
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.recipe import parse_recipe
 from lrvsf.training.start import start_model
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         best = "" if trainer.state.best_metric is None else f", {metric} {100 * trainer.state.best_metric:.1f} %"
         print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
         if training.push_to_hub:
-            trainer.push_to_hub()
+            print(push_model(folder, trainer.hub_model_id, training.hub_private_repo, training.hub_token))
 
 
 if __name__ == "__main__":

@@ -76,8 +76,9 @@ def watch(process: multiprocessing.Process) -> dict[str, int]:
                 now["RSS"] += memory.rss
                 now["PSS"] += memory.pss
                 now["processes"] += 1
-        except psutil.Error:  # one ended while it was looked at
-            pass
+        except psutil.NoSuchProcess:  # one ended while it was looked at: this sample is no peak
+            process.join(SAMPLE_SECONDS)
+            continue
         peaks = {name: max(peaks[name], now[name]) for name in peaks}
         process.join(SAMPLE_SECONDS)
     return peaks

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 # but its longer side: 8192 pixels are a square of 201 MB.
 MAX_SIDE = 8192
 
-FEW = 5  # bad images that a whole pass may have, whatever their share
+FEW = 5  # bad images from which on a whole pass is judged
 
 Image.init()  # registers the formats, among which an old Pillow lacks some
 FORMATS = tuple(name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
@@ -127,6 +127,9 @@ class BadImageCounter:
 
     def summary(self) -> str:
         """A table of the reasons, most frequent first."""
-        lines = [f"{self.bad} of {self.bad + self.good} {self.what} are bad:"]
-        lines += [f"  {count:>8}  {reason}" for reason, count in self.reasons.most_common()]
-        return "\n".join(lines)
+        return f"{self.bad} of {self.bad + self.good} {self.what} are bad:\n{reasons_table(self.reasons)}"
+
+
+def reasons_table(reasons: Counter[str]) -> str:
+    """One indented line a reason, most frequent first."""
+    return "\n".join(f"  {count:>8}  {reason}" for reason, count in reasons.most_common())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lrvsf.data.images import BadImage, TooManyBadImages, decode_image
+from lrvsf.data.images import BadImage, TooManyBadImages, decode_image, reasons_table
 from lrvsf.data.schema import SCENES, SIMPLE
 
 
@@ -118,7 +118,7 @@ def _encoded(cell: dict | None) -> bytes | None:
 
 
 def _too_many(skipped: list[tuple[str, str]], spares: int, size: int) -> TooManyBadImages:
-    reasons = "\n".join(f"  {count:>8}  {reason}" for reason, count in Counter(r for _, r in skipped).most_common())
+    reasons = reasons_table(Counter(reason for _, reason in skipped))
     return TooManyBadImages(
         f"{len(skipped)} bad images in one batch of {size} products, more than {spares} spare products can replace, "
         f"the first one of product {skipped[0][0]}:\n{reasons}\n"

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.images import TooManyBadImages, reasons_table
 from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
 
@@ -209,9 +209,8 @@ def _sort_out(
 
 def _report(faulty: dict[str, str], total: int, max_bad: float, folder: str) -> None:
     """Says which products were left out, or refuses to train on so few."""
-    counts = Counter(faulty.values()).most_common()
     first = ", ".join(list(faulty)[:3])
-    table = "\n".join(f"  {count:>8}  {reason}" for reason, count in counts)
+    table = reasons_table(Counter(faulty.values()))
     text = f"{len(faulty)} of {total} products in {folder} give no training pair, such as {first}:\n{table}"
     if len(faulty) == total or (len(faulty) >= JUDGE_FROM and len(faulty) > max_bad * total):
         raise TooManyBadImages(f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Repair the data, or raise it.")

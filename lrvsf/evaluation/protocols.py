@@ -99,14 +99,9 @@ def evaluate_bootstrap(
     if encoder.conditioning == "category":
         test_set.check_categories(encoder.model.config.categories)
 
-    products = gathered(embed_products(encoder, test_set, batch_size, max_bad))
-    if not products.rows:
-        raise ValueError(
-            f"None of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}."
-        )
-    distractors = embed_distractors(
-        encoder, test_set, batch_size, max_bad
-    )  # stay where they are; only their numbers travel
+    products = all_products(encoder, test_set, batch_size, max_bad)
+    # Distractors stay where they are; only their numbers travel.
+    distractors = embed_distractors(encoder, test_set, batch_size, max_bad)
     held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
     n_distractors = sum(rows for rows, _ in held)
     settings.check_distractors(n_distractors)
@@ -167,14 +162,19 @@ def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> d
     return results
 
 
-def gathered(products: Embedded) -> Embedded:
-    """All processes' products in row order, on every process."""
-    parts = gather_object([products])
-    return Embedded(
+def all_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01) -> Embedded:
+    """All processes' products in row order, on every process. Raises ValueError if none can be read."""
+    parts = gather_object([embed_products(encoder, test_set, batch_size, max_bad)])
+    products = Embedded(
         [row for part in parts for row in part.rows],
-        {name: torch.cat([part.embeds[name] for part in parts]) for name in products.embeds},
+        {name: torch.cat([part.embeds[name] for part in parts]) for name in parts[0].embeds},
         _summed(part.skipped for part in parts),
     )
+    if not products.rows:
+        raise ValueError(
+            f"None of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}."
+        )
+    return products
 
 
 def _summed(counts: Any) -> dict[str, int]:

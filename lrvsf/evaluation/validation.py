@@ -7,18 +7,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
-from lrvsf.evaluation.protocols import gathered
+from lrvsf.evaluation.embed import Encoder, embed_distractors
+from lrvsf.evaluation.protocols import all_products
 from lrvsf.evaluation.recall import RankCounter, fold_recall
 
 
 def full_gallery_recall(encoder: Encoder, test_set: ProductTestSet, batch_size: int) -> dict[int, float]:
     """K -> recall at K, 0..1, for K = 1..10. Every process must call it; all get the same."""
-    products = gathered(embed_products(encoder, test_set, batch_size))
-    if not products.rows:
-        raise ValueError(
-            f"none of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}"
-        )
+    products = all_products(encoder, test_set, batch_size)
     distractors = embed_distractors(encoder, test_set, batch_size)
     held = gather_object([len(distractors.rows)])  # one entry per process, in order
     first_row = sum(held[: PartialState().process_index])

@@ -85,6 +85,9 @@ class CondViTTrainingArguments(TrainingArguments):
     save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
     metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5 or R@10 on the validation set"})
     greater_is_better: bool = field(default=True, metadata={"help": "whether a larger metric is better"})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "end pushes the finished model; the others push unfinished ones as well"}
+    )
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
 
     def __post_init__(self):

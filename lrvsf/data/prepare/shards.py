@@ -276,11 +276,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text())
-        if isinstance(manifest["note"], dict):
-            return manifest
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is damaged: it has no note; write the folder again")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); write the folder again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("note"), dict):
+        raise ValueError(f"{path} is damaged: it has no note; write the folder again")
+    return manifest
 
 
 def made_from(folder: str | Path, source: str) -> bool:
