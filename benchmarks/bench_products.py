@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.data.prepare.products import products
 from lrvsf.data.prepare.report import as_table
