@@ -20,12 +20,30 @@ def test_a_pair_depends_on_seed_epoch_and_product_alone():
 def test_augment_keeps_most_of_the_image_and_mirrors_half():
     picture = Image.new("RGB", (40, 40), "black")
     picture.paste("white", (20, 0, 40, 40))
-    views = [np.asarray(augment(picture, 32, np.random.default_rng(i)))[:, :, 0] / 255 for i in range(60)]
+    views = [augment(picture, 32, np.random.default_rng(i))[0].numpy() / 255 for i in range(60)]
     right = sum(view[:, 24:].mean() > 0.9 for view in views)
     left = sum(view[:, :8].mean() > 0.9 for view in views)
     assert right + left == 60 and 15 < right < 45
-    wide = np.asarray(augment(Image.new("RGB", (40, 10)), 32, np.random.default_rng(0)))
-    assert wide[0].min() == 255 and wide[16].max() == 0, "padded to a white square"
+    wide = augment(Image.new("RGB", (40, 10)), 32, np.random.default_rng(0))
+    assert wide.shape == (3, 32, 32) and wide[:, 0].min() == 255 and wide[:, 16].max() == 0, "padded to a white square"
+
+
+def test_augment_scales_as_pillow_does(make_image):
+    """The naive twin: pad, crop, resize, mirror with Pillow."""
+    picture = make_image(60, 50).resize((120, 100), Image.Resampling.BICUBIC)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        view = augment(picture, 32, rng)
+        rng = np.random.default_rng(seed)
+        area, ratio = rng.uniform(0.8, 1.0) * 120**2, np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width, height = min(120, round((area * ratio) ** 0.5)), min(120, round((area / ratio) ** 0.5))
+        left, top = rng.integers(120 - width + 1), rng.integers(120 - height + 1)
+        square = Image.new("RGB", (120, 120), "white")
+        square.paste(picture, (0, 10))
+        expected = square.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int)).max() <= 1
 
 
 def test_a_bad_image_is_skipped_counted_and_replaced(caplog):

@@ -48,9 +48,9 @@ class MiniSize:
         if self.image_size < 32:
             raise ValueError(f"image_size {self.image_size} is too small to see a pattern; take 32 or more")
         looks = len(CATEGORIES) * len(all_looks(CATEGORIES[0]))
-        if self.total > looks // 2:
+        if self.total > 3 * looks // 4:  # looks are drawn until a new one comes
             raise ValueError(
-                f"{self.total} products asked for, but no two may look alike; ask for {looks // 2} at most"
+                f"{self.total} products asked for, but no two may look alike; ask for {3 * looks // 4} at most"
             )
 
     @property
