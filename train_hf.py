@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
         if training.push_to_hub:
             print(push_model(folder, trainer.hub_model_id, training.hub_private_repo, training.hub_token))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

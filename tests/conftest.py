@@ -71,3 +71,37 @@ def make_image() -> Callable[..., Image.Image]:
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", metavar="FILE", help="write the table of faults that the passing tests survive")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "survives(fault, outcome): a row of docs/reliability.md")
+
+
+SURVIVED: dict[tuple[str, str], str] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
+    report = yield
+    if report.when == "call" and (mark := item.get_closest_marker("survives")):
+        test = item.nodeid.partition("[")[0]
+        if report.passed and SURVIVED.get(mark.args) != "":
+            SURVIVED[mark.args] = test
+        elif not report.passed:
+            SURVIVED[mark.args] = ""
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Rows of what passed; one that failed, in any of its variants, is left out."""
+    if path := session.config.getoption("--reliability"):
+        text = Path(path).read_text()
+        head = text[: text.index("| fault |")]
+        rows = [f"| {fault} | {outcome} | `{test}` |" for (fault, outcome), test in SURVIVED.items() if test]
+        Path(path).write_text(
+            head + "\n".join(["| fault | what happens | shown by |", "| --- | --- | --- |", *rows]) + "\n"
+        )

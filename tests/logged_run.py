@@ -1,12 +1,23 @@
-"""train_hf.py, run as a process that writes down what it trains on and can be made to die.
+"""train_hf.py, run as a process that writes down what it trains on and meets a fault.
 
-    python logged_run.py LOG KILL_AT FLAGS...
+    python logged_run.py LOG FAULT STEP FLAGS...
 
-Each rank appends a line of JSON for each step to LOG.RANK: [step, product ids, loss]. At step KILL_AT (0: never) rank 0
-dies by SIGKILL, after the backward pass and before the weights change.
+Each rank appends a line of JSON for each step to LOG.RANK: [step, product ids, loss]. The fault comes at STEP, between
+the backward pass and the change of weights, or while that step's checkpoint is saved:
+
+none
+kill        SIGKILL on the first rank
+terminate   SIGTERM on the last rank
+raise       an error on the last rank
+nan         a loss that is not a number, on the last rank
+worker      SIGKILL on one of the processes that load data
+FILE        SIGKILL while FILE is written into the checkpoint, half of it there
+rename      SIGKILL when the checkpoint is about to get its name
+renamed     SIGKILL when it has just got it
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,24 +26,90 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_hf
+from lrvsf.training import checkpoints
 from lrvsf.training.trainer import CondViTTrainer
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def meet(fault: str, trainer: CondViTTrainer) -> None:
+    """What happens between the gradients and the weights."""
+    last = trainer.args.process_index == trainer.args.world_size - 1
+    if fault == "kill" and trainer.args.process_index == 0:
+        die()
+    elif fault == "terminate" and last:
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif fault == "raise" and last:
+        raise ValueError("made to fail")
+    elif fault == "worker":
+        multiprocessing.active_children()[0].kill()
+
+
+def break_the_save_of(step: int, fault: str) -> None:
+    """Lets the process die while a checkpoint is written."""
+    save, seal, publish = CondViTTrainer._save_checkpoint, checkpoints.seal, checkpoints.publish
+
+    def half_saved(self, model, trial):
+        """Trainer's files are there one after another: the one that is being written is cut in half."""
+        if self.state.global_step != step or self.args.process_index != 0:
+            return save(self, model, trial)
+        for name in ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state"):
+            setattr(self, name, then_die(getattr(self, name)))
+        self.state.save_to_json = then_die(self.state.save_to_json)
+        return save(self, model, trial)
+
+    def then_die(write):
+        def writing(*args, **kwargs):
+            result = write(*args, **kwargs)
+            for path in Path(train_hf_output, checkpoints.STAGING).rglob(fault):
+                os.truncate(path, path.stat().st_size // 2)
+                die()
+            return result
+
+        return writing
+
+    def half_sealed(folder, run):
+        seal(folder, run)
+        if fault == checkpoints.MANIFEST and folder.name == checkpoints.name_of(step):
+            os.truncate(folder / fault, 20)
+            die()
+
+    def around_the_rename(staged, final):
+        this = final.name == checkpoints.name_of(step)
+        if this and fault == "rename":
+            die()
+        publish(staged, final)
+        if this and fault == "renamed":
+            die()
+
+    train_hf_output = sys.argv[sys.argv.index("--output_dir") + 1]
+    CondViTTrainer._save_checkpoint = half_saved
+    checkpoints.seal, checkpoints.publish = half_sealed, around_the_rename
+
+
 def main() -> None:
-    log, kill_at, flags = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-    training_step = CondViTTrainer.training_step
+    log, fault, fault_step, flags = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+    training_step, compute_loss = CondViTTrainer.training_step, CondViTTrainer.compute_loss
+    break_the_save_of(fault_step, fault)
 
     def logged(self, model, inputs, *args, **kwargs):
         ids = list(inputs["product_ids"])
         loss = training_step(self, model, inputs, *args, **kwargs)
         step = self.state.global_step + 1
-        if step == kill_at and self.args.process_index == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step == fault_step:
+            meet(fault, self)
         with open(f"{log}.{self.args.process_index}", "a") as file:
             file.write(json.dumps([step, ids, loss.item()]) + "\n")
         return loss
 
-    CondViTTrainer.training_step = logged
+    def poisoned(self, *args, **kwargs):
+        loss = compute_loss(self, *args, **kwargs)
+        last = self.args.process_index == self.args.world_size - 1
+        return loss * float("nan") if fault == "nan" and last and self.state.global_step + 1 == fault_step else loss
+
+    CondViTTrainer.training_step, CondViTTrainer.compute_loss = logged, poisoned
     train_hf.main(flags)
 
 

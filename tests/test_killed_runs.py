@@ -1,4 +1,5 @@
-"""SIGKILL at any step: what a resumed run trains on, and its losses, equal the uninterrupted run's bit for bit."""
+"""Faults at any step: what a run leaves is whole, and resumed it is the run that nothing disturbed: the same products,
+losses and weights, bit for bit."""
 
 import json
 import os
@@ -12,10 +13,13 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from lrvsf.data.mini.build import MiniSize, build_mini
+from lrvsf.training import checkpoints
+from lrvsf.training.guards import STOPPED
 
 SCRIPT = Path(__file__).parent / "logged_run.py"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 STEPS = 7  # of 3 an epoch: two whole epochs and a step of the third
+SEVERAL = pytest.mark.parametrize("processes", [1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -30,27 +34,43 @@ def flags(tmp_path_factory):
     flags = {
         "model": folder / "clip", "data": folder / "mini", "max_steps": STEPS, "phase1_steps": 2, "use_cpu": True,
         "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 1, "bf16": False, "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": "none", "resume_from_checkpoint": "auto",
     }  # fmt: skip
     return [token for name, value in flags.items() for token in (f"--{name}", str(value))]
 
 
-def run(folder, flags, *, processes, workers, kill_at=0):
-    """Runs until the end or the kill; resumes where there is a checkpoint."""
+@pytest.fixture(scope="module")
+def uninterrupted(flags, tmp_path_factory):
+    """uninterrupted(processes): the folder of a run that nothing disturbed."""
+    folders = {}
+
+    def run_once(processes):
+        if processes not in folders:
+            folders[processes] = tmp_path_factory.mktemp("whole")
+            run(folders[processes], flags, processes=processes)
+        return folders[processes]
+
+    return run_once
+
+
+def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0):
+    """Runs until the end or the fault, which must give this exit status; resumes where it can. What it said."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     flags = [*flags, "--output_dir", str(folder / "model"), "--dataloader_num_workers", str(workers)]
     flags += ["--per_device_train_batch_size", str(4 // processes)]
-    if list(folder.glob("model/checkpoint-*")):
-        flags += ["--resume_from_checkpoint", "True"]
-    command = [*launcher, str(SCRIPT), str(folder / "log"), str(kill_at), *flags]
+    command = [*launcher, str(SCRIPT), str(folder / "log"), fault, str(at), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    _, errors = process.communicate(timeout=300)
-    # Of several processes one dies, and the launcher ends the others.
-    expected = 0 if not kill_at else -signal.SIGKILL if processes == 1 else 1
-    assert process.returncode == expected, errors[-3000:]
+    try:
+        _, said = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    # Of several processes the faulty one ends, and the launcher ends the others.
+    assert process.returncode == (1 if status and processes > 1 else status), said[-3000:]
+    return said
 
 
 def logged(folder, processes):
@@ -66,20 +86,72 @@ def logged(folder, processes):
     return ranks
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one(flags, tmp_path, processes):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    run(whole, flags, processes=processes, workers=0)
+def assert_same_run(folder, whole, processes):
+    assert logged(folder, processes) == logged(whole, processes)
+    weights = [(path / "model/model.safetensors").read_bytes() for path in (folder, whole)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.survives("SIGKILL at a step, in the first epoch, at its end, in the second", "resumes bit for bit")
+@SEVERAL
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(flags, uninterrupted, tmp_path, processes):
     # In the first epoch, right after its end, in the second: with and without loading workers.
-    for kill_at, workers in ((2, 0), (4, 2), (6, 0), (0, 2)):
-        run(killed, flags, processes=processes, workers=workers, kill_at=kill_at)
+    for at, workers in ((2, 0), (4, 2), (6, 0)):
+        run(tmp_path, flags, processes=processes, workers=workers, fault="kill", at=at, status=-signal.SIGKILL)
+    run(tmp_path, flags, processes=processes, workers=2)
+    whole = uninterrupted(processes)
+    assert_same_run(tmp_path, whole, processes)
     expected = logged(whole, processes)
-    assert logged(killed, processes) == expected
     epochs = [
         [name for rank in expected for step in steps for name in rank[step][0]] for steps in ((1, 2, 3), (4, 5, 6))
     ]
     assert all(len(epoch) == len(set(epoch)) == 12 for epoch in epochs), "a product is there once an epoch"
-    weights = [(folder / "model/model.safetensors").read_bytes() for folder in (whole, killed)]
-    assert weights[0] == weights[1]
+
+
+@pytest.mark.survives(
+    "SIGKILL while a checkpoint is saved: model, optimizer, scheduler, random state, trainer's state, manifest, rename",
+    "resumes bit for bit from the one before",
+)
+def test_killed_during_a_save(flags, uninterrupted, tmp_path):
+    files = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", checkpoints.MANIFEST, "rename")
+    for at, fault in enumerate(files, start=2):
+        run(tmp_path, flags, fault=fault, at=at, status=-signal.SIGKILL)
+        newest = checkpoints.newest_whole(tmp_path / "model")
+        assert newest.name == checkpoints.name_of(at - 1), f"killed while {fault} was written"
+    run(tmp_path, flags)
+    assert_same_run(tmp_path, uninterrupted(1), 1)
+    assert not (tmp_path / "model" / checkpoints.STAGING).exists()
+
+
+@pytest.mark.survives("SIGTERM", "saves a checkpoint, exits with status 143, resumes bit for bit")
+@SEVERAL
+def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes):
+    without_saving = [*flags, "--save_strategy", "no"]
+    run(tmp_path, without_saving, processes=processes, fault="terminate", at=5, status=STOPPED)
+    assert [path.name for path in checkpoints.checkpoints_in(tmp_path / "model")] == ["checkpoint-5"]
+    run(tmp_path, flags, processes=processes)
+    assert_same_run(tmp_path, uninterrupted(processes), processes)
+
+
+@pytest.mark.survives("one of several processes raises", "all end, its traceback comes first")
+def test_a_rank_that_raises_ends_all(flags, tmp_path):
+    said = run(tmp_path, flags, processes=2, fault="raise", at=3, status=1)
+    first = said[said.index("Traceback (most recent call last)") :]
+    assert "ValueError: made to fail" in first[: first.index("Error:") + 100], said[-3000:]
+
+
+@pytest.mark.survives(
+    "a loss that is not a number, on one of several processes", "all end; step and products are named"
+)
+def test_a_loss_that_is_no_number_ends_all(flags, uninterrupted, tmp_path):
+    said = run(tmp_path, flags, processes=2, fault="nan", at=5, status=1)
+    ids = ", ".join(logged(uninterrupted(2), 2)[1][5][0])
+    assert "step 5: the loss is nan on process 1" in said and ids in said, said[-3000:]
+    run(tmp_path, flags, processes=2)
+    assert_same_run(tmp_path, uninterrupted(2), 2)
+
+
+@pytest.mark.survives("a data-loading process dies", "the run ends and names it")
+def test_a_dead_worker_is_an_error(flags, tmp_path):
+    said = run(tmp_path, flags, workers=2, fault="worker", at=2, status=1)
+    assert "DataLoader worker (pid" in said

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,10 @@ from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks, product_row
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.training.arguments import CondViTTrainingArguments
+from lrvsf.training.checkpoints import newest_whole
+from lrvsf.training.guards import NonFinite
 from lrvsf.training.loss import info_nce
+from lrvsf.training.trainer import CondViTTrainer
 from modeling_condvit import CondViTModel
 
 MINI_CLIP = Path(__file__).parent.parent / "assets/mini-clip"
@@ -124,6 +128,63 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_did(train, tmp_path):
     assert weights[0] == weights[1] == weights[2]
 
 
+@pytest.mark.survives("another seed, or a folder with an earlier run's checkpoints", "refused before the first step")
+def test_a_run_goes_on_only_with_what_it_began_with(train, trained, tmp_path):
+    folder, _ = trained
+    with pytest.raises(ValueError, match="seed: 42 then, 1 now"):
+        train(tmp_path, resume_from_checkpoint=folder / "checkpoint-6", seed=1)
+    with pytest.raises(ValueError, match="checkpoint-6 of an earlier run; add --resume_from_checkpoint True"):
+        train(folder)
+
+
+def test_chunks_change_nothing_but_the_memory(train, trained, tmp_path):
+    """Batches of 7 in chunks of 3, 3 and 1."""
+    _, losses = trained
+    assert train(tmp_path, save_steps=6, grad_cache_chunk=3) == pytest.approx(losses, rel=1e-4)
+
+
+def test_validation_tells_recall_and_loss_and_can_end_the_run(train, trained, tmp_path):
+    folder, _ = trained
+    state = json.loads((folder / "checkpoint-6/trainer_state.json").read_text())
+    evaluations = [entry for entry in state["log_history"] if "eval_R@1" in entry]
+    assert [entry["step"] for entry in evaluations] == [3, 6]
+    assert all(0 <= entry["eval_R@1"] <= entry["eval_R@5"] <= entry["eval_R@10"] <= 1 for entry in evaluations)
+    assert all(entry["eval_loss"] > 0 for entry in evaluations)
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    flags |= {"metric_for_best_model": "loss", "greater_is_better": False, "learning_rate": 0.5, "phase1_steps": 0}
+    losses = train(tmp_path, max_steps=30, early_stopping_patience=2, **flags)
+    assert len(losses) < 30, "a learning rate of a half does not go well for long"
+
+
+@pytest.mark.survives("the disk is full while a checkpoint is saved", "the run ends; the one before is whole, is named")
+def test_a_full_disk_leaves_the_checkpoint_before(train, tmp_path, monkeypatch):
+    """A limit on file sizes stands in for the full disk: writing fails in the middle of a file."""
+    save = CondViTTrainer._save_checkpoint
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_on_a_full_disk(self, model, trial):
+        if self.state.global_step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, unlimited[1]))
+        try:
+            save(self, model, trial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    monkeypatch.setattr(CondViTTrainer, "_save_checkpoint", save_on_a_full_disk)
+    with pytest.raises(RuntimeError, match="checkpoint-4 could not be written .*; kept: checkpoint-3, checkpoint-2"):
+        train(tmp_path, save_steps=1)
+    assert newest_whole(tmp_path) == tmp_path / "checkpoint-3"
+    monkeypatch.undo()
+    resumed, whole = train(tmp_path, save_steps=6, resume_from_checkpoint=True), train(tmp_path / "whole", save_steps=6)
+    assert resumed == whole
+
+
+@pytest.mark.survives("weights run away: loss or gradient is not finite", "the run ends, names step and products")
+def test_numbers_that_are_none_end_the_run(train, tmp_path):
+    with pytest.raises(NonFinite, match="step 2: the loss is nan .*Products of this process's batch: mini-0-train-0"):
+        train(tmp_path, learning_rate=1e38, phase1_steps=0)
+
+
 def test_phase1_is_one_epoch_unless_told_otherwise(train, clip, tmp_path):
     train(tmp_path, max_steps=-1, num_train_epochs=2, without=["phase1_steps"], save_strategy="epoch")
     tower = [AutoModel.from_pretrained(p, trust_remote_code=True) for p in (tmp_path / "checkpoint-3", tmp_path)]
@@ -173,6 +234,8 @@ def test_bf16_loss_is_close_to_float32():
         ({"per_device_train_batch_size": 1}, "take 2 or more"),
         ({"gradient_accumulation_steps": 2}, "another objective"),
         ({"phase1_steps": -1}, "must be 0 or more"),
+        ({"grad_cache_chunk": 0}, "must be 1 or more"),
+        ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
     ],
 )
 def test_arguments_that_would_train_something_else_are_refused(tmp_path, wrong, message):

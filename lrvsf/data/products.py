@@ -7,6 +7,8 @@ categories and ids, a few bytes a row; a tar has no index, so it is read through
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -68,6 +70,7 @@ class ProductShards:
         rows: (n,) numbers of the rows that give a training pair, ascending.
         groups: (n,) a number for the category of each of them.
         faulty: product id -> why it gives none.
+        fingerprint: of what decides an epoch's order: the ids, usable or not, and how units divide them.
     """
 
     stream: datasets.IterableDataset
@@ -76,6 +79,7 @@ class ProductShards:
     rows: np.ndarray
     groups: np.ndarray
     faulty: dict[str, str]
+    fingerprint: str
 
     @property
     def usable(self) -> int:
@@ -116,7 +120,9 @@ class ProductShards:
             _report(faulty, len(structure), max_bad, folder)
         if len(rows) == 0:
             raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
-        return cls(_stream([file for file, _ in readable]), names, starts, rows, groups, faulty)
+        identity = json.dumps([[product for product, _, _ in unit] for _, units in readable for unit in units])
+        fingerprint = hashlib.sha256(identity.encode() + rows.tobytes()).hexdigest()
+        return cls(_stream([file for file, _ in readable]), names, starts, rows, groups, faulty, fingerprint)
 
     def read(self, unit: int) -> Iterator[tuple[int, dict]]:
         """(row number, row) of a unit, undecoded; ends early with a warning where the shard is damaged."""

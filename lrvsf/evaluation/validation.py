@@ -10,21 +10,23 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder, embed_distractors
 from lrvsf.evaluation.protocols import all_products
 from lrvsf.evaluation.recall import RankCounter, fold_recall
+from lrvsf.training.loss import symmetric_cross_entropy
 
 
-def full_gallery_recall(encoder: Encoder, test_set: ProductTestSet, batch_size: int) -> dict[int, float]:
-    """K -> recall at K, 0..1, for K = 1..10. Every process must call it; all get the same."""
+def validate(encoder: Encoder, test_set: ProductTestSet, batch_size: int) -> dict[str, float]:
+    """R@1, R@5 and R@10, 0..1, and the loss of all products as one batch. Every process must call it; all get the same.
+
+    The loss is comparable between runs on one validation set only: it grows with the number of products.
+    """
     products = all_products(encoder, test_set, batch_size)
+    queries, targets = (products.embeds[name].to(encoder.device) for name in ("query", "target"))
     distractors = embed_distractors(encoder, test_set, batch_size)
     held = gather_object([len(distractors.rows)])  # one entry per process, in order
     first_row = sum(held[: PartialState().process_index])
-    counter = RankCounter(
-        products.embeds["query"].to(encoder.device),
-        products.embeds["target"].to(encoder.device),
-        torch.arange(len(products.rows))[None],
-        [torch.arange(sum(held))[None]],
-    )
+    counter = RankCounter(queries, targets, torch.arange(len(products.rows))[None], [torch.arange(sum(held))[None]])
     counter.add(distractors.embeds["distractor"], first_row)
     (ranks,) = counter.ranks()
-    recall = fold_recall(ranks.expected, ranks.weights, 10)  # (1, 10)
-    return {k: recall.flatten()[k - 1].item() for k in range(1, 11)}
+    recall = fold_recall(ranks.expected, ranks.weights, 10).flatten()  # (10,)
+    with torch.no_grad():
+        loss = symmetric_cross_entropy(queries, targets, queries, targets, encoder.model.logit_scale)
+    return {**{f"R@{k}": recall[k - 1].item() for k in (1, 5, 10)}, "loss": loss.item()}

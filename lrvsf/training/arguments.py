@@ -60,6 +60,16 @@ class CondViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "draw each global batch from this many categories: harder negatives; by default from all"},
     )
+    grad_cache_chunk: int | None = field(
+        default=None,
+        metadata={
+            "help": "embed this many pairs at a time: a batch of any size fits, with the same gradients, for the "
+            "price of a second forward pass"
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "end the run after so many evaluations without a better metric"}
+    )
     max_bad_fraction: float = field(
         default=0.01,
         metadata={"help": "end the run when a larger share of products or images is bad, judged from 100 bad ones on"},
@@ -88,6 +98,9 @@ class CondViTTrainingArguments(TrainingArguments):
     hub_strategy: str = field(
         default="end", metadata={"help": "end pushes the finished model; the others push unfinished ones as well"}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "must be off: it hides losses that are not numbers, which end the run"}
+    )
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
 
     def __post_init__(self):
@@ -100,11 +113,22 @@ class CondViTTrainingArguments(TrainingArguments):
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would compare pairs within each "
-                "part only, which is another objective; raise per_device_train_batch_size instead"
+                "part only, which is another objective; raise per_device_train_batch_size instead and, where it does "
+                "not fit, add --grad_cache_chunk"
             )
+        if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
+            raise ValueError(f"grad_cache_chunk={self.grad_cache_chunk} must be 1 or more")
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1 or not self.load_best_model_at_end:
+                raise ValueError(
+                    f"early_stopping_patience={self.early_stopping_patience} must be 1 or more, and needs "
+                    "--load_best_model_at_end True with an eval_strategy"
+                )
+            self.restore_callback_states_from_checkpoint = True  # a resumed run remembers how long it has waited
         if self.eval_on_start and self.eval_strategy == "no":
             raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
-        if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() == "true":
-            self.resume_from_checkpoint = True  # the newest checkpoint
+        if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() in ("true", "auto"):
+            asked = self.resume_from_checkpoint.lower()
+            self.resume_from_checkpoint = asked == "true" or "auto"  # the newest checkpoint, or it if there is one
         if self.phase1_steps is not None and self.phase1_steps < 0:
             raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")

@@ -5,6 +5,7 @@ It overrides hooks only; Trainer's loop is Trainer's.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.pairs import PairMaker
@@ -22,7 +24,10 @@ from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import PairLoader, ProductBatches
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder
-from lrvsf.evaluation.validation import full_gallery_recall
+from lrvsf.evaluation.validation import validate
+from lrvsf.training import checkpoints
+from lrvsf.training.grad_cache import cached_step
+from lrvsf.training.guards import Guard, noticed_sigterm
 from lrvsf.training.loss import info_nce
 from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
@@ -82,8 +87,68 @@ class CondViTTrainer(Trainer):
         self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
         self.unwrapped = model
         self.add_callback(TemperatureAndPhases(self))
+        self.add_callback(Guard(self))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self._save_under = args.output_dir
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Trainer's, from a checkpoint that is whole and of this run: True for the newest, "auto" for it or none."""
+        folder = checkpoints.on_main_process(lambda: self._begin(resume_from_checkpoint))
+        with noticed_sigterm() as self.sigterm:
+            return super().train(None if folder is None else str(folder), **kwargs)
+
+    def _begin(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint to resume from; removes what an interrupted save left."""
+        output = Path(self.args.output_dir)
+        shutil.rmtree(output / checkpoints.STAGING, ignore_errors=True)
+        if asked:
+            return checkpoints.find(output, asked, self.identity())
+        if found := checkpoints.checkpoints_in(output):
+            raise ValueError(
+                f"{output} holds {found[0].name} of an earlier run; add --resume_from_checkpoint True to go on with "
+                "it, take another --output_dir, or remove it"
+            )
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one that it resumes; kept in every checkpoint."""
+        batches = self.loader.batch_sampler
+        order = {"seed": self.args.seed, "global_batch": batches.global_size, "categories_per_batch": batches.parts}
+        return {**order, "data": self.shards.fingerprint, **checkpoints.describe_model(self.unwrapped.config)}
+
+    def _get_output_dir(self, trial) -> str:
+        """Trainer writes and sorts checkpoints here."""
+        return self._save_under
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        """Trainer's files, written aside, and published by the main process when every process has written its own."""
+        output, name = Path(self.args.output_dir), checkpoints.name_of(self.state.global_step)
+        staging = output / checkpoints.STAGING
+        try:
+            self._save_under = str(staging)
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            kept = ", ".join(path.name for path in checkpoints.checkpoints_in(output)) or "none before it"
+            raise RuntimeError(
+                f"{output / name} could not be written ({error}); kept: {kept}. Free some space."
+            ) from error
+        finally:
+            self._save_under = self.args.output_dir
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(output / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            checkpoints.seal(staging / name, self.identity())
+            checkpoints.publish(staging / name, output / name)
+            staging.rmdir()
+            rotate_checkpoints(
+                str(output), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> PairLoader:
         """As it is: it is split over processes already, and a second split would lose rows."""
@@ -107,37 +172,55 @@ class CondViTTrainer(Trainer):
             )
         return self.lr_scheduler
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """In phase 1 the tower's gradients are dropped, so that the optimizer passes it over, clipping included."""
-        inputs.pop("product_ids")
+        self.last_products = inputs.pop("product_ids")
         for product, reason in inputs.pop("skipped"):
             self.skipped.add_bad(f"an image of product {product}", reason)
         self.skipped.add_good(2 * len(inputs["pixel_values"]))
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.args.grad_cache_chunk is None:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        else:
+            loss = self._chunked_step(model, self._prepare_inputs(inputs))
         if self.state.global_step < self.phase1_steps:
             for name, parameter in self.unwrapped.named_parameters():
                 if not trains_in_phase1(name):
                     parameter.grad = None
+        self.last_loss = loss.detach()
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
-        """Both towers in one call, so that distributed training sees one forward per step."""
+    def _chunked_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Trainer's step, in the memory of `grad_cache_chunk` pairs."""
+        model.train()
+
+        def embed(model: nn.Module, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            with self.compute_loss_context_manager():
+                return self._embed(model, part)
+
+        chunk, scale = self.args.grad_cache_chunk, self.unwrapped.logit_scale
+        return cached_step(model, inputs, chunk, embed, info_nce, scale, self.accelerator.backward)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs) -> Tensor:
+        return info_nce(*self._embed(model, inputs), self.unwrapped.logit_scale)
+
+    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Queries and targets, in one call, so that distributed training sees one forward per step."""
         output = model(
             pixel_values=self._normalised(inputs["pixel_values"]),
             category_indices=inputs.get("category_indices"),
             target_pixel_values=self._normalised(inputs["target_pixel_values"]),
         )
-        return info_nce(output.image_embeds, output.target_embeds, self.unwrapped.logit_scale)
+        return output.image_embeds, output.target_embeds
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, S, S) -> float32, on the device: a quarter of the bytes travel."""
         return (pixels - self._mean) / self._std
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes."""
+        """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes; loss."""
         encoder = Encoder(self.unwrapped, self.unwrapped.config.condition, self.args.bf16, self.args.device)
-        recall = full_gallery_recall(encoder, self.validation, self.args.per_device_eval_batch_size)
-        metrics = {f"{metric_key_prefix}_R@{k}": recall[k] for k in (1, 5, 10)}
+        found = validate(encoder, self.validation, self.args.per_device_eval_batch_size)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

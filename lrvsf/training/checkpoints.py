@@ -1,0 +1,165 @@
+"""Checkpoints that are whole or absent.
+
+One is written aside, sealed with a manifest of every file's size and hash, flushed to the disk, and only then given its
+name. A folder without a manifest, or with other bytes than its manifest says, is passed over. The manifest also says
+what run it belongs to: a run that reads other data, or in another order, would go on with something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import PretrainedConfig
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STAGING = "checkpoint.unfinished"
+NEEDED = ("optimizer", "scheduler", "rng_state", "trainer_state.json")  # how names begin
+Result = TypeVar("Result")
+
+
+def name_of(step: int) -> str:
+    """A checkpoint's folder, by Trainer's convention."""
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def checkpoints_in(output: Path) -> list[Path]:
+    """Folders that look like checkpoints, newest step first."""
+    found = [path for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.rpartition("-")[2]))[::-1]
+
+
+def seal(folder: Path, run: dict[str, Any]) -> None:
+    """Writes the manifest of a finished folder and flushes everything to the disk.
+
+    Args:
+        run: what identifies the run, of JSON's types.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
+        _flush(path)
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"run": run, "files": files}, indent=1) + "\n")
+    for path in (manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _flush(path)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Gives a sealed folder its name, in place of one that was passed over."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(staged, final)
+    _flush(final.parent)
+
+
+def fault(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None if it is."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so it was not finished"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST} is damaged ({error})"
+    for needed in NEEDED:
+        if not any(name.startswith(needed) for name in files):
+            return f"it was saved without {needed}"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if _digest(path) != expected["sha256"]:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def newest_whole(output: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None; newer ones that are not are named in the log."""
+    for folder in checkpoints_in(output):
+        if (reason := fault(folder)) is None:
+            return folder
+        logger.warning("Passed over %s: %s.", folder, reason)
+    return None
+
+
+def find(output: Path, asked: str | bool, run: dict[str, Any]) -> Path | None:
+    """The checkpoint to resume from, whole and of this run.
+
+    Args:
+        output: the run's folder.
+        asked: True for the newest, "auto" for the newest if there is one, or a checkpoint's folder.
+        run: as `seal` was told.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the one that was named is not whole, or it belongs to another run.
+    """
+    if asked is True or asked == "auto":
+        folder = newest_whole(output)
+        if folder is None and asked is True:
+            raise FileNotFoundError(
+                f"{output} holds no whole checkpoint to resume from; leave out --resume_from_checkpoint to begin anew"
+            )
+        if folder is None:
+            return None
+    else:
+        folder = Path(asked)
+        if not folder.is_dir():
+            known = ", ".join(path.name for path in checkpoints_in(output)) or "none"
+            raise FileNotFoundError(f"there is no checkpoint {folder}; {output} has: {known}")
+        if reason := fault(folder):
+            raise ValueError(f"{folder} cannot be resumed from: {reason}. Take another with --resume_from_checkpoint")
+    saved = json.loads((folder / MANIFEST).read_text())["run"]
+    if other := [name for name in {**saved, **run} if saved.get(name) != run.get(name)]:
+        listed = "\n".join(f"  {name}: {saved.get(name)!r} then, {run.get(name)!r} now" for name in other)
+        raise ValueError(f"{folder} is of another run:\n{listed}\nResume with the same, or take another output_dir.")
+    return folder
+
+
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """What `function` gives, or raises, on the main process: on all of them."""
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def describe_model(config: PretrainedConfig) -> dict[str, Any]:
+    """What of a configuration makes another model of it, by name."""
+    fields = config.to_dict()
+    own = {"model_type", "categories", "condition", "num_condition_tokens", "projection_dim", "hidden_size"}
+    own |= {"intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act"}
+    return {f"model.{name}": fields[name] for name in sorted(own)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

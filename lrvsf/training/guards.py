@@ -1,0 +1,76 @@
+"""What ends a run before its time: a signal, or numbers that are none.
+
+Both are looked at once a step, between the gradients and the weights, and by all processes together: none is left
+waiting for one that has gone.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+STOPPED = 128 + signal.SIGTERM  # the exit status of a run that a signal ended
+
+
+class NonFinite(RuntimeError):
+    """A loss or a gradient that is not a number, or infinite."""
+
+
+@contextmanager
+def noticed_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Guard(TrainerCallback):
+    """Ends the run on a non-finite gradient; after SIGTERM saves a checkpoint, then exits with `STOPPED`."""
+
+    def __init__(self, trainer):
+        self.trainer, self.stopping = trainer, False
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        gradients = [p.grad for p in self.trainer.model_wrapped.parameters() if p.grad is not None]
+        norm = gradient_norm(gradients)
+        scaled = self.trainer.accelerator.scaler is not None  # which meets infinite gradients on purpose
+        finite = self.trainer.last_loss if scaled else self.trainer.last_loss + norm
+        stop = torch.tensor(self.trainer.sigterm.is_set(), device=args.device)
+        flags = torch.stack([~finite.isfinite(), stop]).int()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        bad, self.stopping = map(bool, flags.tolist())
+        if bad:
+            raise NonFinite(
+                f"step {state.global_step + 1}: the loss is {self.trainer.last_loss.item():g} on process "
+                f"{args.process_index}, the norm of the gradient {norm.item():g}. The weights are as they were. "
+                f"Products of this process's batch: {', '.join(self.trainer.last_products)}. "
+                "Look at them, lower learning_rate, or set max_grad_norm; then resume from the newest checkpoint."
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= self.stopping
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopping:
+            raise SystemExit(STOPPED)
+
+
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all of them, 0-d; of sharded ones, of what this process holds."""
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    return torch.nn.utils.get_total_norm(local)

@@ -1,0 +1,110 @@
+"""All checks of the distributed loss, in one spawn of two processes and one of four."""
+
+import gc
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from lrvsf.training.grad_cache import cached_step
+from lrvsf.training.loss import gather_rows, info_nce
+
+GOLDEN = Path(__file__).parent / "golden" / "contrastive_loss.safetensors"
+
+
+def encoder():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)).double()
+
+
+def batch():
+    """Twelve pairs, of which each process's differ in scale and mean: a scheme that mixes ranks up cannot pass."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = torch.randn(2, 12, 6, generator=generator, dtype=torch.float64)
+    return pairs * torch.arange(1, 13)[:, None] / 4 + torch.linspace(-1, 1, 12)[:, None]
+
+
+def embed(model, inputs):
+    rows = F.normalize(model(torch.cat([inputs["queries"], inputs["targets"]])), dim=-1)  # one forward a step
+    return tuple(rows.chunk(2))
+
+
+def contrast(model, scale, queries, targets):
+    return info_nce(*embed(model, {"queries": queries, "targets": targets}), scale)
+
+
+def assert_near(got, expected):
+    """Equal but for the order of float64 sums."""
+    assert (got - expected).norm() <= 1e-12 * expected.norm(), (got, expected)
+
+
+def check_encoder_gradients(rank, world):
+    """DistributedDataParallel's mean is the whole batch's gradient, in one step and in chunks, the last one uneven."""
+    expected_loss, expected, expected_scale = torch.load(os.environ["EXPECTED"], weights_only=True)
+    queries, targets = (rows.chunk(world)[rank] for rows in batch())
+    for chunk in (None, 8 // world):  # of 12 // world rows
+        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        replica = DistributedDataParallel(encoder())  # kept: without it backward reduces nothing
+        if chunk is None:
+            loss = contrast(replica, scale, queries, targets)
+            loss.backward()
+        else:
+            inputs = {"queries": queries, "targets": targets}
+            loss = cached_step(replica, inputs, chunk, embed, info_nce, scale, torch.Tensor.backward)
+        total = loss.detach().clone()
+        dist.all_reduce(scale.grad)
+        dist.all_reduce(total)
+        assert_near(total / world, expected_loss)
+        assert_near(scale.grad / world, expected_scale)
+        for parameter, gradient in zip(replica.parameters(), expected, strict=True):
+            assert_near(parameter.grad, gradient)
+
+
+def check_golden_gradients(rank, world):
+    numbers = load_file(GOLDEN)
+    mine = slice(8 // world * rank, 8 // world * (rank + 1))
+    queries, targets = (numbers[key][mine].clone().requires_grad_() for key in ("complex", "simple"))
+    info_nce(F.normalize(queries, dim=-1), F.normalize(targets, dim=-1), numbers["logit_scale"]).backward()
+    for rows, key in ((queries, "grad.complex"), (targets, "grad.simple")):
+        torch.testing.assert_close(rows.grad / world, numbers[key][mine], rtol=0, atol=1e-9)
+
+
+def check_gather(rank, world):
+    rows = torch.full((2, 3), float(rank), requires_grad=True)
+    everybody = gather_rows(rows)
+    assert everybody[:, 0].tolist() == [r for r in range(world) for _ in range(2)]
+    (everybody * (rank + 1)).sum().backward()
+    assert (rows.grad == sum(range(1, world + 1))).all(), "1 from rank 0, 2 from rank 1, ..."
+
+
+def worker(rank, world):
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    for check in (check_gather, check_golden_gradients, check_encoder_gradients):
+        check(rank, world)
+    gc.collect()  # what still holds the group would take it down with the interpreter, where its threads abort
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_equal_one(tmp_path, monkeypatch, world):
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    model = encoder()
+    loss = contrast(model, scale, *batch())
+    loss.backward()
+    torch.save((loss.detach(), [p.grad for p in model.parameters()], scale.grad), tmp_path / "expected.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"EXPECTED": tmp_path / "expected.pt", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    context, deadline = mp.spawn(worker, args=(world,), nprocs=world, join=False), time.monotonic() + 120
+    while not context.join(timeout=1):  # raises what a process raised; True when all have ended
+        assert time.monotonic() < deadline, "the processes did not end"
