@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     folder = trainer.finish(getattr(torch, args.save_dtype))
     if trainer.is_world_process_zero():
-        write_training_card(folder, args, training, trainer.state, model)
+        write_training_card(folder, args, training, trainer.state, model, validation)
         print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
         metric = f"validation {training.metric_for_best_model}"
         best = "" if trainer.state.best_metric is None else f", {metric} {100 * trainer.state.best_metric:.1f} %"

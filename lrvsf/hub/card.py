@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState
 
+from lrvsf.data.testset import ProductTestSet
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from modeling_condvit import CondViTModel
 
@@ -67,25 +70,31 @@ UNCONDITIONED = "A visual search model: the unconditioned baseline of CondViT. I
 
 
 def write_training_card(
-    folder: Path, args: ModelArguments, training: CondViTTrainingArguments, state: TrainerState, model: CondViTModel
+    folder: Path,
+    args: ModelArguments,
+    training: CondViTTrainingArguments,
+    state: TrainerState,
+    model: CondViTModel,
+    validation: ProductTestSet | None = None,
 ) -> None:
-    """Writes README.md into a model folder."""
+    """Writes README.md into a model folder, with the evaluation of these weights on `validation` if there was one."""
     conditioned, categories = model.config.condition == "category", model.config.categories
+    name = training.hub_model_id or folder.name
+    dataset = args.dataset_name or hub_dataset(args.data)
+    entry = None if validation is None else evaluation(state, training)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         license=args.license,
         base_model=None if Path(args.model).exists() else args.model,  # a folder is no Hub name
+        datasets=None if dataset is None else [dataset],
         tags=["visual-search", "lrvsf-benchmark", "fashion", "custom_code", "arxiv:2306.02928"],
-    )
-    best = (
-        ""
-        if state.best_metric is None
-        else f"| validation {training.metric_for_best_model} | {state.best_metric:.3f} |\n"
+        model_name=None if entry is None else name.split("/")[-1],
+        eval_results=None if entry is None else eval_results(entry, validation, dataset or Path(args.data).name),
     )
     card = CARD.format(
         metadata=metadata.to_yaml(),
-        name=training.hub_model_id or folder.name,
+        name=name,
         what=CONDITIONED.format(categories=", ".join(categories)) if conditioned else UNCONDITIONED,
         condition=f', categories="{categories[0]}"' if conditioned else "",
         start=args.model,
@@ -94,6 +103,49 @@ def write_training_card(
         batch=training.per_device_train_batch_size * training.world_size,
         learning_rate=training.learning_rate,
         seed=training.seed,
-        validation=best,
+        validation="" if entry is None else validation_row(entry, validation),
     )
     ModelCard(card).save(folder / "README.md")
+
+
+def hub_dataset(data: str) -> str | None:
+    """OWNER/NAME of data at hf://datasets/OWNER/NAME[@REVISION][/FOLDER]; a folder has no name on the Hub."""
+    match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", data)
+    return match and match[1]
+
+
+def evaluation(state: TrainerState, training: CondViTTrainingArguments) -> dict[str, Any] | None:
+    """The log's entry on the weights that the run leaves: the best model's where that is loaded, else the last one."""
+    entries = [entry for entry in state.log_history if "eval_R@1" in entry]
+    if training.load_best_model_at_end and state.best_global_step is not None:
+        entries = [entry for entry in entries if entry["step"] == state.best_global_step]
+    return entries[-1] if entries else None
+
+
+def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str) -> list[EvalResult]:
+    """R@1, R@5 and R@10 in %, for the card's model-index.
+
+    The leaderboard reads types of the form recall_at_1|10000 on the split "test", which these are not.
+    """
+    return [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name="Retrieval",
+            dataset_type=dataset,
+            dataset_name=f"{dataset}, validation",
+            dataset_split="validation",
+            dataset_args={"products": validation.n_products, "distractors": validation.n_distractors},
+            metric_type=f"recall_at_{k}",
+            metric_name=f"R@{k} (%)",
+            metric_value=round(100 * entry[f"eval_R@{k}"], 2),
+            metric_args={"step": entry["step"]},
+        )
+        for k in (1, 5, 10)
+    ]
+
+
+def validation_row(entry: dict[str, Any], validation: ProductTestSet) -> str:
+    """The evaluation as a row of the card's table."""
+    recall = ", ".join(f"R@{k} {100 * entry[f'eval_R@{k}']:.1f} %" for k in (1, 5, 10))
+    gallery = f"{validation.n_products:,} products, {validation.n_distractors:,} distractors"
+    return f"| validation | {recall} ({gallery}, step {entry['step']}) |\n"

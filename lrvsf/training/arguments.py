@@ -46,6 +46,10 @@ class ModelArguments:
             "help": "for the model card; models trained on LRVS-F are for non-commercial use, your own catalog is yours"
         },
     )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "for the model card: the data's OWNER/NAME on the Hub; an hf:// address in data says it"},
+    )
 
 
 @dataclass

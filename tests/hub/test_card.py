@@ -1,0 +1,90 @@
+"""The card is read back as the Hub reads it."""
+
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import TrainerState
+
+from lrvsf.hub.card import hub_dataset, write_training_card
+from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+
+VALIDATION = SimpleNamespace(n_products=500, n_distractors=1000)
+LOG = [
+    {"step": 10, "loss": 3.0},
+    {"step": 10, "eval_R@1": 0.5, "eval_R@5": 0.75, "eval_R@10": 0.875},
+    {"step": 20, "eval_R@1": 0.40625, "eval_R@5": 0.625, "eval_R@10": 0.8},
+    {"step": 25, "loss": 2.0},
+]
+
+
+@pytest.fixture
+def write(tmp_path, make_model):
+    """write(log, **training flags) -> the card of a run of 25 steps."""
+
+    def write(log, data="data/mini", dataset_name=None, **flags):
+        args = ModelArguments(model="openai/clip-vit-base-patch32", data=data, dataset_name=dataset_name)
+        training = CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **flags)
+        state = TrainerState(global_step=25, log_history=log, best_metric=0.5, best_global_step=10)
+        write_training_card(tmp_path, args, training, state, make_model(), VALIDATION)
+        return ModelCard.load(tmp_path / "README.md")
+
+    return write
+
+
+def numbers(card):
+    return [(r.metric_type, r.metric_value, r.metric_args["step"]) for r in card.data.eval_results]
+
+
+def test_the_metadata_are_explicit(write):
+    data = write(LOG, data="hf://datasets/me/shop@main/small", hub_model_id="me/bags").data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
+    assert (data.license, data.base_model) == ("cc-by-nc-4.0", "openai/clip-vit-base-patch32")
+    assert data.datasets == ["me/shop"] and data.model_name == "bags"
+    assert {"visual-search", "lrvsf-benchmark", "fashion", "custom_code", "arxiv:2306.02928"} <= set(data.tags)
+
+
+def test_the_model_index_is_the_last_evaluation(write):
+    card = write(LOG)
+    assert numbers(card) == [("recall_at_1", 40.62, 20), ("recall_at_5", 62.5, 20), ("recall_at_10", 80.0, 20)]
+    first = card.data.eval_results[0]
+    assert (first.task_type, first.dataset_type, first.dataset_split) == (
+        "image-feature-extraction",
+        "mini",
+        "validation",
+    )
+    assert first.dataset_args == {"products": 500, "distractors": 1000}
+    row = "| validation | R@1 40.6 %, R@5 62.5 %, R@10 80.0 % (500 products, 1,000 distractors, step 20) |"
+    assert row in card.text and "| steps | 25 of" in card.text
+    assert card.data.datasets is None, "a folder is no name on the Hub"
+
+
+def test_where_the_best_model_is_kept_the_model_index_is_its_evaluation(write):
+    flags = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 10, "save_steps": 10}
+    card = write(LOG, **flags)
+    assert numbers(card) == [("recall_at_1", 50.0, 10), ("recall_at_5", 75.0, 10), ("recall_at_10", 87.5, 10)]
+
+
+def test_without_an_evaluation_there_is_no_model_index(write):
+    card = write(LOG[:1])
+    assert card.data.eval_results is None and "model-index" not in card.content and "| validation |" not in card.text
+
+
+def test_the_data_may_be_named_by_hand(write):
+    card = write(LOG, dataset_name="Slep/LAION-RVS-Fashion")
+    assert card.data.datasets == ["Slep/LAION-RVS-Fashion"]
+    assert card.data.eval_results[0].dataset_type == "Slep/LAION-RVS-Fashion"
+
+
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        ("hf://datasets/me/shop", "me/shop"),
+        ("hf://datasets/me/shop@v1/a/b", "me/shop"),
+        ("hf://buckets/me/shop", None),
+        ("data/me/shop", None),
+        ("s3://datasets/me/shop", None),
+    ],
+)
+def test_only_a_hub_address_names_a_dataset(data, name):
+    assert hub_dataset(data) == name
