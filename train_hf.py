@@ -9,6 +9,7 @@ repository: weights, code, processor, model card, TensorBoard logs.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser, set_seed
@@ -16,7 +17,7 @@ from transformers import HfArgumentParser, set_seed
 from lrvsf.data.products import ProductShards
 from lrvsf.data.source import training_folder, validation_set
 from lrvsf.hub.card import write_training_card
-from lrvsf.hub.push import push_model
+from lrvsf.hub.push import PushError, open_repository, push_model
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.recipe import parse_recipe
 from lrvsf.training.start import start_model
@@ -27,6 +28,9 @@ from processing_condvit import CondViTProcessor
 def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
     args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
+    if training.push_to_hub and training.process_index == 0:  # what the Hub will refuse, it refuses before the work
+        repo = training.hub_model_id or Path(training.output_dir).resolve().name
+        training.hub_model_id = open_repository(repo, training.hub_private_repo, training.hub_token)
     folder = training_folder(args.data)
     set_seed(training.seed)
     model = start_model(args)
@@ -44,9 +48,13 @@ def main(arguments: list[str] | None = None) -> None:
         best = "" if trainer.state.best_metric is None else f", {metric} {100 * trainer.state.best_metric:.1f} %"
         print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
         if training.push_to_hub:
-            print(push_model(folder, trainer.hub_model_id, training.hub_private_repo, training.hub_token))
+            hub = (training.hub_private_repo, training.hub_token, training.hub_revision)
+            print(f"pushed: {push_model(folder, training.hub_model_id, *hub)}")
     trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PushError as error:
+        sys.exit(str(error))
