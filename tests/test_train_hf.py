@@ -234,6 +234,7 @@ def test_bf16_loss_is_close_to_float32():
         ({"per_device_train_batch_size": 1}, "take 2 or more"),
         ({"gradient_accumulation_steps": 2}, "another objective"),
         ({"phase1_steps": -1}, "must be 0 or more"),
+        ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "'checkpoint' would push pickles"),
         ({"grad_cache_chunk": 0}, "must be 1 or more"),
         ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
     ],

@@ -99,9 +99,7 @@ class CondViTTrainingArguments(TrainingArguments):
     save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
     metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5 or R@10 on the validation set"})
     greater_is_better: bool = field(default=True, metadata={"help": "whether a larger metric is better"})
-    hub_strategy: str = field(
-        default="end", metadata={"help": "end pushes the finished model; the others push unfinished ones as well"}
-    )
+    hub_strategy: str = field(default="end", metadata={"help": "must be end: what is pushed is the finished model"})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "must be off: it hides losses that are not numbers, which end the run"}
     )
@@ -129,6 +127,10 @@ class CondViTTrainingArguments(TrainingArguments):
                     "--load_best_model_at_end True with an eval_strategy"
                 )
             self.restore_callback_states_from_checkpoint = True  # a resumed run remembers how long it has waited
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r} would push pickles and unfinished models; leave it at end"
+            )
         if self.eval_on_start and self.eval_strategy == "no":
             raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
         if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() in ("true", "auto"):
