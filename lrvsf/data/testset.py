@@ -17,6 +17,12 @@ import pyarrow.parquet as pq
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
 DISTRACTOR_COLUMNS = ("jpg",)
+
+# What prepare_lrvsf.py writes: the columns above, and what else is known of a row.
+_KNOWN = [(name, pa.string()) for name in ("PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")]
+QUERY_SCHEMA = pa.schema([*_KNOWN, ("SIMPLE_IMG", pa.binary()), ("COMPLEX_IMG", pa.binary())])
+DISTRACTOR_SCHEMA = pa.schema([*_KNOWN, ("jpg", pa.binary())])
+
 BATCH_ROWS = 64  # rows in memory at a time: some 10 MB of encoded photos
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from lrvsf.data.mini.attributes import CATEGORIES, Garment, all_looks, near_miss, random_garment
 from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture
 from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 
 JPEG_QUALITY = 88
 SHARD_ROWS = 2000
@@ -150,15 +151,6 @@ def distractor_row(size: MiniSize, split: int, job: tuple[int, Garment]) -> dict
         "blip2_caption1": garment.caption,
         "jpg": jpeg(simple_picture(garment, size.image_size, rng)),
     }
-
-
-QUERY_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")]
-    + [("SIMPLE_IMG", pa.binary()), ("COMPLEX_IMG", pa.binary())]
-)
-DISTRACTOR_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")] + [("jpg", pa.binary())]
-)
 
 
 def write_shard(path: Path, rows: Iterator[dict], count: int, schema: pa.Schema) -> None:

@@ -24,8 +24,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrvsf.data.mini.build import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20
