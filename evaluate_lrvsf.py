@@ -51,6 +51,9 @@ class EvaluateArguments:
     max_bad_fraction: float = field(
         default=0.01, metadata={"help": "Refuse to measure when a larger share of the images cannot be read."}
     )
+    max_bad_in_a_row: int = field(
+        default=100, metadata={"help": "Refuse to measure when so many in succession cannot be read."}
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -71,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         bf16=has_fast_bf16(state.device) if args.bf16 is None else args.bf16,
         device=state.device,
     )
-    measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, args.max_bad_fraction)
+    limits = args.max_bad_fraction, args.max_bad_in_a_row
+    measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, *limits)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
         output = Path(args.output_dir)

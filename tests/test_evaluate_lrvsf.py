@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import evaluate_lrvsf
+from lrvsf.data.images import TooManyBadImages
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,6 +97,16 @@ def test_conditioning_none_and_baseline_flags(flags, tmp_path):
     evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "out"), "--conditioning", "none", "--bf16", "true"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["conditioning"] == "none" and results["compute_dtype"] == "bfloat16"
+
+
+def test_both_limits_of_bad_images_are_flags(flags, data_root, tmp_path):
+    flags = [*flags, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(TooManyBadImages, match="1  not an image\n1 in a row, the last one row 4 of the products"):
+        evaluate_lrvsf.main([*flags, "--max_bad_in_a_row", "1"])
+    pq.write_table(pa.table({"jpg": [b""] * 5 + [png(i) for i in range(29)]}), data_root / "distractors/0.parquet")
+    with pytest.raises(TooManyBadImages, match="5 of 34 distractors are bad:\n.*5  empty\nThat is more than 14.0%"):
+        evaluate_lrvsf.main([*flags, "--max_bad_fraction", "0.14"])
+    evaluate_lrvsf.main([*flags, "--max_bad_fraction", "0.15"])
 
 
 def test_too_large_a_gallery_ends_without_files(flags, tmp_path):

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel
 
 import evaluate_lrvsf
 import train_hf
+from lrvsf.data.images import TooManyBadImages
 from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks, product_row
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.schema import PRODUCT_FEATURES
@@ -88,6 +89,13 @@ def test_one_bad_image_and_one_lonely_product_end_nothing(train, mini, tmp_path,
     assert "mini-0-train-000005" in caplog.text and "1  no scene image" in caplog.text
     assert "mini-0-train-000003" in caplog.text and "truncated" in caplog.text
     assert "images of training products are bad" in said and "trained 6 steps" in said
+
+
+def test_both_limits_of_bad_images_are_flags(train, tmp_path):
+    with pytest.raises(TooManyBadImages, match="truncated\n1 in a row, the last one an image of .*train-0*3"):
+        train(tmp_path, max_bad_in_a_row=1)
+    with pytest.raises(ValueError, match="max_bad_fraction=2.0 must be in 0..1"):
+        train(tmp_path, max_bad_fraction=2)
 
 
 def test_the_output_is_a_complete_hub_folder(trained, mini):

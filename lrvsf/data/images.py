@@ -79,6 +79,10 @@ class BadImageCounter:
     def __init__(
         self, what: str = "images", max_fraction: float = 0.01, judge_from: int = 100, max_in_a_row: int = 100
     ) -> None:
+        if not 0 <= max_fraction <= 1 or max_in_a_row < 1:
+            raise ValueError(
+                f"max_bad_fraction={max_fraction} must be in 0..1, and max_bad_in_a_row={max_in_a_row} 1 or more"
+            )
         self.what, self.max_fraction, self.judge_from = what, max_fraction, judge_from
         self.max_in_a_row, self.in_a_row = max_in_a_row, 0
         self.good = 0
@@ -109,7 +113,10 @@ class BadImageCounter:
             )
         self.in_a_row += 1
         if self.in_a_row >= self.max_in_a_row:
-            raise TooManyBadImages(f"{self.summary()}\n{self.in_a_row} in a row, the last one {name}. Repair the data.")
+            raise TooManyBadImages(
+                f"{self.summary()}\n{self.in_a_row} in a row, the last one {name}. Repair the data, or allow more with "
+                "--max_bad_in_a_row."
+            )
         if self.bad >= self.judge_from:
             self.judge(f", the last one {name}")
 

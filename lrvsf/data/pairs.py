@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from lrvsf.data.images import BadImage, TooManyBadImages, decode_image, reasons_table
+from lrvsf.data.images import BadImage, BadImageCounter, TooManyBadImages, decode_image
 from lrvsf.data.schema import SCENES, SIMPLE
 
 
@@ -64,18 +63,19 @@ class PairMaker:
 
         Returns:
             `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,);
-            `product_ids`: their ids, list of B; `skipped`: a list of (product id, reason), one for each bad image.
-
-        Raises:
-            TooManyBadImages: there are fewer spares than products without a readable pair.
+            `product_ids`: their ids, list of B; `tried`: for `count_images`, a list of (product id, None or why it
+            cannot be used), one for each image in the order in which they were decoded. Where the spares do not suffice
+            there are no pixels, and `unfilled` says so: it is the process that trains which knows of all batches, and
+            ends the run.
         """
-        pairs, ids, skipped, spare = [], [], [], iter(spares)
+        pairs, ids, tried, spare = [], [], [], iter(spares)
         for row in rows:
-            pair = self.pair(row, epoch, skipped)
+            pair = self.pair(row, epoch, tried)
             while pair is None:
                 if (row := next(spare, None)) is None:
-                    raise _too_many(skipped, len(spares), len(rows))
-                pair = self.pair(row, epoch, skipped)
+                    why = f"only {len(pairs)} of a batch of {len(rows)} products, with {len(spares)} spare ones"
+                    return {"product_ids": ids, "tried": tried, "unfilled": why}
+                pair = self.pair(row, epoch, tried)
             pairs.append(pair)
             ids.append(row["product_id"])
         queries, targets, indices = zip(*pairs, strict=True)
@@ -83,33 +83,55 @@ class PairMaker:
         batch["product_ids"] = ids
         if self.categories is not None:
             batch["category_indices"] = torch.tensor(indices)
-        return {**batch, "skipped": skipped}
+        return {**batch, "tried": tried}
 
-    def pair(self, row: dict, epoch: int, skipped: list[tuple[str, str]]):
+    def pair(self, row: dict, epoch: int, tried: list[tuple[str, str | None]]):
         """(query, target, category index) of one product, or None if no scene or no SIMPLE image can be read."""
         if not row["images"]:
-            skipped.append((row["product_id"], "lost in a damaged shard"))
+            tried.append((row["product_id"], "lost in a damaged shard"))
             return None
         rng = draws_of(self.seed, epoch, row["product_id"])
-        scenes = [image for image in row["images"] if image["type"] in SCENES]
-        simples = [image for image in row["images"] if image["type"] == SIMPLE]
+        known = [image for image in row["images"] if image is not None]
+        scenes = [image for image in known if image["type"] in SCENES]
+        simples = [image for image in known if image["type"] == SIMPLE]
         if self.categories is not None:
             simples = [image for image in simples if image["category"] in self.categories]
-        chosen = [self._first_readable(row, images, rng, skipped) for images in (scenes, simples)]
+        chosen = [self._first_readable(row, images, rng, tried) for images in (scenes, simples)]
         if None in chosen:
             return None
         (query, _), (target, category) = chosen
         pixels = [augment(image, self.image_size, rng) for image in (query, target)]
         return *pixels, self.categories.index(category) if self.categories is not None else -1
 
-    def _first_readable(self, row: dict, images: list[dict], rng: np.random.Generator, skipped: list):
+    def _first_readable(self, row: dict, images: list[dict], rng: np.random.Generator, tried: list):
         """(image, category) of the first readable one in random order."""
         for index in rng.permutation(len(images)):
             try:
-                return decode_image(_encoded(images[index]["image"])), images[index]["category"]
+                image = decode_image(_encoded(images[index]["image"]))
             except BadImage as error:
-                skipped.append((row["product_id"], error.reason))
+                tried.append((row["product_id"], error.reason))
+            else:
+                tried.append((row["product_id"], None))
+                return image, images[index]["category"]
         return None
+
+
+def count_images(batch: dict[str, Any], counter: BadImageCounter) -> None:
+    """Takes the record of its images out of a batch and counts them, in their order.
+
+    Raises:
+        TooManyBadImages: the counter has had enough, or the batch is not full; with the reasons of all batches.
+    """
+    for product, reason in batch.pop("tried"):
+        if reason is None:
+            counter.add_good()
+        else:
+            counter.add_bad(f"an image of product {product}", reason)
+    if why := batch.pop("unfilled", None):
+        raise TooManyBadImages(
+            f"{counter.summary()}\n{why}, have readable images. Repair the data; where a batch takes nearly all "
+            "products, make it smaller."
+        )
 
 
 def _encoded(cell: dict | None) -> bytes | None:
@@ -117,12 +139,3 @@ def _encoded(cell: dict | None) -> bytes | None:
     if cell and not cell["bytes"] and cell["path"]:
         raise BadImage("a path and no bytes", cell["path"])
     return cell["bytes"] if cell else None
-
-
-def _too_many(skipped: list[tuple[str, str]], spares: int, size: int) -> TooManyBadImages:
-    reasons = reasons_table(Counter(reason for _, reason in skipped))
-    return TooManyBadImages(
-        f"{len(skipped)} bad images in one batch of {size} products, more than {spares} spare products can replace, "
-        f"the first one of product {skipped[0][0]}:\n{reasons}\n"
-        "Repair the data; where a batch takes nearly all products, make it smaller."
-    )

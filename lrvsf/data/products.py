@@ -188,7 +188,7 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
 
 
 def _structure_of(row: dict) -> Structure:
-    images = row["images"] or []
+    images = [image for image in row["images"] or () if image is not None]
     return row["product_id"], [image["type"] for image in images], [image["category"] for image in images]
 
 

@@ -10,6 +10,7 @@ products that the condition does not tell apart.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from lrvsf.data.order import WINDOW, epoch_order, in_parts
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
 
-SPARES = 8  # products that may replace unreadable ones in one batch
+SPARES = 8  # products that may replace unreadable ones in one batch, and more of larger batches: see `ProductBatches`
 UNITS_AHEAD = 4  # units that are read while earlier ones are used
 
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else a stream's end sleeps for seconds
@@ -45,6 +46,8 @@ class ProductBatches:
         categories_per_batch: a global batch takes equal parts from this many categories, as they come in the stream (by
             chance two parts may be of one category); None takes products as they come.
         window: rows that are shuffled among each other.
+        max_bad: the tolerated share of bad images: of `batch_size`, six times as many are spare, and `SPARES` more, so
+            that chance does not make a batch of tolerable data unfillable.
 
     Attributes:
         epoch: the epoch that the next iteration gives.
@@ -62,10 +65,12 @@ class ProductBatches:
         world_size: int = 1,
         categories_per_batch: int | None = None,
         window: int = WINDOW,
+        max_bad: float = 0.01,
     ):
         self.shards, self.batch_size, self.seed, self.window = shards, batch_size, seed, window
         self.rank, self.world_size, self.global_size = rank, world_size, batch_size * world_size
         self.parts = categories_per_batch
+        self.spares = SPARES + math.ceil(6 * max_bad * batch_size)
         self.epoch = self.unread = 0
         if self.parts is not None and (self.parts < 1 or self.global_size % self.parts):
             raise ValueError(
@@ -110,12 +115,12 @@ class ProductBatches:
         before = list(rows.take((unread - first) * self.batch_size))
         batch = list(rows.take(self.batch_size))
         for _ in plan[unread:]:
-            # Spares are this rank's rows of the next batch, at the end those that the epoch leaves out, or those of the
-            # batch before: no product is in a global batch twice.
+            # Spares are this rank's rows of the next batch, at the end those that the epoch leaves out, and those of
+            # the batch before: no product is in a global batch twice.
             following = list(rows.take(self.batch_size))
             lost = sum(not row["images"] for row in batch)
-            spares = [row for row in following or before if row["images"]]
-            yield epoch, batch, spares[: SPARES + lost]
+            spares = [row for row in (*following, *before) if row["images"]]
+            yield epoch, batch, spares[: self.spares + lost]
             before, batch = batch, following
 
 

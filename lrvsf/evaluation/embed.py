@@ -126,14 +126,16 @@ def process_slice(rows: int) -> tuple[int, int]:
     return rows * state.process_index // state.num_processes, rows * (state.process_index + 1) // state.num_processes
 
 
-def embed_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01) -> Embedded:
+def embed_products(
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+) -> Embedded:
     """This process's products, as "query" and "target". One whose query or target cannot be read is dropped.
 
-    Raises TooManyBadImages: more than the share `max_bad` of them. (So does `embed_distractors`.)
+    Raises TooManyBadImages: more than the share `max_bad` of them, or `max_in_a_row`. (So does `embed_distractors`.)
     """
     start, stop = process_slice(test_set.n_products)
     categories = test_set.categories()
-    counter = BadImageCounter("products", max_bad)
+    counter = BadImageCounter("products", max_bad, max_in_a_row=max_in_a_row)
     items = ((product.row, (product.query_image, product.target_image)) for product in test_set.products(start, stop))
     rows, queries, targets = [], [torch.empty(0, encoder.dim)], [torch.empty(0, encoder.dim)]
     for batch_rows, (query_pixels, target_pixels) in _batches(encoder, items, counter, stop - start, batch_size):
@@ -143,10 +145,12 @@ def embed_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int, 
     return Embedded(rows, {"query": torch.cat(queries), "target": torch.cat(targets)}, dict(counter.reasons))
 
 
-def embed_distractors(encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01) -> Embedded:
+def embed_distractors(
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+) -> Embedded:
     """This process's distractors, as "distractor": 2 KB each at 512 dimensions."""
     start, stop = process_slice(test_set.n_distractors)
-    counter = BadImageCounter("distractors", max_bad)
+    counter = BadImageCounter("distractors", max_bad, max_in_a_row=max_in_a_row)
     items = ((row, (image,)) for row, image in test_set.distractors(start, stop))
     rows, embeds = [], [torch.empty(0, encoder.dim)]
     for batch_rows, (pixels,) in _batches(encoder, items, counter, stop - start, batch_size):

@@ -83,6 +83,7 @@ def evaluate_bootstrap(
     settings: BootstrapSettings,
     batch_size: int = 256,
     max_bad: float = 0.01,
+    max_in_a_row: int = 100,
 ) -> dict[str, Any]:
     """Embeds the test set and counts ranks. Every process must call it; all get the same results.
 
@@ -93,15 +94,15 @@ def evaluate_bootstrap(
         ValueError: a category that the model does not know, a gallery larger than the distractors that could be read,
             no products.
         TooManyBadImages: more than the share `max_bad` of a process's products or distractors are bad, and not just a
-            few.
+            few; or `max_in_a_row` in succession.
     """
     settings.check_distractors(test_set.n_distractors)
     if encoder.conditioning == "category":
         test_set.check_categories(encoder.model.config.categories)
 
-    products = all_products(encoder, test_set, batch_size, max_bad)
+    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
     # Distractors stay where they are; only their numbers travel.
-    distractors = embed_distractors(encoder, test_set, batch_size, max_bad)
+    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
     held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
     n_distractors = sum(rows for rows, _ in held)
     settings.check_distractors(n_distractors)
@@ -162,9 +163,11 @@ def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> d
     return results
 
 
-def all_products(encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01) -> Embedded:
+def all_products(
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+) -> Embedded:
     """All processes' products in row order, on every process. Raises ValueError if none can be read."""
-    parts = gather_object([embed_products(encoder, test_set, batch_size, max_bad)])
+    parts = gather_object([embed_products(encoder, test_set, batch_size, max_bad, max_in_a_row)])
     products = Embedded(
         [row for part in parts for row in part.rows],
         {name: torch.cat([part.embeds[name] for part in parts]) for name in parts[0].embeds},

@@ -13,14 +13,18 @@ from lrvsf.evaluation.recall import RankCounter, fold_recall
 from lrvsf.training.loss import symmetric_cross_entropy
 
 
-def validate(encoder: Encoder, test_set: ProductTestSet, batch_size: int) -> dict[str, float]:
+def validate(
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+) -> dict[str, float]:
     """R@1, R@5 and R@10, 0..1, and the loss of all products as one batch. Every process must call it; all get the same.
 
     The loss is comparable between runs on one validation set only: it grows with the number of products.
+
+    Raises TooManyBadImages as `embed_products` does.
     """
-    products = all_products(encoder, test_set, batch_size)
+    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
     queries, targets = (products.embeds[name].to(encoder.device) for name in ("query", "target"))
-    distractors = embed_distractors(encoder, test_set, batch_size)
+    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
     held = gather_object([len(distractors.rows)])  # one entry per process, in order
     first_row = sum(held[: PartialState().process_index])
     counter = RankCounter(queries, targets, torch.arange(len(products.rows))[None], [torch.arange(sum(held))[None]])

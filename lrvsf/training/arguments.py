@@ -78,6 +78,9 @@ class CondViTTrainingArguments(TrainingArguments):
         default=0.01,
         metadata={"help": "end the run when a larger share of products or images is bad, judged from 100 bad ones on"},
     )
+    max_bad_in_a_row: int = field(
+        default=100, metadata={"help": "end the run when so many images in succession are bad, on any process"}
+    )
     # The published peak and decay (the decay spares tokens and positions here); no clipping unless asked for.
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
     weight_decay: float = field(

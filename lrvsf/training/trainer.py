@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from lrvsf.data.images import BadImageCounter
-from lrvsf.data.pairs import PairMaker
+from lrvsf.data.pairs import PairMaker, count_images
 from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import PairLoader, ProductBatches
 from lrvsf.data.testset import ProductTestSet
@@ -79,9 +79,12 @@ class CondViTTrainer(Trainer):
             state.process_index,
             state.num_processes,
             args.categories_per_batch,
+            max_bad=args.max_bad_fraction,
         )
         self.loader = PairLoader(batches, maker, args.dataloader_num_workers, torch.cuda.is_available())
-        self.skipped = BadImageCounter("images of training products", args.max_bad_fraction)
+        self.skipped = BadImageCounter(
+            "images of training products", args.max_bad_fraction, max_in_a_row=args.max_bad_in_a_row
+        )
         super().__init__(model, args, train_dataset=self.loader.dataset, eval_dataset=validation, **kwargs)
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
         self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
@@ -175,9 +178,7 @@ class CondViTTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """In phase 1 the tower's gradients are dropped, so that the optimizer passes it over, clipping included."""
         self.last_products = inputs.pop("product_ids")
-        for product, reason in inputs.pop("skipped"):
-            self.skipped.add_bad(f"an image of product {product}", reason)
-        self.skipped.add_good(2 * len(inputs["pixel_values"]))
+        count_images(inputs, self.skipped)
         if self.args.grad_cache_chunk is None:
             loss = super().training_step(model, inputs, *args, **kwargs)
         else:
@@ -219,7 +220,8 @@ class CondViTTrainer(Trainer):
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes; loss."""
         encoder = Encoder(self.unwrapped, self.unwrapped.config.condition, self.args.bf16, self.args.device)
-        found = validate(encoder, self.validation, self.args.per_device_eval_batch_size)
+        limits = self.args.max_bad_fraction, self.args.max_bad_in_a_row
+        found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,11 +1,13 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from made import encoded, image, product
 from PIL import Image
 
-from lrvsf.data.images import TooManyBadImages
-from lrvsf.data.pairs import PairMaker, augment, draws_of
+from lrvsf.data.images import BadImageCounter, TooManyBadImages
+from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of
 
 
 def test_a_pair_depends_on_seed_epoch_and_product_alone():
@@ -53,10 +55,46 @@ def test_a_bad_image_is_skipped_counted_and_replaced(caplog):
     half["images"].insert(0, image(b"", "COMPLEX"))
     batch = maker.batch(0, [broken, half, product("good")], [product("spare")])
     assert batch["pixel_values"].shape[0] == 3
-    assert ("broken", "not an image") in batch["skipped"]
-    assert set(batch["skipped"]) <= {("broken", "not an image"), ("half", "empty")}
-    with pytest.raises(TooManyBadImages, match="1 bad images in one batch of 1 .*than 0 spare.*\n +1  not an image"):
-        maker.batch(0, [broken], [])
+    assert batch["product_ids"] == ["spare", "half", "good"]
+    bad = {(name, reason) for name, reason in batch["tried"] if reason}
+    assert bad >= {("broken", "not an image")} and bad <= {("broken", "not an image"), ("half", "empty")}
+    readable = [name for name, reason in batch["tried"] if reason is None]
+    assert readable == ["broken", "spare", "spare", "half", "half", "good", "good"]
+
+
+def test_images_are_counted_over_all_batches_in_their_order():
+    maker, counter = PairMaker(16, ["Bags"], seed=0), BadImageCounter(max_in_a_row=3)
+    broken, empty = (product(name, scene=data) for name, data in (("broken", b"<html>"), ("empty", b"")))
+    batch = maker.batch(0, [broken, product("good")], [product("spare")])
+    count_images(batch, counter)
+    assert (counter.good, counter.bad, counter.in_a_row) == (5, 1, 0) and "tried" not in batch
+    unfilled = maker.batch(1, [product("good"), empty, product("better")], [broken])
+    assert unfilled["product_ids"] == ["good"] and "pixel_values" not in unfilled
+    reasons = r"3 of 12 images are bad:\n +2  not an image\n +1  empty\nonly 1 of a batch of 3 products, with 1 spare"
+    with pytest.raises(TooManyBadImages, match=reasons):
+        count_images(unfilled, counter)
+
+
+@pytest.mark.parametrize(("limit", "enough"), [(4, True), (5, False)])
+def test_bad_images_in_a_row_end_the_run(limit, enough):
+    """The spares of a lost product are lost as well, but for the last."""
+    maker, counter = PairMaker(16, None, seed=0), BadImageCounter(max_fraction=1, max_in_a_row=limit)
+    lost = [{"product_id": f"row {i}", "images": []} for i in range(5)]
+    apart = maker.batch(0, [lost[0], product("a"), product("b")], [product("c")])
+    count_images(apart, counter)
+    together = maker.batch(0, [product("d"), lost[1], product("e")], [*lost[2:5], product("f")])
+    refused = pytest.raises(TooManyBadImages, match="5  lost in a .*\n4 in a row, the last.*row 4.*max_bad_in_a_row")
+    with refused if enough else nullcontext():
+        count_images(together, counter)
+
+
+def test_of_several_simple_images_one_of_a_known_category_is_taken():
+    row = product("mixed", category=None)
+    row["images"] += [image(encoded("red"), "SIMPLE", "Hovercraft"), None, image(encoded("blue"), "SIMPLE", "Feet")]
+    for epoch in range(8):
+        batch = PairMaker(16, ["Bags", "Feet"], 0).batch(epoch, [row], [])
+        assert batch["category_indices"].tolist() == [1] and batch["target_pixel_values"][0, 2].max() == 255
+        assert batch["target_pixel_values"][0, :2, 8, 8].tolist() == [0, 0], "the blue one"
 
 
 def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
@@ -69,7 +107,7 @@ def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
     lost = {"product_id": "row 7: 0.parquet, row group 1", "images": []}
     batch = PairMaker(16, None, 0).batch(0, [pathless, empty, lost], [product("a"), product("b"), product("c")])
     assert batch["product_ids"] == ["a", "b", "c"]
-    assert batch["skipped"] == [
+    assert [(name, reason) for name, reason in batch["tried"] if reason] == [
         ("pathless", "a path and no bytes"),
         ("empty", "empty"),
         ("row 7: 0.parquet, row group 1", "lost in a damaged shard"),

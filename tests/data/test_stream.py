@@ -45,6 +45,15 @@ def test_spares_are_not_in_the_global_batch(folder):
             assert spares and not {row["product_id"] for row in spares} & set(batch)
 
 
+@pytest.mark.parametrize(("max_bad", "counts"), [(0, [8, 8, 8]), (0.01, [8, 9, 9]), (0.5, [8, 16, 10])])
+def test_more_bad_images_are_tolerated_by_more_spares(folder, max_bad, counts):
+    """26 products are three batches of 8 and two left over: a batch has those before it and after it as spares."""
+    batches = list(ProductBatches(ProductShards.scan(folder), 8, seed=0, max_bad=max_bad))
+    assert [len(spares) for _, _, spares in batches] == counts
+    for _, rows, spares in batches:
+        assert len({row["product_id"] for row in (*rows, *spares)}) == 8 + len(spares)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_workers(folder, workers):
     maker = PairMaker(16, ["Bags"], seed=0)
@@ -141,7 +150,7 @@ def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
     batches = ProductBatches(shards, 4, seed=0)
     made = [maker.batch(*batch) for batch in batches]
     assert len(made) == len(batches) == 10 and all(len(batch["product_ids"]) == 4 for batch in made)
-    lost = {name for batch in made for name, reason in batch["skipped"] if reason == "lost in a damaged shard"}
+    lost = {name for batch in made for name, reason in batch["tried"] if reason == "lost in a damaged shard"}
     assert len(lost) == 4 and all("1.parquet, part 2" in name for name in lost)
     assert "Lost 4 products" in caplog.text
     names = {name for batch in made for name in batch["product_ids"]}
