@@ -1,5 +1,7 @@
-"""Faults at any step: what a run leaves is whole, and resumed it is the run that nothing disturbed: the same products,
-losses and weights, bit for bit."""
+"""train_hf.py as processes: what they train on together, and what faults at any step leave behind.
+
+It is whole, and resumed it is the run that nothing disturbed: the same products, losses and weights, bit for bit.
+"""
 
 import json
 import os
@@ -8,11 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
 from lrvsf.data.mini.build import MiniSize, build_mini
+from lrvsf.data.products import ProductShards
+from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.data.stream import ProductBatches
 from lrvsf.training import checkpoints
 from lrvsf.training.guards import STOPPED
 
@@ -53,13 +60,13 @@ def uninterrupted(flags, tmp_path_factory):
     return run_once
 
 
-def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0):
+def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0, global_batch=4):
     """Runs until the end or the fault, which must give this exit status; resumes where it can. What it said."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     flags = [*flags, "--output_dir", str(folder / "model"), "--dataloader_num_workers", str(workers)]
-    flags += ["--per_device_train_batch_size", str(4 // processes)]
+    flags += ["--per_device_train_batch_size", str(global_batch // processes)]
     command = [*launcher, str(SCRIPT), str(folder / "log"), fault, str(at), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -155,3 +162,28 @@ def test_a_loss_that_is_no_number_ends_all(flags, uninterrupted, tmp_path):
 def test_a_dead_worker_is_an_error(flags, tmp_path):
     said = run(tmp_path, flags, workers=2, fault="worker", at=2, status=1)
     assert "DataLoader worker (pid" in said
+
+
+def test_three_processes_share_what_one_trains_on(flags, tmp_path):
+    """13 products in two shards, one product unreadable: two global batches of 6 an epoch, STEPS of them."""
+    data = Path(flags[flags.index("--data") + 1])
+    rows = pq.read_table(data / "train/00000.parquet").to_pylist()
+    rows[4]["images"] = [image | {"image": {"bytes": b"<html>", "path": None}} for image in rows[4]["images"]]
+    for number in range(2):
+        (tmp_path / "data/train").mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pylist(rows[number::2], schema=PRODUCT_FEATURES.arrow_schema)
+        pq.write_table(table, tmp_path / f"data/train/{number}.parquet", row_group_size=3)
+    flags = [*flags, "--data", str(tmp_path / "data"), "--max_bad_fraction", "0.5"]
+    run(tmp_path, flags, processes=3, workers=1, global_batch=6)
+    ranks = logged(tmp_path, 3)
+
+    together = ProductBatches(ProductShards.scan(str(tmp_path / "data/train")), 6, seed=42)
+    assert len(together) == 2
+    for step in range(1, STEPS + 1):
+        epoch, place = divmod(step - 1, len(together))
+        together.set_epoch(epoch)
+        planned = [row["product_id"] for row in list(together)[place][1]]
+        trained = [name for rank in ranks for name in rank[step][0]]
+        assert len(set(trained)) == 6 and rows[4]["product_id"] not in trained
+        replaced = [(new, old) for new, old in zip(trained, planned, strict=True) if new != old]
+        assert all(old == rows[4]["product_id"] for _, old in replaced), "order and place are those of one process"

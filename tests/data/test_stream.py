@@ -29,9 +29,12 @@ def test_every_product_once_an_epoch_in_an_order_of_seed_and_epoch(folder):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_each_global_batch_of_the_single_process(folder, world):
-    shards = ProductShards.scan(folder)
+@pytest.mark.parametrize("files", [1, 2, 3, 5])
+def test_ranks_share_each_global_batch_of_the_single_process(tmp_path, world, files):
+    """With shards fewer than, equal to and more than processes."""
+    shards = ProductShards.scan(write(tmp_path / "t", [product(f"p{i:02d}") for i in range(26)], files))
     together = ids(ProductBatches(shards, 6, seed=0))
+    assert len(together) == 4 and len({name for batch in together for name in batch}) == 24
     parts = [ids(ProductBatches(shards, 6 // world, seed=0, rank=rank, world_size=world)) for rank in range(world)]
     assert [sum(slices, []) for slices in zip(*parts, strict=True)] == together
 
@@ -54,7 +57,8 @@ def test_more_bad_images_are_tolerated_by_more_spares(folder, max_bad, counts):
         assert len({row["product_id"] for row in (*rows, *spares)}) == 8 + len(spares)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than the cores
 def test_batches_do_not_depend_on_workers(folder, workers):
     maker = PairMaker(16, ["Bags"], seed=0)
     loader = PairLoader(ProductBatches(ProductShards.scan(folder), 4, seed=0), maker, workers)
