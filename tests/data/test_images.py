@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from lrvsf.data.images import MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
 
@@ -37,6 +38,46 @@ def test_modes_are_converted_plainly(mode):
 
 def test_transparency_is_dropped_not_blended():
     assert decode_image(encoded(Image.new("RGBA", (2, 2), (10, 20, 30, 0)))).getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_a_palette_with_alpha_gives_its_colours(form):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    image = decode_image(encoded(palette, form, transparency=0))
+    assert image.mode == "RGB" and [image.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (200, 100, 50)]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_one_pixel(form):
+    image = decode_image(encoded(Image.new("RGB", (1, 1), (0, 0, 0)), form))
+    assert image.size == (1, 1) and max(image.getpixel((0, 0))) < 4
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "TIFF"])
+def test_exif_that_divides_by_zero_harms_nothing(form):
+    exif = Image.Exif()
+    exif[0x0128], exif[0x0112] = 2, 1  # inches, upright
+    exif[0x011A] = exif[0x011B] = IFDRational(72, 0)
+    exif.get_ifd(0x8769)[0x829A] = IFDRational(1, 0)  # exposure time
+    data = encoded(noise(), form, exif=exif)
+    assert b"\x1a\x01\x05\x00" in data or b"\x01\x1a\x00\x05" in data, "the resolution is there"
+    assert np.array_equal(decode_image(data), decode_image(encoded(noise(), form)))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bits_are_read(form):
+    image = decode_image(encoded(Image.fromarray(np.full((5, 7), 40_000, np.uint16)), form))
+    assert image.mode == "RGB" and image.size == (7, 5)
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_first_frame_of_other_animations(form):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert decode_image(data).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_first_frame_of_an_animation():
