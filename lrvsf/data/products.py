@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import datasets
 import fsspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.images import TooManyBadImages, reasons_table
+from lrvsf.data.parquet import DAMAGE
 from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
 
@@ -131,7 +131,7 @@ class ProductShards:
             for row in self.stream.shard(num_shards=len(self.units), index=unit):
                 yield number, row
                 number += 1
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             lost = int(self.starts[unit + 1]) - number
             logger.warning("%s: %s. Lost %d products; write this file again.", self.units[unit], error, lost)
 
@@ -171,20 +171,22 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
                 logger.warning("%s: %d products; skipped %s.", file, len(rows), dict(lost.most_common()))
             return [rows]
         with fsspec.open(file, "rb") as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
-            present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
-            if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:
-                raise ValueError(
-                    f"{file} lacks {', '.join(missing)}; it has the columns {parquet.schema_arrow.names}. "
-                    "Write product shards with prepare_lrvsf.py"
-                )
-            if extra := sorted(path for path in present - PATHS if path.startswith("images.")):
-                raise ValueError(
-                    f"{file} has {', '.join(extra)}, which a product row has not; leave it out, or make it a column"
-                )
+            if why := wrong_columns(parquet):
+                raise ValueError(f"{file} {why}. Write product shards with prepare_lrvsf.py")
             tables = [parquet.read_row_group(i, STRUCTURE).to_pylist() for i in range(parquet.num_row_groups)]
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         return error
     return [[_structure_of(row) for row in rows] for rows in tables]
+
+
+def wrong_columns(parquet: pq.ParquetFile) -> str | None:
+    """Why a file is no product shard, or None if it is one; further columns beside `images` are left unread."""
+    present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
+    if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:
+        return f"lacks {', '.join(missing)}; it has the columns {', '.join(parquet.schema_arrow.names)}"
+    if extra := sorted(path for path in present - PATHS if path.startswith("images.")):
+        return f"has {', '.join(extra)}, which a product row has not"
+    return None
 
 
 def _structure_of(row: dict) -> Structure:

@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrvsf.data.parquet import DAMAGE, open_parquet
+
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
 DISTRACTOR_COLUMNS = ("jpg",)
 
@@ -71,8 +73,7 @@ class ProductTestSet:
 
     def categories(self) -> list[str]:
         """The category of every product, in row order. No image is read."""
-        with self._products[0].open() as file:
-            return file.read(columns=["CATEGORY"])["CATEGORY"].to_pylist()
+        return self._products[0].column("CATEGORY")
 
     def check_categories(self, known: list[str]) -> None:
         """Refuses, before anything is embedded, a test set with a category that the model has never heard of."""
@@ -98,9 +99,17 @@ class _File:
 
     def open(self) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as error:
+            return open_parquet(self.path)
+        except DAMAGE as error:
             raise OSError(f"{self.path} is not a readable Parquet file: {error}") from error
+
+    def column(self, name: str) -> list[Any]:
+        """All cells of a small column."""
+        try:
+            with self.open() as file:
+                return file.read([name])[name].to_pylist()
+        except DAMAGE as error:
+            raise OSError(f"{self.path}, column {name}: {error}. Restore this file.") from error
 
     def read(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(row in this file, cells) of a slice; row groups outside it are not touched."""
@@ -122,10 +131,7 @@ class _File:
                 for cells in batch.to_pylist():
                     yield row, cells
                     row += 1
-        except (
-            pa.ArrowException,
-            OSError,
-        ) as error:  # a damaged page takes its neighbours with it: no single row can be skipped
+        except DAMAGE as error:  # a damaged page takes its neighbours with it: no single row can be skipped
             raise OSError(f"{self.path}, row group {group}, near row {row}: {error}. Restore this file.") from error
 
 

@@ -24,9 +24,9 @@ from shutil import rmtree
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.shards import FolderWriter
 from lrvsf.data.prepare.workers import why_bad
 from lrvsf.data.schema import SCENES, SIMPLE
@@ -198,8 +198,8 @@ class _PartitionWriter(FolderWriter):
     def _read(self, file: Path) -> Iterator[dict[str, Any]]:
         """The readable rows of a file; what is damaged is counted and named in the log."""
         try:
-            parquet = pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
+            parquet = open_parquet(file)
+        except DAMAGE as error:
             self.unusable["files without a readable footer"] += 1
             logger.warning("Skipped %s, which is not a whole Parquet file: %s", file, error)
             return
@@ -218,7 +218,7 @@ class _PartitionWriter(FolderWriter):
                         for row in batch.to_pylist():
                             left -= 1
                             yield row
-                except (pa.ArrowException, OSError) as error:  # a damaged page takes its neighbours with it
+                except DAMAGE as error:  # a damaged page takes its neighbours with it
                     self.unusable["rows in a damaged row group"] += left
                     logger.warning("Skipped %d rows of %s, row group %d: %s", left, file, group, error)
 

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
+
+from lrvsf.data.parquet import DAMAGE
 
 VERSION = "1.47.0"
 # What img2dataset calls directly, as tried together: its own bounds are open at the top.
@@ -133,7 +134,7 @@ def _unmark_damaged(folder: Path) -> None:
     for mark in folder.glob("*_stats.json"):
         try:
             pq.read_metadata(folder / mark.name.replace("_stats.json", ".parquet"))
-        except (pa.ArrowException, OSError):
+        except DAMAGE:
             mark.unlink()
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.shards import row_digest
-from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault
+from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS
 
@@ -71,11 +71,13 @@ def row_groups(kind: str, file: Path) -> int:
         DamagedFile: it is not a whole Parquet file, or lacks a column.
     """
     try:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             if missing := [name for name in _NEEDED[kind] if not _under(parquet.metadata, name)]:
                 raise DamagedFile("files that lack a column", "no " + ", ".join(missing))
+            if kind == SHARD and (why := wrong_columns(parquet)):
+                raise DamagedFile("files that are no product shards", why)
             return parquet.num_row_groups
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise DamagedFile("files that are not whole Parquet files", str(error)) from error
 
 
@@ -84,7 +86,7 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
     found = Found()
     place = f"{file.name}, row group {group}"
     try:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             names = parquet.schema_arrow.names
             further = [name for name in _FURTHER if name in names and kind != SHARD]
             columns = [name for name in _NEEDED[kind] if name not in _IMAGES[kind]] + further
@@ -95,7 +97,7 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
                     _look(kind, row, found, place, quick)
             if quick:
                 _count_from_footer(kind, parquet.metadata, group, found, place)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         found.damage = f"from row {found.rows} on, {error}"
     return found
 

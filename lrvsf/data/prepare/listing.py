@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lrvsf.data.images import FORMATS
+from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.schema import SCENES, SIMPLE
 
 NEEDED = ("product_id", "image", "role")
@@ -31,7 +32,6 @@ OPTIONAL = ("category", "text")
 ROLES = {"product": SIMPLE, "scene": SCENES[0], **{kind.lower(): kind for kind in (SIMPLE, *SCENES)}}
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 BATCH_ROWS = 64
-BUFFER_BYTES = 2**20
 EXAMPLES = 3
 
 
@@ -177,7 +177,7 @@ def _list_csv(listing: Listing) -> None:
 def _list_parquet(listing: Listing) -> None:
     try:
         schema = pq.read_schema(listing.source)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{listing.source} is not a readable Parquet file: {error}") from error
     _check_columns(listing, schema.names)
     kind = schema.field("image").type
@@ -225,11 +225,10 @@ def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: s
 def _parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a table, a few at a time."""
     try:
-        # Otherwise pyarrow reads a whole row group at once, and a row group may hold a million images.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{path} is damaged: {error}. Write it again.") from error
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lrvsf.data.parquet import DAMAGE
 
 ARRIVED = "arrived"
 OPTED_OUT = "opted out"
@@ -94,6 +95,6 @@ def _recorded(file: Path, digits: int) -> dict[int, tuple[str, str | None]]:
     """Place in the shard -> status and error message. The images are not read."""
     try:
         table = pq.read_table(file, columns=["key", "status", "error_message"])
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{file} is damaged ({error}); delete {file.parent} and run the same command again") from error
     return {int(row["key"]) % 10**digits: (row["status"], row["error_message"]) for row in table.to_pylist()}

@@ -250,7 +250,7 @@ class _RowFile:
 def row_digest(row: dict[str, Any]) -> bytes:
     """SHA-256 of a product row: its id and, for each image, bytes, type, category and captions; not the path."""
     images = [
-        [hashlib.sha256(i["image"]["bytes"] or b"").hexdigest(), i["type"], i["category"], i["captions"]]
+        [hashlib.sha256(i["image"]["bytes"] or b"").hexdigest(), i["type"], i["category"], i.get("captions")]
         for i in row["images"] or ()
     ]
     return hashlib.sha256(json.dumps([row["product_id"], images]).encode()).digest()

@@ -22,10 +22,10 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 from typer import Argument, Option
 
+from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.downloaded import TYPES, Picture, distinct
 from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE, product_row
 from lrvsf.data.prepare.report import as_table, write_report
@@ -39,7 +39,6 @@ from lrvsf.data.tars import as_identifier, captions_of, read_distractors, read_p
 FORMAT = 1  # raise it when the same tars give other bytes
 CHUNK = 64  # products, or single images, in memory at a time
 READ_ROWS = 64
-BUFFER_BYTES = 2**20
 METADATA_ROWS = 8192
 METADATA_COLUMNS = ("URL", "PRODUCT_ID", "TYPE", "SPLIT", "CATEGORY")
 
@@ -253,8 +252,7 @@ def _with_data(picture: Picture, data: bytes) -> Picture:
 def _images(file: Path) -> Iterator[dict[str, Any]]:
     """`url` and `jpg` of each row."""
     try:
-        # Otherwise pyarrow reads a whole row group at once, and pandas writes a file as one.
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as parquet:
+        with open_parquet(file) as parquet:
             if missing := [name for name in ("url", "jpg") if name not in parquet.schema_arrow.names]:
                 raise ValueError(
                     f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}. "
@@ -262,7 +260,7 @@ def _images(file: Path) -> Iterator[dict[str, Any]]:
                 )
             for batch in parquet.iter_batches(READ_ROWS, columns=["url", "jpg"]):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{file} is damaged: {error}. Write it again, or remove it.") from error
 
 
@@ -284,12 +282,12 @@ def _described(places: dict[str, Place], files: list[Path]) -> dict[str, list[tu
 def _metadata_rows(file: Path, urls: pa.Array) -> Iterator[dict[str, Any]]:
     """The rows of these URLs."""
     try:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             names = parquet.schema_arrow.names
             if "URL" not in names:
                 return
             columns = [name for name in names if name in METADATA_COLUMNS or name.startswith("blip2_caption")]
             for batch in parquet.iter_batches(METADATA_ROWS, columns=columns):
                 yield from batch.filter(pc.is_in(batch["URL"], urls)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error

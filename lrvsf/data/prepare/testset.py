@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from typer import Argument, Option
 
+from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.downloaded import DISTRACTORS, Partitions, Picture, Source, distinct
 from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE
 from lrvsf.data.prepare.report import as_table, write_report
@@ -149,7 +148,7 @@ def query_row(product_id: str, pictures: list[Picture]) -> dict[str, Any] | str:
 def _published(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a published products.parquet, images as bytes; its further columns, an index among them, are left."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             present = file.schema_arrow.names
             if missing := [name for name in PRODUCT_COLUMNS if name not in present]:
                 raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}")
@@ -161,5 +160,5 @@ def _published(path: Path) -> Iterator[dict[str, Any]]:
                     if row.get("PRODUCT_ID") is not None:
                         row["PRODUCT_ID"] = str(row["PRODUCT_ID"])
                     yield row
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{path} cannot be read ({error}); fetch it again") from error

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrvsf.data.parquet import DAMAGE
+
 # The order in which overlap is resolved: what a split holds, no later one gets.
 SPLITS = ("test", "test_distractors", "validation", "validation_distractors", "train")
 FILE_ROWS = 100_000
@@ -82,7 +84,7 @@ def list_files(folder: Path) -> list[Path]:
     for file in files:
         try:
             names = pq.read_schema(file).names
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise OSError(f"{file} is not a readable Parquet file ({error}); run the step `urls` again") from error
         if missing := [name for name in URL_SCHEMA.names if name not in names]:
             raise ValueError(

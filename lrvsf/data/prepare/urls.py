@@ -22,11 +22,11 @@ from urllib.parse import quote, urlsplit
 
 import huggingface_hub
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 from typer import Argument
 
+from lrvsf.data.parquet import DAMAGE
 from lrvsf.data.prepare.report import write_report
 from lrvsf.data.prepare.url_lists import SPLITS, ListWriter
 from lrvsf.data.schema import SCENES, SIMPLE
@@ -183,7 +183,7 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
                     else:
                         yield row
                 bar.update(len(batch))
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
 
 
@@ -243,7 +243,7 @@ def _open(file: Path) -> pq.ParquetFile:
     """The file, if it is one of metadata."""
     try:
         parquet = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise OSError(f"{file} is not a readable Parquet file: {error}. Fetch it again.") from error
     if missing := [name for name in ("URL", "SPLIT") if name not in parquet.schema_arrow.names]:
         raise ValueError(

@@ -115,6 +115,24 @@ def test_damaged_files(root, quick):
     }
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_columns_are_those_that_training_takes(root, quick):
+    def with_captions(file, captions):
+        rows = pq.read_table(file).to_pylist()
+        for row in rows:
+            for image in row["images"]:
+                image.pop("captions", None)
+                image.update(captions)
+        pq.write_table(pa.Table.from_pylist(rows), file)
+
+    with_captions(root / "train/00000.parquet", {})
+    (root / "train/manifest.json").unlink()
+    check(root, quick=quick)
+    with_captions(root / "train/00001.parquet", {"captions": "one text"})
+    with_captions(root / "train/00000.parquet", {"captions": "one text"})
+    assert because(root, quick=quick)["files that are no product shards"] == 2
+
+
 def test_damage_of_an_image_page_needs_the_full_check(root):
     file = root / "train/00000.parquet"
     metadata = pq.ParquetFile(file).metadata.row_group(0)
