@@ -31,7 +31,7 @@ from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import read_manifest
 from lrvsf.data.prepare.workers import worker_map
 
-MAX_BAD = 0.01  # share of images; training and evaluation end at the same
+MAX_BAD = 0.01  # share of images; training and evaluation end at the same unless told otherwise
 EXAMPLES = 3
 
 
@@ -40,12 +40,13 @@ def check(
         Path, Argument(help="product shards, a test set, or a data folder with train/, validation/, test/")
     ],
     quick: Annotated[bool, Option("--quick", help="read no images")] = False,
+    max_bad_fraction: Annotated[float, Option(min=0, max=1, help="tolerated share of images that are bad")] = MAX_BAD,
     report: Annotated[Path | None, Option(help="file to write the report to, as JSON")] = None,
     processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
     with worker_map(1 if quick else processes) as mapper:
-        parts = [part(folder, quick, mapper) for folder, part in find_parts(path)]
+        parts = [part(folder, quick, mapper, max_bad_fraction) for folder, part in find_parts(path)]
     _compare(parts)
     result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
     result |= {part.name: part.report() for part in parts}
@@ -111,12 +112,12 @@ class Part:
         if found.damage:
             self.faults["row groups that cannot be read to their end"].append(f"{place}: {found.damage}")
 
-    def judge(self) -> None:
+    def judge(self, max_bad: float) -> None:
         """Adds the faults that only the whole shows."""
         self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
         bad = [name for names in self.bad.values() for name in names]
-        if len(bad) > MAX_BAD * self.images.total():
-            self.faults[f"images that cannot be decoded, more than {MAX_BAD:.0%}"] += bad
+        if len(bad) > max_bad * self.images.total():
+            self.faults[f"images that cannot be decoded, more than {100 * max_bad:g}%"] += bad
         self.faults = {reason: names for reason, names in self.faults.items() if names}
 
     def report(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class Part:
         return numbers | ({"because": _counted(self.faults)} if self.faults else {})
 
 
-def read_shards(folder: Path, quick: bool, mapper: Callable) -> Part:
+def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
     """Everything about FOLDER/*.parquet as product shards."""
     part = Part(folder.name, "trained")
     files = sorted(folder.glob("*.parquet"))
@@ -163,11 +164,11 @@ def read_shards(folder: Path, quick: bool, mapper: Callable) -> Part:
     part.faults["images without bytes"] += part.bad.get(NO_BYTES, [])
     if sum(map(len, part.unusable.values())) == part.rows[SHARD]:
         part.faults["no product that gives a pair"].append(folder.name)
-    part.judge()
+    part.judge(max_bad)
     return part
 
 
-def read_test_set(folder: Path, quick: bool, mapper: Callable) -> Part:
+def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
     """Everything about FOLDER/products.parquet and FOLDER/distractors/*.parquet."""
     part = Part(folder.name, "evaluated")
     products, distractors = folder / "products.parquet", sorted((folder / "distractors").glob("*.parquet"))
@@ -178,7 +179,7 @@ def read_test_set(folder: Path, quick: bool, mapper: Callable) -> Part:
             part.faults[f"no {kind}"].append(folder.name)
     for reason, names in part.unusable.items():
         part.faults[f"queries with {reason}"] += names
-    part.judge()
+    part.judge(max_bad)
     return part
 
 

@@ -37,7 +37,7 @@ TOP_HOSTS = 20
 
 
 def download(
-    urls: Annotated[Path, Argument(help="folder with URL lists, as `urls` writes them")],
+    urls: Annotated[Path, Argument(help="folder that `urls` wrote, or one with URL lists")],
     out: Annotated[Path, Argument(help="folder to write: round-1/, round-2/, ..., failures.csv, hosts.csv")],
     rounds: Annotated[
         int,

@@ -72,15 +72,15 @@ class ListWriter:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files of a list in the order in which img2dataset reads them.
+    """The files of a list in the order in which img2dataset reads them: FOLDER/*.parquet, or those of FOLDER/urls.
 
     Raises:
         FileNotFoundError: there are none.
         ValueError: a file lacks a column.
     """
-    files = sorted(folder.glob("*.parquet"))
+    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("urls/*.parquet"))
     if not files:
-        raise FileNotFoundError(f"{folder} has no *.parquet; give the urls/ folder that the step `urls` wrote")
+        raise FileNotFoundError(f"{folder} has no *.parquet and no urls/*.parquet; give what the step `urls` wrote")
     for file in files:
         try:
             names = pq.read_schema(file).names
@@ -89,6 +89,6 @@ def list_files(folder: Path) -> list[Path]:
         if missing := [name for name in URL_SCHEMA.names if name not in names]:
             raise ValueError(
                 f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}. "
-                "Give the urls/ folder that the step `urls` wrote."
+                "Give the folder that the step `urls` wrote."
             )
     return files

@@ -95,6 +95,7 @@ def test_images_that_do_not_decode(root, tmp_path, encoded):
     shutil.rmtree(root / "train")
     write_train(root / "train", rows[:99])
     assert because(root) == {"images that cannot be decoded, more than 1%": 2}
+    assert check(root, max_bad_fraction=0.011, processes=1)["train"]["can be trained on"] == "yes"
     check(root, quick=True)  # reads no images
 
 

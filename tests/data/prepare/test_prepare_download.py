@@ -227,8 +227,13 @@ def test_another_list_or_size_is_refused(tmp_path, make_list, web):
         download(make_list(list(SHOP)[::-1], "reversed"), tmp_path / "out", file_rows=2)
 
 
+def test_the_folder_that_urls_wrote_is_enough(tmp_path, make_list):
+    folder = make_list(list(SHOP)).rename(tmp_path / "urls")
+    assert url_lists.list_files(tmp_path) == url_lists.list_files(folder) == sorted(folder.glob("*.parquet"))
+
+
 def test_lists_that_are_none_are_refused(tmp_path, make_list, web):
-    with pytest.raises(FileNotFoundError, match="nothing has no .*parquet; give the urls/ folder"):
+    with pytest.raises(FileNotFoundError, match="nothing has no .*parquet; give what the step `urls` wrote"):
         download(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "other").mkdir()
     pq.write_table(pa.table({"url": ["http://a/1"], "TEXT": ["a"]}), tmp_path / "other/x.parquet")
