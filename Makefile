@@ -12,7 +12,7 @@ MODELS := category none mini-clip mini-condvit
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
 export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
 
-.PHONY: demo test test-oldest img2dataset clean
+.PHONY: demo test test-oldest reliability img2dataset clean
 .SECONDARY:
 
 .venv/ready: requirements.txt requirements-dev.txt constraints.txt
@@ -54,6 +54,10 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# docs/reliability.md: the faults of which a test shows what happens.
+reliability: .venv/ready
+	$(BIN)/python -m pytest -m survives --reliability docs/reliability.md
 
 img2dataset: .venv/ready
 	$(BIN)/python -c "from pathlib import Path; from lrvsf.data.prepare.img2dataset import ensure_environment; \

@@ -87,12 +87,11 @@ SURVIVED: dict[tuple[str, str], str] = {}
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
     report = yield
-    if report.when == "call" and (mark := item.get_closest_marker("survives")):
-        test = item.nodeid.partition("[")[0]
-        if report.passed and SURVIVED.get(mark.args) != "":
-            SURVIVED[mark.args] = test
-        elif not report.passed:
+    if mark := item.get_closest_marker("survives"):
+        if report.failed:
             SURVIVED[mark.args] = ""
+        elif report.passed and report.when == "call":
+            SURVIVED.setdefault(mark.args, item.nodeid.partition("[")[0])
     return report
 
 

@@ -55,6 +55,7 @@ def test_one_pixel(form):
     assert image.size == (1, 1) and max(image.getpixel((0, 0))) < 4
 
 
+@pytest.mark.survives("EXIF that divides by zero", "read as if it had none")
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG", "TIFF"])
 def test_exif_that_divides_by_zero_harms_nothing(form):
     exif = Image.Exif()
@@ -89,6 +90,9 @@ def test_first_frame_of_an_animation():
     )
 
 
+@pytest.mark.survives(
+    "an image that is empty, cut short, HTML, SVG, or a decompression bomb", "skipped, counted by reason"
+)
 @pytest.mark.parametrize(
     "data, reason",
     [
@@ -110,6 +114,7 @@ def test_bad_bytes(data, reason):
     assert caught.value.reason == reason and reason in str(caught.value)
 
 
+@pytest.mark.survives("random damage inside image files", "an image or a counted reason, nothing else")
 @pytest.mark.filterwarnings("ignore")  # Pillow comments on every broken tag
 def test_flipped_bytes_never_raise_anything_else():
     draw = np.random.default_rng(0)
@@ -134,6 +139,7 @@ def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
     assert counter.bad == 120 and counter.reasons == {"truncated": 120}
 
 
+@pytest.mark.survives("more than 1 % bad images", "the run ends with a table of reasons")
 def test_counter_ends_the_run_with_a_table():
     counter = BadImageCounter(max_in_a_row=1000)
     counter.add_good(20_000)
@@ -155,6 +161,7 @@ def test_counter_does_not_judge_few():
         counter.add_bad(99, "empty")
 
 
+@pytest.mark.survives("100 bad images in a row", "the run ends with a table of reasons")
 def test_counter_ends_a_long_run_of_bad_images_whatever_their_share():
     counter = BadImageCounter(max_in_a_row=3)
     counter.add_good(100_000)

@@ -48,6 +48,7 @@ def test_augment_scales_as_pillow_does(make_image):
         assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int)).max() <= 1
 
 
+@pytest.mark.survives("no image of a product can be read", "another product takes its place; ranks stay equal")
 def test_a_bad_image_is_skipped_counted_and_replaced(caplog):
     maker = PairMaker(16, ["Bags"], seed=0)
     broken = product("broken", scene=b"<html>gone</html>")
@@ -97,6 +98,7 @@ def test_of_several_simple_images_one_of_a_known_category_is_taken():
         assert batch["target_pixel_values"][0, :2, 8, 8].tolist() == [0, 0], "the blue one"
 
 
+@pytest.mark.survives("a row with a path and no bytes", "the path is not opened; counted")
 def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
     picture = tmp_path / "secret.png"
     picture.write_bytes(encoded("white"))

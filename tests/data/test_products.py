@@ -15,6 +15,9 @@ from lrvsf.data.source import training_folder, validation_set
 from lrvsf.data.stream import ProductBatches
 
 
+@pytest.mark.survives(
+    "products without SIMPLE image, scene or known category", "left out, counted, named before the first step"
+)
 def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
     lonely = product("lonely")
     lonely["images"].pop()
@@ -71,6 +74,7 @@ def test_null_and_mixed_categories(tmp_path):
     assert shards.faulty == {"none": "no SIMPLE image of a known category"} and shards.rows.tolist() == [1]
 
 
+@pytest.mark.survives("a shard without its footer", "named; left out where that is tolerated, else refused")
 @pytest.mark.parametrize("tolerated", [True, False])
 def test_a_shard_cut_short(tmp_path, tolerated, caplog):
     folder = write(tmp_path / "t", [product(f"p{i}") for i in range(8)], 4)

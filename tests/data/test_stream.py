@@ -141,6 +141,7 @@ def test_what_is_read_and_held_is_bounded(tmp_path):
     assert max(held) <= 16 + 4 + 4 * 5, "a window, the batch for spares, units ahead"
 
 
+@pytest.mark.survives("a damaged page of a shard", "costs the products of its row group")
 def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
     folder = write(tmp_path / "t", [product(f"p{i:02d}") for i in range(40)], 2)
     shards = ProductShards.scan(folder)

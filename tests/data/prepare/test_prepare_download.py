@@ -192,6 +192,7 @@ def test_rounds_end_when_nothing_is_left_and_can_be_added(tmp_path, make_list, w
     assert list(download(make_list(calm, "calm"), tmp_path / "calm-out", rounds=5)["rounds"]) == ["1"]
 
 
+@pytest.mark.survives("SIGKILL while images are downloaded", "goes on to the same result")
 @pytest.mark.parametrize("fatal", [1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, make_list, web, monkeypatch, fatal):
     web.update(SHOP)

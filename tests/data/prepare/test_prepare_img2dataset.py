@@ -148,6 +148,10 @@ def write_list(folder, shop, kinds):
     return folder
 
 
+@pytest.mark.survives(
+    "servers that answer 403, 404, 500, redirect, stall, or cut bodies short",
+    "a table of reasons; what failed is asked for again",
+)
 def test_good_images_arrive_and_bad_ones_have_reasons(tmp_path, shop):
     kinds = list(EXPECTED)
     report = download(write_list(tmp_path / "urls", shop, kinds), tmp_path / "out", rounds=2, file_rows=10, **QUICK)

@@ -157,6 +157,7 @@ def test_captions_as_list_or_json_or_text(tmp_path, encoded, downloaded_row):
     assert [image["captions"] for image in product["images"]] == [["a bag", "a red bag"], ["a person"], []]
 
 
+@pytest.mark.survives("SIGKILL while shards are prepared", "started again, ends with the same bytes")
 @pytest.mark.parametrize("moment", ["partitioning", "partitioned", "half-written", "named", "reported"])
 def test_a_killed_run_started_again_ends_with_the_same_bytes(many, tmp_path, monkeypatch, moment):
     """Kills are exceptions that no one may clean up after, thrown at each stage."""
