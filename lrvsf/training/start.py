@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from lrvsf.training.arguments import ModelArguments
+from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 
 
@@ -18,7 +19,8 @@ def start_model(args: ModelArguments) -> CondViTModel:
     if config.get("model_type") != "condvit":
         options["logit_scale_init_value"] = args.logit_scale_init_value
         condition = args.condition or "category"
-        return CondViTModel.from_clip(args.model, categories=args.categories, condition=condition, **options)
+        clip = CondViTModel.from_clip(args.model, categories=args.categories, condition=condition, **options)
+        return use_patch_product(clip)
     model = CondViTModel.from_pretrained(args.model, **options)
     asked = (args.condition or model.config.condition, args.categories or model.config.categories)
     if asked != (model.config.condition, model.config.categories):
@@ -26,4 +28,4 @@ def start_model(args: ModelArguments) -> CondViTModel:
             f"{args.model} was trained with condition={model.config.condition!r} and categories "
             f"{model.config.categories}, the run asks for {asked}; leave them out or start from CLIP"
         )
-    return model
+    return use_patch_product(model)
