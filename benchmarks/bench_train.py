@@ -84,9 +84,8 @@ def step_section(name: str, args: argparse.Namespace, device: torch.device) -> l
         times = statistics.median(p / o for p, o in zip(seconds["published"], found, strict=True))
         flops = pair_flops(shape, batch) * batch / took
         shares = [f"{100 * flops / rate[dtype]:.0f} %" for dtype in (torch.bfloat16, torch.float32)]
-        rows.append(
-            [name, batch, way, attention, f"{batch / took:.3g}", f"{times:.2f}", f"{flops / 1e12:.3g}", *shares]
-        )
+        kind = "sdpa" if way == "published" else attention  # what MultiheadAttention takes without need_weights
+        rows.append([name, batch, way, kind, f"{batch / took:.3g}", f"{times:.2f}", f"{flops / 1e12:.3g}", *shares])
     print(
         f"{name}: {pair_flops(shape, batch) / 1e9:.1f} GFLOP a pair; matrix products "
         + ", ".join(f"{str(dtype).removeprefix('torch.')} {value / 1e12:.3g} TFLOP/s" for dtype, value in rate.items()),

@@ -1,0 +1,50 @@
+"""Every recipe is understood by the script that it is for, and says where its numbers come from."""
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+from lrvsf.training.mini_clip import MiniClipArguments
+from lrvsf.training.recipe import parse_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+FULL = [path for path in RECIPES if path.stem.startswith("lrvsf-")]
+
+
+def parse(path):
+    clip = path.name == "mini-clip.yaml"
+    types = (MiniClipArguments, TrainingArguments) if clip else (ModelArguments, CondViTTrainingArguments)
+    return parse_recipe(HfArgumentParser(types), [str(path), "--use_cpu", "True"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_its_script_s_parser_takes_it(path):
+    args, training = parse(path)
+    assert training.output_dir.startswith("runs/") and args.data.startswith("data/")
+    assert training.optim == "adamw_torch_fused"
+
+
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
+def test_full_recipes_keep_the_published_schedule_and_mark_their_numbers(path):
+    args, training = parse(path)
+    assert (training.num_train_epochs, training.phase1_steps, training.weight_decay) == (30, None, 0.01)
+    assert training.learning_rate == (5e-6 if path.stem == "lrvsf-h14" else 1e-5)
+    assert 360 % training.per_device_train_batch_size == 0 and args.condition == "category"
+    assert training.load_best_model_at_end and training.metric_for_best_model == "R@1"
+    comments = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    for topic in ("Cost", "Score"):
+        sentence = re.search(rf"{topic}[,:].*?(measured|published|estimated)", comments)
+        assert sentence and len(sentence.group()) < 40, f"{topic} must say whether it is measured, published, estimated"
+
+
+def test_there_is_one_for_each_model():
+    starts = {path.stem: parse(path)[0].model for path in FULL}
+    assert starts == {
+        "lrvsf-b32": "openai/clip-vit-base-patch32",
+        "lrvsf-b16": "openai/clip-vit-base-patch16",
+        "lrvsf-l14": "openai/clip-vit-large-patch14",
+        "lrvsf-h14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    }
