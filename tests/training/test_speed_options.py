@@ -20,8 +20,11 @@ def loss_and_gradients(model, call):
 
 @pytest.fixture
 def plain(make_model):
-    """A model whose temperature makes gradients of ordinary size, with its own loss and gradients."""
+    """A model with weights large enough to tell images apart, with its own loss and gradients."""
     model = use_patch_product(make_model(logit_scale_init_value=1.0)).train()
+    with torch.no_grad():
+        for weight in (parameter for parameter in model.parameters() if parameter.dim() > 1):
+            weight.mul_(10)
     return copy.deepcopy(model), *loss_and_gradients(model, model)
 
 
