@@ -96,6 +96,20 @@ def test_a_shard_cut_short(tmp_path, tolerated, caplog):
             ProductShards.scan(folder)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_shard_that_is_gone_after_the_scan(tmp_path, kind, caplog):
+    names = [f"p{i}" for i in range(8)]
+    if kind == "parquet":
+        folder = write(tmp_path / "t", [product(name) for name in names], 2)
+    else:
+        folder = write_tars(tmp_path / "t", names)
+    shards = ProductShards.scan(folder)
+    (folder / f"1.{kind}").unlink()
+    batches = list(ProductBatches(shards, 2, seed=0))
+    there = {row["product_id"] for _, batch, _ in batches for row in batch if row["images"]}
+    assert len(batches) == 4 and there == {"p0", "p2", "p4", "p6"} and "Lost 4 products" in caplog.text
+
+
 def test_shards_behind_a_url(tmp_path):
     write(tmp_path / "t", [product(f"p{i}") for i in range(10)], 2)
     store = fsspec.filesystem("memory")

@@ -178,8 +178,8 @@ class _PartitionWriter(FolderWriter):
             self.other_splits[str(row["split"])] += 1
             return
         loose = row["split"].endswith(DISTRACTORS)
-        product_id = row["product_id"] if row["product_id"] is not None or not loose else row["url"]
-        if row["url"] is None or product_id is None:
+        product_id = row["product_id"] if row["product_id"] not in (None, "") or not loose else row["url"]
+        if row["url"] is None or product_id in (None, ""):
             self.unusable["rows without URL or product id"] += 1
         elif row["type"] not in TYPES and not loose:
             self.unusable["rows of unknown type"] += 1

@@ -98,6 +98,7 @@ def test_counts_by_hand(tmp_path, encoded, downloaded_row, write_download):
         row("t", "SIMPLE", good(11), split="test"),
         row("t", "SIMPLE", good(12), split=None),
         row(None, "SIMPLE", good(13)),
+        row("", "SIMPLE", good(15)),
         row("g", "MODEL", good(14)),
     ]
     write_download(tmp_path / "in/0.parquet", rows)
@@ -127,7 +128,7 @@ def test_counts_by_hand(tmp_path, encoded, downloaded_row, write_download):
         "without category": {"without either": 1},
     }
     assert report["other splits"] == {"test": 1, "None": 1}
-    assert report["unusable"] == {"rows without URL or product id": 1, "rows of unknown type": 1}
+    assert report["unusable"] == {"rows without URL or product id": 2, "rows of unknown type": 1}
     found = {row["product_id"]: [image["type"] for image in row["images"]] for row in rows_of(tmp_path / "out/train")}
     assert found == {"a": ["SIMPLE", "COMPLEX"], "f": ["SIMPLE", "COMPLEX"]}
     assert json.loads((tmp_path / "out/products-train.json").read_text()) == report
