@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 THREADS := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
   --num_cpu_threads_per_process $(THREADS)
-TRAIN := $(LAUNCH) train_hf.py recipes/mini-demo.yaml
+TRAIN := $(LAUNCH) train_hf.py recipes/mini-demo.yaml --resume_from_checkpoint auto
 MODELS := category none mini-clip mini-condvit
 
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.

@@ -115,6 +115,18 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(flags, uninterrupted,
     assert all(len(epoch) == len(set(epoch)) == 12 for epoch in epochs), "a product is there once an epoch"
 
 
+@pytest.mark.survives("a run of one process killed, resumed with two", "the same products in the same global batches")
+def test_resumed_with_another_number_of_processes(flags, uninterrupted, tmp_path):
+    run(tmp_path, flags, fault="kill", at=4, status=-signal.SIGKILL)
+    run(tmp_path, flags, processes=2)
+    (whole,) = logged(uninterrupted(1), 1)
+    halves = [[json.loads(line) for line in (tmp_path / f"log.{rank}").read_text().splitlines()] for rank in range(2)]
+    resumed = [step for step in zip(*(half[-4:] for half in halves), strict=True)]  # rank 0's file has steps 1 to 4 too
+    for (step, first, loss), (_, second, other) in resumed:
+        ids, expected = whole[step]
+        assert first + second == ids and (loss + other) / 2 == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.survives(
     "SIGKILL while a checkpoint is saved: model, optimizer, scheduler, random state, trainer's state, manifest, rename",
     "resumes bit for bit from the one before",
