@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrvsf.data.images import decode_image
+from lrvsf.data.mini import build
 from lrvsf.data.mini.attributes import CATEGORIES, SILHOUETTES, Garment, all_looks, near_miss, random_garment
 from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks
-from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture
+from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture, stage, visible_share
 
 SMALL = MiniSize(products=20, test_products=10, distractors=20, image_size=48)
 
@@ -50,7 +51,7 @@ def test_every_silhouette_can_be_drawn_alone_and_worn_and_every_look_differs():
             assert garment in worn and 3 <= len({g.category for g in worn}) <= 5
             pictures[garment] = simple_picture(garment, 48, np.random.default_rng(1)).tobytes()
             for cropped in (False, True):
-                assert scene_picture(worn, garment, 48, rng, cropped).size == (48, 48)
+                assert scene_picture(stage(worn, garment, 48, rng, cropped), rng).size == (48, 48)
     assert len(set(pictures.values())) == len(pictures)
 
 
@@ -108,3 +109,29 @@ def test_written_layout(tmp_path):
 def test_impossible_sizes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         MiniSize(**wrong)
+
+
+def test_the_visible_share_is_counted_by_hand():
+    square = [np.array([(0, 0), (10, 0), (10, 10), (0, 10)], float)]
+    unit = np.array([[1.0, 0, 5], [0, 1.0, 5]])
+    assert visible_share(square, [], unit, 40) == 1
+    half = [np.array([(-1, -1), (4.5, -1), (4.5, 11), (-1, 11)], float)]
+    assert visible_share(square, half, unit, 40) == pytest.approx(0.5, abs=0.06)
+    assert visible_share(square, square, unit, 40) == 0
+    assert visible_share(square, [], unit + [[0, 0, -10], [0, 0, 0]], 40) == pytest.approx(0.5, abs=0.06), "cut off"
+
+
+def test_queries_show_what_they_ask_for_and_training_scenes_may_not(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(build, "scene_picture", lambda place, rng: drawn.append(place) or scene_picture(place, rng))
+    rng = np.random.default_rng(0)
+    garments = [random_garment(category, rng) for category in CATEGORIES for _ in range(6)]
+    size = MiniSize(image_size=48)
+    for row, garment in enumerate(garments):
+        build.query_row(size, 4, (row, garment))
+        assert drawn[-1].shown(garment) >= 0.75 or garment.silhouette == "high boots"
+    drawn.clear()
+    for row, garment in enumerate(garments):
+        build.product_row(size, (row, garment))
+    shown = [place.shown(garment) for place, garment in zip(drawn, np.repeat(garments, 2), strict=True)]
+    assert min(shown) < 0.25 and 0.05 < np.mean(np.array(shown) < 0.5) < 0.3

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lrvsf.data.mini.attributes import CATEGORIES, Garment, all_looks, near_miss, random_garment
-from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture
+from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 
@@ -30,7 +30,11 @@ SHARD_ROWS = 2000
 ROW_GROUP = 64
 NEAR_MISSES = 0.1  # share of a set's distractors that are near-misses of its products
 CROPPED = 0.25  # share of scenes whose frame moves in on the target
-FORMAT = 2  # raise it when the pictures change: an older folder is then refused
+SHOWN = (
+    0.75  # share of a query's cloth, and of its emblems, that is in sight; in training it may be less, as in the wild
+)
+QUERY_TRIES = 20  # stagings; high boots alone may find none, because every hem covers them
+FORMAT = 3  # raise it when the pictures change: an older folder is then refused
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,23 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def scene(garment: Garment, size: int, rng: np.random.Generator) -> tuple[bytes, str, str]:
-    """(encoded picture, TYPE, caption) of a figure that wears the garment among others."""
-    worn = outfit(garment, rng)
-    cropped = rng.random() < CROPPED
-    picture = scene_picture(worn, garment, size, rng, cropped)
+def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1) -> tuple[bytes, str, str]:
+    """(encoded picture, TYPE, caption) of a figure that wears the garment among others.
+
+    Of `tries` the first one that shows at least `SHOWN` of the garment is drawn, or the one that shows most.
+    """
+    best = None
+    for _ in range(tries):
+        worn = outfit(garment, rng)
+        cropped = bool(rng.random() < CROPPED)
+        place = stage(worn, garment, size, rng, cropped)
+        shown = place.shown(garment) if tries > 1 else 1.0
+        if best is None or shown > best[0]:
+            best = shown, worn, cropped, place
+        if shown >= SHOWN:
+            break
+    _, worn, cropped, place = best
+    picture = scene_picture(place, rng)
     names = [g.caption for g in worn]
     rng.shuffle(names)
     caption = f"a person wearing {', '.join(names[:-1])} and {names[-1]}"
@@ -130,7 +146,7 @@ def query_row(size: MiniSize, split: int, job: tuple[int, Garment]) -> dict:
     """One product of a test set: query and target."""
     row, garment = job
     rng = np.random.default_rng([size.seed, split, row])
-    encoded, kind, _ = scene(garment, size.image_size, rng)
+    encoded, kind, _ = scene(garment, size.image_size, rng, tries=QUERY_TRIES)
     return {
         "PRODUCT_ID": f"mini-{size.seed}-{split}-{row:06d}",
         "TYPE": kind,

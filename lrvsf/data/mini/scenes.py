@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lrvsf.data.mini.attributes import CATEGORIES, Garment, random_garment
 from lrvsf.data.mini.canvas import Canvas, affine, ellipse, heart, limb, star
@@ -112,10 +114,52 @@ def body(canvas: Canvas, pose: Pose, matrix: np.ndarray, rng: np.random.Generato
     fill([ellipse(0, 0.255, 0.03, 0.012, 0, 180)], (176, 70, 70), outline=False)
 
 
-def scene_picture(
-    garments: list[Garment], target: Garment, size: int, rng: np.random.Generator, cropped: bool
-) -> Image.Image:
-    """A figure wearing `garments`, (size, size) pixels. `cropped` moves the frame in on the target."""
+@dataclass(frozen=True)
+class Stage:
+    """Where everything is in a scene of (size, size) pixels, before it is drawn.
+
+    Attributes:
+        worn: the garments in the order of dressing: later ones cover earlier ones.
+        cuts: category -> the garment's shapes, in the figure's coordinates.
+        matrix: (2, 3), the figure's coordinates to pixels.
+    """
+
+    worn: list[Garment]
+    cuts: dict[str, Cut]
+    pose: Pose
+    matrix: np.ndarray
+    size: int
+
+    def shown(self, target: Garment) -> float:
+        """How much of the target can be seen, 0..1: of its cloth or, if that is less, of its emblems."""
+        place = self.worn.index(target)
+        cut = self.cuts[target.category]
+        emblem = star if target.emblem == "star" else heart
+        parts = [cut.cloth] if target.emblem == "none" else [cut.cloth, [emblem(*where) for where in cut.emblems]]
+        covering = [shape for garment in self.worn[place + 1 :] for shape in self.cuts[garment.category].all_shapes]
+        return min(visible_share(shapes, covering, self.matrix, self.size) for shapes in parts)
+
+
+def visible_share(shapes: list[np.ndarray], covering: list[np.ndarray], matrix: np.ndarray, size: int) -> float:
+    """The share of the shapes' area that lies in the frame and under none of the covering shapes."""
+    margin = size  # what lies outside the frame counts as hidden
+    matrix = matrix + np.array([[0, 0, margin], [0, 0, margin]])
+    mask = Image.new("1", (3 * size, 3 * size))
+    brush = ImageDraw.Draw(mask)
+
+    def fill(polygons: list[np.ndarray], value: int) -> None:
+        for polygon in polygons:
+            brush.polygon([tuple(point) for point in (polygon @ matrix[:, :2].T + matrix[:, 2]).tolist()], fill=value)
+
+    fill(shapes, 1)
+    whole = np.count_nonzero(mask)
+    fill(covering, 0)
+    frame = slice(margin, margin + size)
+    return np.count_nonzero(np.asarray(mask)[frame, frame]) / max(whole, 1)
+
+
+def stage(garments: list[Garment], target: Garment, size: int, rng: np.random.Generator, cropped: bool) -> Stage:
+    """Poses a figure that wears `garments` in a frame; `cropped` moves the frame in on the target."""
     pose = Pose((rng.uniform(14, 45), rng.uniform(14, 32)))  # the bag hangs on the second arm and stays in the frame
     cuts = {garment.category: cut_of(garment.category, garment.silhouette, pose) for garment in garments}
     mirrored = -1 if rng.random() < 0.5 else 1
@@ -129,10 +173,15 @@ def scene_picture(
         middle = middle + rng.uniform(0.6, 0.9) * (focus - middle)
     matrix = affine((mirrored * scale, scale), rng.uniform(-8, 8), (0, 0))
     matrix[:, 2] = size / 2 + rng.uniform(-0.04, 0.04, 2) * size - matrix[:, :2] @ middle
-    canvas = Canvas(size, size, (200, 200, 200))
+    return Stage(sorted(garments, key=lambda g: DRESSING_ORDER.index(g.category)), cuts, pose, matrix, size)
+
+
+def scene_picture(scene: Stage, rng: np.random.Generator) -> Image.Image:
+    """The figure among clutter."""
+    canvas = Canvas(scene.size, scene.size, (200, 200, 200))
     clutter(canvas, rng)
-    body(canvas, pose, matrix, rng)
+    body(canvas, scene.pose, scene.matrix, rng)
     light = rng.uniform(-1, 1)
-    for garment in sorted(garments, key=lambda g: DRESSING_ORDER.index(g.category)):
-        put_on(canvas, garment, cuts[garment.category], matrix, light)
+    for garment in scene.worn:
+        put_on(canvas, garment, scene.cuts[garment.category], scene.matrix, light)
     return canvas.finish(rng.uniform(0.85, 1.1))

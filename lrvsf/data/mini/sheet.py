@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lrvsf.data.mini.attributes import CATEGORIES, random_garment
-from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture
+from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture, stage
 
 SIZE, GAP = 120, 4
 
@@ -24,7 +24,8 @@ def contact_sheet(seed: int = 0) -> Image.Image:
         for product in range(2):
             garment = random_garment(category, rng)
             pictures = [simple_picture(garment, SIZE, rng)]
-            pictures += [scene_picture(outfit(garment, rng), garment, SIZE, rng, cropped) for cropped in (False, True)]
+            for cropped in (False, True):
+                pictures.append(scene_picture(stage(outfit(garment, rng), garment, SIZE, rng, cropped), rng))
             for row, picture in enumerate(pictures):
                 corner = (GAP + column * (SIZE + GAP), GAP + (3 * product + row) * (SIZE + GAP))
                 sheet.paste(picture, corner)

@@ -54,6 +54,10 @@ class Cut:
     behind: list[np.ndarray] = field(default_factory=list)
     front: list[np.ndarray] = field(default_factory=list)
 
+    @property
+    def all_shapes(self) -> list[np.ndarray]:
+        return [*self.behind, *self.cloth, *self.front]
+
 
 def widened(points: np.ndarray) -> np.ndarray:
     """(n, 2) points of a slim figure -> of the stout one that is drawn."""
