@@ -16,6 +16,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
 from lrvsf.evaluation.protocols import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.report import plot_recall, results_table, save_results
@@ -54,6 +55,13 @@ class EvaluateArguments:
     max_bad_in_a_row: int = field(
         default=100, metadata={"help": "Refuse to measure when so many in succession cannot be read."}
     )
+    attention: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Rows of products.parquet: attention.png shows what their queries look at."},
+    )
+    attention_categories: list[str] = field(
+        default_factory=list, metadata={"help": "Conditions that attention.png shows. Default: all of the model's."}
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -74,11 +82,14 @@ def main(arguments: list[str] | None = None) -> None:
         bf16=has_fast_bf16(state.device) if args.bf16 is None else args.bf16,
         device=state.device,
     )
+    output = Path(args.output_dir)
+    if args.attention and state.is_main_process:  # it takes seconds, and a wrong row must not show after hours
+        write_attention(encoder, test_set, args.attention, args.attention_categories, output / "attention.png")
+        print(f"Wrote {output / 'attention.png'}.")
     limits = args.max_bad_fraction, args.max_bad_in_a_row
     measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, *limits)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
-        output = Path(args.output_dir)
         save_results(results, output / "results.json")
         plot_recall({Path(args.model).name: results}, output / "recall.png")
         print(results_table(results))
