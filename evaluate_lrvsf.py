@@ -16,10 +16,12 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.arguments import PictureArguments
 from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
 from lrvsf.evaluation.protocols import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.report import plot_recall, results_table, save_results
+from lrvsf.evaluation.sheet import write_sheet
 
 
 @dataclass
@@ -55,13 +57,6 @@ class EvaluateArguments:
     max_bad_in_a_row: int = field(
         default=100, metadata={"help": "Refuse to measure when so many in succession cannot be read."}
     )
-    attention: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Rows of products.parquet: attention.png shows what their queries look at."},
-    )
-    attention_categories: list[str] = field(
-        default_factory=list, metadata={"help": "Conditions that attention.png shows. Default: all of the model's."}
-    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -69,7 +64,8 @@ class EvaluateArguments:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    (args,) = HfArgumentParser(EvaluateArguments, allow_abbrev=False).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((EvaluateArguments, PictureArguments), allow_abbrev=False)
+    args, pictures = parser.parse_args_into_dataclasses(arguments)
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
@@ -83,8 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
         device=state.device,
     )
     output = Path(args.output_dir)
-    if args.attention and state.is_main_process:  # it takes seconds, and a wrong row must not show after hours
-        write_attention(encoder, test_set, args.attention, args.attention_categories, output / "attention.png")
+    if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
+        write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")
     limits = args.max_bad_fraction, args.max_bad_in_a_row
     measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, *limits)
@@ -94,6 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
         plot_recall({Path(args.model).name: results}, output / "recall.png")
         print(results_table(results))
         print(f"\nWrote {output / 'results.json'} and {output / 'recall.png'}.")
+    if pictures.sheet:  # it embeds the images again
+        path = output / "sheet.html"
+        write_sheet(encoder, test_set, path, pictures.sheet, args.seed, args.model, args.batch_size, *limits)
+        state.print(f"Wrote {path}.")
     state.destroy_process_group()
 
 

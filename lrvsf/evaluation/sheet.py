@@ -1,0 +1,182 @@
+"""Retrieval as a page to look at: what queries found, successes and worst failures, in one HTML file without links.
+
+Every product is asked once, among the targets of all products and all distractors. That is a larger gallery than the
+protocols' folds, so the page's recall is its own. Ranks are counted (`lrvsf.evaluation.recall`); the ten best items are
+kept for the shown queries only, in one pass over blocks of the gallery, in memory of one block.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from jinja2 import Environment, StrictUndefined
+from torch import Tensor
+
+from lrvsf.data.images import decode_image
+from lrvsf.data.testset import Product, ProductTestSet
+from lrvsf.evaluation.embed import Embedded, Encoder, embed_distractors
+from lrvsf.evaluation.protocols import all_products
+from lrvsf.evaluation.validation import ranks_among_all
+from processing_condvit import pad_and_resize
+
+BLOCK = 4096  # items scored at a time
+FOUND = 10  # items shown of each query's answer
+TILE = 128  # pixels
+TEMPLATE = Path(__file__).with_name("sheet.html.jinja")
+
+
+class TopItems:
+    """The best items of Q queries, from blocks that come in any order and size.
+
+    Scores are float64, so that a block's shape decides nothing; among equal scores the smaller item number is better.
+
+    Args:
+        queries: (Q, dim) unit rows.
+        count: how many items to keep of each query; fewer are kept while fewer were added.
+
+    Attributes:
+        scores: (Q, kept) float64, best first.
+        items: (Q, kept) int64, their numbers.
+    """
+
+    def __init__(self, queries: Tensor, count: int) -> None:
+        self.queries, self.count = queries.double(), count
+        self.scores = self.queries.new_empty(len(queries), 0)
+        self.items = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+
+    def add(self, embeds: Tensor, items: Tensor) -> None:
+        """Items (B,), each once, with embeddings (B, dim)."""
+        for rows, numbers in zip(embeds.split(BLOCK), items.to(self.items.device).split(BLOCK), strict=True):
+            self.keep(self.queries @ rows.to(self.queries).T, numbers.expand(len(self.queries), -1))
+
+    def keep(self, scores: Tensor, items: Tensor) -> None:
+        """The best of what was kept and of scores (Q, B) of items (Q, B), from a block or from another process."""
+        scores = torch.cat([self.scores, scores.to(self.scores)], dim=1)
+        items = torch.cat([self.items, items.to(self.items)], dim=1)
+        items, order = items.sort(dim=1)
+        self.scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+        self.scores, self.items = self.scores[:, : self.count], items.gather(1, order)[:, : self.count]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What one query found.
+
+    Attributes:
+        rank: expected rank of its target from 1; a half where an odd number of items tie with it.
+        found: the best items as (is it the target, its name, its encoded image), best first.
+    """
+
+    product: Product
+    rank: float
+    found: list[tuple[bool, str, bytes | None]]
+
+
+def choose(ranks: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Ranks (P,) -> `count` of the queries of rank 1, drawn, and the `count` worst of the others, worst first.
+
+    Either list is shorter where there are fewer.
+    """
+    first = (ranks <= 1).nonzero().flatten()
+    drawn = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))[:count]
+    worst = ranks.argsort(descending=True, stable=True)[: min(count, len(ranks) - len(first))]
+    return first[drawn].sort().values.tolist(), worst.tolist()
+
+
+def write_sheet(
+    encoder: Encoder,
+    test_set: ProductTestSet,
+    path: str | Path,
+    count: int,
+    seed: int = 0,
+    model: str = "",
+    batch_size: int = 256,
+    max_bad: float = 0.01,
+    max_in_a_row: int = 100,
+) -> None:
+    """Embeds the test set and writes the page, on the main process. Every process must call it.
+
+    Args:
+        count: successes and failures to show, of each so many, if there are.
+        seed: of the draw of successes.
+        model: the name that the page gives.
+        batch_size, max_bad, max_in_a_row: as for `evaluate_bootstrap`, whose errors it raises for bad images.
+    """
+    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
+    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
+    ranks = ranks_among_all(products, distractors, encoder.device).expected.flatten()  # (P,)
+    successes, failures = choose(ranks, count, seed)
+    shown = successes + failures
+    answers = top_items(products, distractors, shown, encoder.device, first_distractor=test_set.n_products)
+    n_distractors = sum(gather_object([len(distractors.rows)]))
+    if not PartialState().is_main_process:
+        return
+    images = _found_images(test_set, answers)
+    retrievals = []
+    for index, answer in zip(shown, answers, strict=True):
+        row = products.rows[index]
+        product = next(test_set.products(row, row + 1))
+        found = [(item == row, *images[item]) for item in answer]
+        retrievals.append(Retrieval(product, ranks[index].item(), found))
+    facts = {
+        "model": model,
+        "conditioning": encoder.conditioning,
+        "n_products": len(ranks),
+        "n_distractors": n_distractors,
+        "n_first": int((ranks <= 1).sum()),
+        "recalls": {k: (ranks <= k).double().mean().item() for k in (1, 10)},
+        "seed": seed,
+    }
+    page = render_sheet(retrievals[: len(successes)], retrievals[len(successes) :], facts)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def top_items(
+    products: Embedded, distractors: Embedded, shown: list[int], device: torch.device, first_distractor: int
+) -> list[list[int]]:
+    """For each query in `shown`, indices into `products`, the best items over all processes, best first.
+
+    A target's item number is its row among the products; a distractor's is its row plus `first_distractor`.
+    """
+    top = TopItems(products.embeds["query"][shown].to(device), FOUND)
+    top.add(distractors.embeds["distractor"], torch.tensor(distractors.rows, dtype=torch.int64) + first_distractor)
+    parts = gather_object([(top.scores.cpu(), top.items.cpu())])  # each process saw its own distractors
+    top = TopItems(products.embeds["query"][shown].to(device), FOUND)
+    for part in parts:
+        top.keep(*part)
+    top.add(products.embeds["target"], torch.tensor(products.rows, dtype=torch.int64))  # alike on every process
+    return top.items.tolist()
+
+
+def render_sheet(successes: list[Retrieval], failures: list[Retrieval], facts: dict[str, Any]) -> str:
+    """The page. What comes from the data, captions above all, is escaped; images are embedded as JPEG."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["src"] = thumbnail
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(successes=successes, failures=failures, tile=TILE, **facts)
+
+
+def thumbnail(data: bytes | None) -> str:
+    """An encoded image as a `data:` address of a JPEG of `TILE` x `TILE`, padded as the model sees it."""
+    out = io.BytesIO()
+    pad_and_resize(decode_image(data), TILE).save(out, "JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def _found_images(test_set: ProductTestSet, answers: list[list[int]]) -> dict[int, tuple[str, bytes | None]]:
+    """Item number -> its name and its encoded image, each read once."""
+    images: dict[int, tuple[str, bytes | None]] = {}
+    for item in sorted({item for answer in answers for item in answer}):
+        row = item - test_set.n_products
+        if row < 0:
+            images[item] = f"product {item}", next(test_set.products(item, item + 1)).target_image
+        else:
+            images[item] = f"distractor {row}", next(test_set.distractors(row, row + 1))[1]
+    return images
