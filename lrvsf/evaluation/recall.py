@@ -16,17 +16,23 @@ the target (its expected rank); a model that maps everything to one point then s
 Protocol: LRVS-Fashion, arXiv 2306.02928. As in the published code, folds are drawn with replacement; a product drawn
 twice counts twice as a query but stands in the gallery once, a distractor drawn twice stands in it twice, and the
 standard deviation is the sample's (over folds - 1).
+
+The arithmetic of one block is in `lrvsf.evaluation.counting`, what needs the top of each list in
+`lrvsf.evaluation.precision`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BLOCK = 4096  # rows and columns of one block of scores: 64 MB of float32
-PAIRS = 65536  # pairs scored in float64 at a time: 270 MB at 512 dimensions
+from lrvsf.evaluation.counting import count_above
+
+Folds = Tensor | Sequence[Tensor]
+
+BLOCK = 16384  # distractors whose multiplicities are laid out at a time: 5 MB for 80 galleries
 NORM_TOLERANCE = 1e-3  # float16 and bfloat16 storage included: rounding errors of many coordinates cancel
 
 
@@ -78,50 +84,72 @@ class RankCounter:
 
     Args:
         query_embeds, target_embeds: (P, dim) unit rows; row i of one belongs to row i of the other.
-        product_folds: (F, draws) row numbers of products, repeats allowed.
-        distractor_folds: for each gallery size, (F, size) row numbers of distractors, repeats allowed.
+        product_folds: F times the row numbers of products, repeats allowed: (F, draws), or F rows of any lengths.
+        distractor_folds: for each gallery size, F times the row numbers of distractors: (F, size), or F rows.
+        categories: (P,) whole numbers; with them, a query's gallery holds the items of its target's category only.
+        bf16: multiply in bfloat16 first. The ranks are the same (`lrvsf.evaluation.counting`).
     """
 
     def __init__(
-        self, query_embeds: Tensor, target_embeds: Tensor, product_folds: Tensor, distractor_folds: Sequence[Tensor]
+        self,
+        query_embeds: Tensor,
+        target_embeds: Tensor,
+        product_folds: Folds,
+        distractor_folds: Sequence[Folds],
+        categories: Tensor | None = None,
+        bf16: bool = False,
     ) -> None:
-        self.queries = _unit_rows("query_embeds", query_embeds)
-        self.targets = _unit_rows("target_embeds", target_embeds)
+        self.queries, self.targets = unit_rows("query_embeds", query_embeds), unit_rows("target_embeds", target_embeds)
         if self.queries.shape != self.targets.shape:
             raise ValueError(
                 f"query_embeds {tuple(self.queries.shape)} and target_embeds {tuple(self.targets.shape)} differ in "
                 "shape: row i of one must belong to row i of the other, from the same model."
             )
-        product_folds = _rows("product_folds", product_folds)
+        product_folds = as_folds("product_folds", product_folds)
         self.folds = len(product_folds)
-        for size, folds in enumerate(distractor_folds):
+        drawn = [as_folds("distractor_folds", folds) for folds in distractor_folds]
+        for size, folds in enumerate(drawn):
             if len(folds) != self.folds:
                 raise ValueError(f"product_folds has {self.folds} folds but distractor_folds[{size}] has {len(folds)}.")
         products, device = len(self.queries), self.queries.device
-        drawn = _Draws(product_folds)
-        if drawn.largest >= products:
-            raise IndexError(f"product_folds names row {drawn.largest}, but there are {products} products.")
-        self.weights = drawn.multiplicities(0, products).to(device)  # (P, F)
-        self._draws = [_Draws(_rows("distractor_folds", folds)) for folds in distractor_folds]
-        self._above = torch.zeros(products, len(self._draws) * self.folds, dtype=torch.int64, device=device)
+        of_products = Draws(product_folds)
+        if of_products.largest >= products:
+            raise IndexError(f"product_folds names row {of_products.largest}, but there are {products} products.")
+        self.weights = of_products.multiplicities(0, products).to(device)  # (P, F)
+        self.categories = None if categories is None else as_categories("categories", categories, products).to(device)
+        self.bf16 = bf16
+        self._draws = Draws([fold for folds in drawn for fold in folds])
+        self._above = torch.zeros(products, len(drawn) * self.folds, dtype=torch.int64, device=device)
         self._tied = torch.zeros_like(self._above)
         self._added = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def add(self, embeds: Tensor, first_row: int) -> None:
-        """Counts the distractors of rows first_row, first_row + 1, ...: (B, dim) unit rows. Add each row once."""
-        embeds = _unit_rows("distractor_embeds", embeds, first_row)
-        if embeds.shape[1] != self.queries.shape[1]:
-            raise ValueError(
-                f"Distractors have {embeds.shape[1]} dimensions but queries {self.queries.shape[1]}: another model's?"
-            )
+    def add(self, embeds: Tensor, first_row: int, categories: Tensor | None = None) -> None:
+        """Counts the distractors of rows first_row, first_row + 1, ...: (B, dim) unit rows. Add each row once.
+
+        Categories (B,) are needed where the counter has them; one that no target has, as -1, is in no gallery.
+        """
+        if (categories is None) != (self.categories is None):
+            raise ValueError("Distractors need categories if the counter has them, and only then.")
+        if categories is not None:
+            categories = as_categories("categories", categories, len(embeds)).to(self.queries.device)
         for start in range(0, len(embeds), BLOCK):
-            block = embeds[start : start + BLOCK].to(self.queries.device)
+            block = unit_rows("distractor_embeds", embeds[start : start + BLOCK], first_row + start)
+            if block.shape[1] != self.queries.shape[1]:
+                dims = block.shape[1], self.queries.shape[1]
+                raise ValueError("Distractors have {} dimensions but queries {}: another model's?".format(*dims))
+            block = block.to(self.queries.device)
             first = first_row + start
-            drawn = [draws.multiplicities(first, first + len(block)) for draws in self._draws]  # S times (B, F)
-            above, tied = count_above(self.queries, self.targets, block, torch.cat(drawn, dim=1).to(block.device))
-            self._above += above  # (P, S * F)
-            self._tied += tied
+            held = self._draws.multiplicities(first, first + len(block)).to(block.device)  # (B, S * F)
+            self._count(block, held, None if categories is None else categories[start : start + BLOCK])
         self._added += len(embeds)
+
+    def _count(self, items: Tensor, held: Tensor, categories: Tensor | None, own: bool = False) -> None:
+        for rows, columns in _meetings(self.categories, categories):
+            above, tied = count_above(
+                self.queries[rows], self.targets[rows], items[columns], held[columns], own, self.bf16
+            )
+            self._above[rows] += above
+            self._tied[rows] += tied
 
     def ranks(self) -> list[GalleryRanks]:
         """The ranks for each gallery size, in the order given. Every process must call it; all get the same. Only once.
@@ -132,60 +160,14 @@ class RankCounter:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             for counts in (self._above, self._tied, self._added):
                 dist.all_reduce(counts)  # integers: the sum does not depend on the number of processes
-        largest = max((draws.largest for draws in self._draws), default=-1)
-        if largest >= self._added.item():
-            raise IndexError(f"distractor_folds names row {largest}, but there are {self._added.item()} distractors.")
-        present = (self.weights > 0).float()
-        above, tied = count_above(
-            self.queries, self.targets, self.targets, present, own=True
-        )  # (P, F): alike for every size
+        if self._draws.largest >= self._added.item():
+            raise IndexError(
+                f"distractor_folds names row {self._draws.largest}, but there are {self._added.item()} distractors."
+            )
+        present = (self.weights > 0).float().repeat(1, len(self._above[0]) // self.folds)  # alike for every size
+        self._count(self.targets, present, self.categories, own=True)
         columns = zip(self._above.split(self.folds, dim=1), self._tied.split(self.folds, dim=1), strict=True)
-        return [GalleryRanks((a + above).cpu(), (t + tied).cpu(), self.weights.cpu()) for a, t in columns]
-
-
-def count_above(
-    queries: Tensor, targets: Tensor, items: Tensor, multiplicities: Tensor, own: bool = False
-) -> tuple[Tensor, Tensor]:
-    """How many items beat each query's target, and how many tie with it, in each of G galleries.
-
-    Args:
-        queries, targets: (P, dim) float32 unit rows, paired.
-        items: (B, dim) float32 unit rows.
-        multiplicities: (B, G) float32 whole numbers, how often gallery g holds item b. Exact as long as a column's sum
-            over one block stays below 2^24.
-        own: whether item i is target i, which is then not compared with itself.
-
-    Returns:
-        above, tied: (P, G) int64.
-    """
-    above = torch.zeros(len(queries), multiplicities.shape[1], dtype=torch.int64, device=queries.device)
-    tied = torch.zeros_like(above)
-    # Bounds the rounding error of a float32 dot product of unit rows (Cauchy-Schwarz), with room for their tolerance.
-    margin = 1.01 * (queries.shape[1] + 8) * 2.0**-24
-    for q in range(0, len(queries), BLOCK):
-        rows = slice(q, q + BLOCK)
-        score = (queries[rows].double() * targets[rows].double()).sum(1, keepdim=True).float()  # (p, 1)
-        for start in range(0, len(items), BLOCK):
-            held = multiplicities[start : start + BLOCK]  # (b, G)
-            excess = queries[rows] @ items[start : start + BLOCK].T - score  # (p, b)
-            above[rows] += ((excess > margin).float() @ held).long()
-            near = (excess.abs_() <= margin).nonzero()  # a few pairs, except where a model collapsed
-            near = near + near.new_tensor([q, start])
-            if own:
-                near = near[near[:, 0] != near[:, 1]]
-            for pairs in near.split(PAIRS):
-                _count_near(queries, targets, items, multiplicities, pairs, above, tied)
-    return above, tied
-
-
-def _count_near(
-    queries: Tensor, targets: Tensor, items: Tensor, multiplicities: Tensor, pairs: Tensor, above: Tensor, tied: Tensor
-) -> None:
-    """Adds pairs (query, item) that float32 cannot tell apart from the target, decided in float64."""
-    query, item = pairs.T
-    ahead = (queries[query].double() * (items[item].double() - targets[query].double())).sum(1)  # (pairs,)
-    for counts, chosen in ((above, ahead > 0), (tied, ahead == 0)):
-        counts.index_add_(0, query[chosen], multiplicities[item[chosen]].long())
+        return [GalleryRanks(above.cpu(), tied.cpu(), self.weights.cpu()) for above, tied in columns]
 
 
 def fold_recall(ranks: Tensor, weights: Tensor, max_k: int) -> Tensor:
@@ -233,25 +215,31 @@ def bootstrap_recall(
     return mean.float(), std.float()
 
 
-class _Draws:
-    """The draws of F folds, sorted, so that the multiplicities of any slice of rows are found without a table over all
-    rows."""
+class Draws:
+    """The draws of G galleries, sorted, so that the multiplicities of any slice of rows are found without a table over
+    all rows."""
 
-    def __init__(self, folds: Tensor) -> None:
-        self.sorted = folds.sort(dim=1).values.to(torch.int32)  # half of what twenty folds of a million would take
-        self.largest = int(self.sorted.max()) if self.sorted.numel() else -1
+    def __init__(self, galleries: Sequence[Tensor]) -> None:
+        self.sorted = [rows.sort().values.to(torch.int32) for rows in galleries]  # half of what int64 would take
+        self.largest = max((int(rows[-1]) for rows in self.sorted if len(rows)), default=-1)
+
+    def of(self, gallery: int, start: int, stop: int) -> Tensor:
+        """The rows start to stop (excluded) that a gallery drew, ascending, as often as it did."""
+        rows = self.sorted[gallery]
+        low, high = torch.searchsorted(rows, torch.tensor([start, stop], dtype=torch.int32)).tolist()
+        return rows[low:high].long()
 
     def multiplicities(self, start: int, stop: int) -> Tensor:
-        """(stop - start, F) float32: how often each fold drew each of the rows start to stop (excluded)."""
-        bounds = torch.tensor([[start, stop]], dtype=torch.int32).expand(len(self.sorted), 2).contiguous()
-        columns = [
-            torch.bincount(fold[low:high] - start, minlength=stop - start)
-            for fold, (low, high) in zip(self.sorted, torch.searchsorted(self.sorted, bounds).tolist(), strict=True)
-        ]
-        return torch.stack(columns, dim=1).float()
+        """(stop - start, G) float32: how often each gallery drew each of the rows start to stop (excluded)."""
+        galleries = len(self.sorted)
+        cells = [(self.of(g, start, stop) - start) * galleries + g for g in range(galleries)]
+        counts = torch.bincount(
+            torch.cat([torch.empty(0, dtype=torch.int64), *cells]), minlength=(stop - start) * galleries
+        )
+        return counts.view(stop - start, galleries).float()
 
 
-def _unit_rows(name: str, embeds: Tensor, first_row: int = 0) -> Tensor:
+def unit_rows(name: str, embeds: Tensor, first_row: int = 0) -> Tensor:
     """Embeddings (n, dim) as float32; refused are other shapes, and rows that are not finite or not of length 1."""
     embeds = torch.as_tensor(embeds).float()
     if embeds.ndim != 2:
@@ -265,11 +253,36 @@ def _unit_rows(name: str, embeds: Tensor, first_row: int = 0) -> Tensor:
     return embeds
 
 
-def _rows(name: str, folds: Tensor) -> Tensor:
-    """Row numbers (F, n) on the CPU; refused are other shapes and negative numbers."""
-    folds = torch.as_tensor(folds).cpu()
-    if folds.ndim != 2:
+def as_folds(name: str, folds: Folds) -> list[Tensor]:
+    """F rows of row numbers on the CPU; refused are other shapes and negative numbers."""
+    if isinstance(folds, Tensor) and folds.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(folds.shape)}; one row of row numbers per fold, (F, n), is needed.")
-    if folds.numel() and int(folds.min()) < 0:
-        raise IndexError(f"{name} names row {int(folds.min())}; row numbers begin at 0.")
-    return folds
+    rows = [torch.as_tensor(fold).cpu() for fold in folds]
+    for fold in rows:
+        if fold.ndim != 1:
+            raise ValueError(f"{name} has a fold of shape {tuple(fold.shape)}; row numbers, (n,), are needed.")
+        if fold.numel() and int(fold.min()) < 0:
+            raise IndexError(f"{name} names row {int(fold.min())}; row numbers begin at 0.")
+    return rows
+
+
+def as_categories(name: str, categories: Tensor, rows: int) -> Tensor:
+    """Whole numbers (rows,); refused are other shapes and fractions."""
+    categories = torch.as_tensor(categories)
+    if categories.shape != (rows,) or categories.is_floating_point():
+        raise ValueError(
+            f"{name} is {categories.dtype} of shape {tuple(categories.shape)}; whole numbers ({rows},), one for each "
+            "row of embeddings, are needed."
+        )
+    return categories
+
+
+def _meetings(of_queries: Tensor | None, of_items: Tensor | None) -> Iterator[tuple[slice | Tensor, slice | Tensor]]:
+    """Which queries meet which items: all do, or for each category those that have it."""
+    if of_queries is None or of_items is None:
+        yield slice(None), slice(None)
+        return
+    for category in of_queries.unique():
+        columns = (of_items == category).nonzero().flatten()
+        if len(columns):
+            yield (of_queries == category).nonzero().flatten(), columns

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrvsf.evaluation import recall
+from lrvsf.evaluation import counting, recall
 from lrvsf.evaluation.recall import RankCounter, bootstrap_recall, fold_recall, mean_and_std
 
 
@@ -69,8 +69,9 @@ def test_all_galleries_in_one_streamed_pass(published):
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_naive_twin_with_ties_and_duplicates(monkeypatch, seed):
     """Coordinates of -1, 0, 1 give many exact ties; rows are repeated; every inner block is cut unevenly."""
-    monkeypatch.setattr(recall, "BLOCK", 7)
-    monkeypatch.setattr(recall, "PAIRS", 5)
+    monkeypatch.setattr(recall, "BLOCK", 8)
+    for name, size in (("ROWS", 7), ("COLUMNS", 3), ("PAIRS", 5)):
+        monkeypatch.setattr(counting, name, size)
     draw = np.random.default_rng(seed)
     vocabulary = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
     queries, targets, distractors = (unit(vocabulary[draw.integers(0, len(vocabulary), n)]) for n in (13, 13, 31))
