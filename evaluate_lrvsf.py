@@ -1,6 +1,7 @@
 """Measures a model on a test set: R@K at several gallery sizes, as a table, results.json and recall.png.
 
     accelerate launch evaluate_lrvsf.py --model DIR --data_root OUT/test --output_dir RESULTS
+        [--protocol leaderboard --product_folds bootstrapped_indices.pt | --protocol paper --stored_folds FILE]
 
 It takes what train_hf.py wrote, or any CLIP model as the unconditioned baseline, and a test set as prepare_lrvsf.py
 makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N` takes N GPUs or,
@@ -19,7 +20,8 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.arguments import PictureArguments
 from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
-from lrvsf.evaluation.protocols import BootstrapSettings, evaluate_bootstrap
+from lrvsf.evaluation.paper import evaluate_paper
+from lrvsf.evaluation.protocols import chosen_settings, evaluate_bootstrap
 from lrvsf.evaluation.report import plot_recall, results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
 
@@ -31,13 +33,35 @@ class EvaluateArguments:
     )
     data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
     output_dir: str = field(metadata={"help": "Where results.json and recall.png go."})
-    gallery_sizes: list[int] = field(
-        default_factory=lambda: [500, 2000, 5000],
-        metadata={"help": "Numbers of distractors, each at most the test set's."},
+    protocol: str = field(
+        default="bootstrap",
+        metadata={
+            "help": "The published leaderboard's or paper's, which have their sizes, or draws of one's own.",
+            "choices": ["bootstrap", "leaderboard", "paper"],
+        },
     )
-    folds: int = field(default=20, metadata={"help": "Draws of products and distractors; at least 2."})
+    product_folds: str | None = field(
+        default=None, metadata={"help": "leaderboard: the published bootstrapped_indices.pt. Default: from the seed."}
+    )
+    stored_folds: str | None = field(
+        default=None, metadata={"help": "paper: published folds, made by python -m lrvsf.evaluation.stored_folds."}
+    )
+    restrict_to_category: bool = field(
+        default=False, metadata={"help": "Only items of the target's category in a gallery; paper measures both."}
+    )
+    bf16_ranks: bool = field(
+        default=False, metadata={"help": "Count ranks by bfloat16 products first: the same ranks, sooner on new CPUs."}
+    )
+    gallery_sizes: list[int] | None = field(
+        default=None,
+        metadata={"help": "bootstrap: numbers of distractors, at most the test set's. Default: 500, 2000, 5000."},
+    )
+    folds: int | None = field(
+        default=None, metadata={"help": "bootstrap: draws of products and distractors, at least 2. Default: 20."}
+    )
     products_per_fold: int | None = field(
-        default=None, metadata={"help": "Queries drawn for a fold. Default: as many as the test set has, at most 1000."}
+        default=None,
+        metadata={"help": "bootstrap: queries in a fold. Default: as many as the test set has, at most 1000."},
     )
     seed: int = field(default=0, metadata={"help": "Of the draws. Models are comparable at equal seeds."})
     conditioning: str | None = field(
@@ -69,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
-    settings = BootstrapSettings(args.gallery_sizes, args.folds, args.seed, args.products_per_fold)
+    settings = chosen_settings(args.protocol, vars(args))
     test_set = ProductTestSet(args.data_root)
     model = load_model(args.model)
     encoder = Encoder(
@@ -83,7 +107,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")
     limits = args.max_bad_fraction, args.max_bad_in_a_row
-    measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, *limits)
+    if settings is None:
+        measured = evaluate_paper(encoder, test_set, args.stored_folds, args.batch_size, *limits, args.bf16_ranks)
+    else:
+        measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, *limits)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
         save_results(results, output / "results.json")

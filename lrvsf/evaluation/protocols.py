@@ -1,13 +1,20 @@
-"""The bootstrap protocol: from a model and a test set to results, with every draw seeded.
+"""The bootstrap protocols: from a model and a test set to results, with every draw seeded.
 
 A gallery of size N is the products of a fold plus N distractors. Folds of products and of distractors are drawn with
 replacement, as in the published benchmark (arXiv 2306.02928), but from a seed that the results carry: two models on one
 test set with one seed face the same queries and the same distractors, so that their difference is paired.
+
+"bootstrap" is this at sizes of one's own; "leaderboard" is 20 folds of 1,000 products at the leaderboard's four sizes,
+the products drawn from the seed or, as published, from a file. The published code draws distractors unseeded, so no
+file can repeat those. The paper's protocol is in `lrvsf.evaluation.paper`.
 """
+
+from __future__ import annotations
 
 import logging
 import platform
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -19,12 +26,20 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.columns import category_numbers
 from lrvsf.evaluation.embed import Embedded, Encoder, embed_distractors, embed_products
 from lrvsf.evaluation.precision import TopShares
-from lrvsf.evaluation.recall import GalleryRanks, RankCounter, fold_recall, mean_and_std
+from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall, mean_and_std
+from lrvsf.evaluation.stored_folds import read_indices
 
 logger = logging.getLogger(__name__)
 
+LEADERBOARD_SIZES = (10_000, 100_000, 500_000, 1_000_000)
+FLAGS = {  # that only some protocols have
+    "bootstrap": ("gallery_sizes", "folds", "products_per_fold", "restrict_to_category"),
+    "leaderboard": ("product_folds", "restrict_to_category"),
+    "paper": ("stored_folds",),
+}
 KS = (1, 5, 10, 20, 50)
 MAX_PRODUCTS_PER_FOLD = 1000  # the published folds'
 TIES_WORTH_A_WARNING = 0.001
@@ -39,12 +54,27 @@ class BootstrapSettings:
         folds: draws of products, each with its own draw of distractors at every size; at least 2, or there is no
             deviation.
         products_per_fold: None for as many as can be read, at most 1000.
+        product_folds: the published `bootstrapped_indices.pt`, in place of draws of products; it decides the two above.
+        restrict_to_category: leave only items of the target's category in a query's gallery.
+        bf16_ranks: multiply in bfloat16 first, with the same results (`lrvsf.evaluation.counting`).
+        protocol: "bootstrap" refuses sizes above the number of distractors; "leaderboard" fills them with repeats, as
+            published, and marks them.
     """
 
     gallery_sizes: list[int] = field(default_factory=lambda: [500, 2000, 5000])
     folds: int = 20
     seed: int = 0
     products_per_fold: int | None = None
+    product_folds: str | None = None
+    restrict_to_category: bool = False
+    bf16_ranks: bool = False
+    protocol: str = "bootstrap"
+
+    @classmethod
+    def leaderboard(cls, **choices: Any) -> BootstrapSettings:
+        """The leaderboard's protocol; `choices` are a seed, product_folds, restrict_to_category and bf16_ranks."""
+        fixed = {"gallery_sizes": list(LEADERBOARD_SIZES), "folds": 20, "products_per_fold": 1000}
+        return cls(**fixed, **choices, protocol="leaderboard")
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -63,11 +93,26 @@ class BootstrapSettings:
         deserves.
         """
         too_large = [size for size in self.gallery_sizes if size > available]
-        if too_large:
+        if too_large and self.protocol != "leaderboard":
             raise ValueError(
                 f"gallery_sizes has {', '.join(map(str, too_large))}, but only {available} distractors are available. "
                 "The scores would not be comparable. Give sizes up to that number, or get more distractors."
             )
+
+
+def chosen_settings(protocol: str, given: Mapping[str, Any]) -> BootstrapSettings | None:
+    """The settings of a protocol from flags, of which None and False mean: not given. The paper's has none.
+
+    Raises ValueError: a flag of another protocol, or a value out of range.
+    """
+    names = {name for others in FLAGS.values() for name in others}
+    for name in sorted(names.difference(FLAGS[protocol])):
+        if given[name]:
+            raise ValueError(f"--{name} has no meaning in the {protocol} protocol; leave it out.")
+    if protocol == "paper":
+        return None
+    own = {name: given[name] for name in (*FLAGS[protocol], "seed", "bf16_ranks") if given[name] is not None}
+    return BootstrapSettings.leaderboard(**own) if protocol == "leaderboard" else BootstrapSettings(**own)
 
 
 def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Tensor:
@@ -98,44 +143,99 @@ def evaluate_bootstrap(
             few; or `max_in_a_row` in succession.
     """
     settings.check_distractors(test_set.n_distractors)
-    if encoder.conditioning == "category":
-        test_set.check_categories(encoder.model.config.categories)
+    stored = settings.product_folds and read_indices(settings.product_folds, test_set.n_products)
+    data = EmbeddedTestSet(encoder, test_set, batch_size, max_bad, max_in_a_row, settings.restrict_to_category)
+    settings.check_distractors(data.n_distractors)
 
-    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
-    # Distractors stay where they are; only their numbers travel.
-    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
-    held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
-    n_distractors = sum(rows for rows, _ in held)
-    settings.check_distractors(n_distractors)
-
-    per_fold = settings.products_per_fold or min(len(products.rows), MAX_PRODUCTS_PER_FOLD)
-    queries, targets = (products.embeds[name].to(encoder.device) for name in ("query", "target"))
-    product_folds = draw_folds(len(products.rows), per_fold, settings.folds, settings.seed, stream=0)
+    if stored is None:
+        per_fold = settings.products_per_fold or min(len(data.rows), MAX_PRODUCTS_PER_FOLD)
+        product_folds: Folds = draw_folds(len(data.rows), per_fold, settings.folds, settings.seed, stream=0)
+    else:
+        per_fold, product_folds = stored.shape[1], data.positions(stored)
     distractor_folds = [
-        draw_folds(n_distractors, size, settings.folds, settings.seed, stream=size) for size in settings.gallery_sizes
+        draw_folds(data.n_distractors, size, len(product_folds), settings.seed, stream=size)
+        for size in settings.gallery_sizes
     ]
-    counter = RankCounter(queries, targets, product_folds, distractor_folds)
-    first_row = sum(rows for rows, _ in held[: PartialState().process_index])
-    counter.add(distractors.embeds["distractor"], first_row)
-    categories = test_set.categories()
-    drawn = [categories[row] for row in products.rows]
-    galleries = zip(settings.gallery_sizes, counter.ranks(), strict=True)
+    categories = data.product_categories if settings.restrict_to_category else None
+    counter = RankCounter(
+        data.queries, data.targets, product_folds, distractor_folds, categories, bf16=settings.bf16_ranks
+    )
+    counter.add(data.distractors, data.first_row, data.distractor_categories if settings.restrict_to_category else None)
+    galleries = {}
+    for size, ranks in zip(settings.gallery_sizes, counter.ranks(), strict=True):
+        galleries[str(size)] = gallery_results(size, ranks, data.category_names)
+        if size > data.n_distractors:
+            galleries[str(size)]["marked"] = f"drawn with repeats from only {data.n_distractors} distractors"
     return {
-        "protocol": "bootstrap",
         **asdict(settings),
+        "folds": len(product_folds),
         "products_per_fold": per_fold,
-        "conditioning": encoder.conditioning,
-        "embedding_dim": encoder.dim,
-        "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
-        "n_products": len(products.rows),
-        "n_distractors": n_distractors,
-        "skipped": {"products": products.skipped, "distractors": _summed(skipped for _, skipped in held)},
-        "galleries": {str(size): _gallery_results(size, ranks, drawn) for size, ranks in galleries},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy")},
-        },
+        "missing_draws": {"products": len(product_folds) * per_fold - int(counter.weights.sum())},
+        **data.facts,
+        "galleries": galleries,
     }
+
+
+class EmbeddedTestSet:
+    """What a protocol counts on: all products on every process, and the distractors of this one.
+
+    Attributes:
+        rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
+            encoder's device, as are `category_names` and, where categories were asked for, `product_categories` (P,).
+        distractors: (n, dim), this process's, of which the first is number `first_row` of the `n_distractors` that all
+            processes could read; with categories `distractor_categories` (n,), -1 for what no product has.
+        distractor_rows: (n,) row numbers in the test set.
+        facts: what results.json says of the model, the test set and the versions.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        test_set: ProductTestSet,
+        batch_size: int,
+        max_bad: float,
+        max_in_a_row: int,
+        with_categories: bool,
+    ) -> None:
+        if encoder.conditioning == "category":
+            test_set.check_categories(encoder.model.config.categories)
+        numbers = category_numbers(test_set) if with_categories else None  # refuses before anything is embedded
+        products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
+        # Distractors stay where they are; only their numbers travel.
+        distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
+        held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
+        self.rows, self.distractors = products.rows, distractors.embeds["distractor"]
+        self.distractor_rows = torch.tensor(distractors.rows, dtype=torch.int64)
+        self.n_distractors = sum(rows for rows, _ in held)
+        self.first_row = sum(rows for rows, _ in held[: PartialState().process_index])
+        self.queries, self.targets = (products.embeds[name].to(encoder.device) for name in ("query", "target"))
+        names = test_set.categories()
+        self.category_names = [names[row] for row in products.rows]
+        if numbers is not None:
+            self.product_categories = numbers[0][self.rows]
+            self.distractor_categories = numbers[1][self.distractor_rows]
+        self.facts = {
+            "conditioning": encoder.conditioning,
+            "embedding_dim": encoder.dim,
+            "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
+            "n_products": len(self.rows),
+            "n_distractors": self.n_distractors,
+            "skipped": {"products": products.skipped, "distractors": _summed(skipped for _, skipped in held)},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "transformers", "numpy")},
+            },
+        }
+
+    def positions(self, folds: Iterable[Tensor]) -> list[Tensor]:
+        """Folds of the test set's product rows -> of positions among those that could be read, the others left out."""
+        position = torch.full((max(self.rows) + 1,), -1)
+        position[self.rows] = torch.arange(len(self.rows))
+        found = [position[fold[fold < len(position)]] for fold in folds]
+        found = [fold[fold >= 0] for fold in found]
+        if not all(map(len, found)):
+            raise ValueError(f"A fold names only products that cannot be read: {self.facts['skipped']['products']}.")
+        return found
 
 
 def paper_metrics(
@@ -182,7 +282,7 @@ def paper_metrics(
     return curves
 
 
-def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:
+def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:
     """One gallery size's part of the results, as `lrvsf.evaluation.report` lists it."""
     if ranks.tied_queries > TIES_WORTH_A_WARNING * ranks.queries and PartialState().is_main_process:
         logger.warning(
@@ -194,8 +294,7 @@ def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> d
         )
     results: dict[str, Any] = {"recall": {}, "recall_optimistic": {}, "recall_pessimistic": {}}
     for name, of in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
-        mean, std = mean_and_std(fold_recall(of, ranks.weights, max(KS)))
-        results[f"recall{name}"] = {str(k): {"mean": mean[k - 1].item(), "std": std[k - 1].item()} for k in KS}
+        results[f"recall{name}"] = over_folds(fold_recall(of, ranks.weights, max(KS)))
     tied_items = int((ranks.weights * ranks.tied).sum())
     results["ties"] = {"queries": ranks.queries, "tied_queries": ranks.tied_queries, "tied_items": tied_items}
     results["recall_at_1_by_category"] = {}
@@ -206,6 +305,12 @@ def _gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> d
             share = (weights * (ranks.expected[rows] <= 1)).sum() / weights.sum()
             results["recall_at_1_by_category"][str(category)] = {"mean": share.item(), "queries": int(weights.sum())}
     return results
+
+
+def over_folds(curves: Tensor) -> dict[str, dict[str, float]]:
+    """(F, K) -> mean and deviation over folds at each K of KS."""
+    mean, std = mean_and_std(curves)
+    return {str(k): {"mean": mean[k - 1].item(), "std": std[k - 1].item()} for k in KS}
 
 
 def all_products(

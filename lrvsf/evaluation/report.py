@@ -9,6 +9,15 @@ galleries[SIZE]                          SIZE, as K, is a string
     recall_pessimistic[K]                and after them
     ties                                 queries over all folds, those that tie, and the items they tie with
     recall_at_1_by_category[CATEGORY]    {"mean", "queries"} over the queries of all folds
+    marked                               where the size is not what it says, why
+
+Protocol "leaderboard" and "bootstrap" add product_folds, restrict_to_category, bf16_ranks and missing_draws[products]:
+draws of a file that name a product that cannot be read. Protocol "paper", one fold of all products, adds
+sizes_not_reached, stored_folds (file, folds, products_per_fold, missing_draws, galleries as here) and, in galleries,
+    recall_in_category[K]                recall where the gallery holds only items of the target's category
+    precision[K]                         share of the top K that is of the target's category
+    category_accuracy                    {"mean", "std"}, the precision at 1
+    missing_draws                        of stored folds, the draws of distractors that the test set lacks
 """
 
 import json
@@ -39,28 +48,58 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 def results_table(results: Results) -> str:
     """What the evaluation prints, at most 80 columns wide: R@K in percent, mean ± standard deviation over folds."""
-    galleries = results["galleries"]
-    ks = list(next(iter(galleries.values()))["recall"])
     lines = [
         "model         {model}",
         "conditioning  {conditioning}, {embedding_dim} dimensions, computed in {compute_dtype}",
         "test set      {n_products} products, {n_distractors} distractors",
         "skipped       {skipped_rows}",
-        "protocol      {protocol}, {folds} folds of {products_per_fold} products, seed {seed}",
     ]
     lines = [line.format(**results, skipped_rows=_skipped(results)) for line in lines]
-    lines += [
-        "",
-        "R@K in %, mean ± standard deviation over folds; a gallery has N distractors",
-        f"{'N':>9}" + "".join(f"{'R@' + k:>14}" for k in ks),
-    ]
-    for size, gallery in galleries.items():
-        lines.append(f"{int(size):>9,}" + "".join(f"{_percent(gallery['recall'][k]):>14}" for k in ks))
+    lines += [f"protocol      {_protocol(results)}", "", *_galleries(results["galleries"])]
+    if results.get("sizes_not_reached"):
+        lines.append("Not measured, for want of distractors: " + ", ".join(map(str, results["sizes_not_reached"])))
+    if stored := results.get("stored_folds"):
+        per_fold, missing = stored["products_per_fold"], stored["missing_draws"]["products"]
+        lines += ["", f"{stored['folds']} stored folds of {per_fold} products, {missing} draws of products missing", ""]
+        lines += _galleries(stored["galleries"])
+    return "\n".join(lines)
+
+
+def _protocol(results: Results) -> str:
+    if results["protocol"] == "paper":
+        return "paper, all products, the first N distractors"
+    text = "{protocol}, {folds} folds of {products_per_fold} products, seed {seed}".format(**results)
+    if results.get("product_folds"):
+        text += f"\n              products drawn by {results['product_folds']}"
+        text += f", {results['missing_draws']['products']} draws missing"
+    return text + ("\n              only items of the target's category" if results.get("restrict_to_category") else "")
+
+
+def _galleries(galleries: Mapping[str, Any]) -> list[str]:
+    """The lines of one table, or of three under one another, and what is to be said of them."""
+    titles = {
+        "recall": "R@K in %, mean ± standard deviation over folds; a gallery has N distractors",
+        "recall_in_category": "R@K in %, only items of the target's category",
+        "precision": "Share of the top K in the target's category, in %",
+    }
+    first, lines = next(iter(galleries.values())), []
+    for key, title in titles.items():
+        if key in first:
+            ks = list(first[key])
+            letter = "P" if key == "precision" else "R"
+            lines += ["", title, f"{'N':>10}" + "".join(f"{f'{letter}@{k}':>14}" for k in ks)]
+            for size, gallery in galleries.items():
+                name = f"{int(size):,}" + ("*" if "marked" in gallery else " ")
+                lines.append(f"{name:>10}" + "".join(f"{_percent(gallery[key][k]):>14}" for k in ks))
+    lines = lines[1:]
+    marked = {size: gallery["marked"] for size, gallery in galleries.items() if "marked" in gallery}
+    lines += ["", *(f"* {int(size):,}: {why}" for size, why in marked.items())] if marked else []
     tied = {size: gallery["ties"]["tied_queries"] for size, gallery in galleries.items()}
     if any(tied.values()):
         counts = ", ".join(f"{size}: {count}" for size, count in tied.items())
-        lines += ["", f"Tied with another item, of {gallery['ties']['queries']} queries, by gallery: {counts}"]
-    return "\n".join(lines)
+        queries = first["ties"]["queries"]
+        lines += ["", f"Tied with another item, of {queries} queries, by gallery: {counts}"]
+    return lines
 
 
 def comparison_table(named_results: Mapping[str, Results], size: int | None = None) -> str:
@@ -102,7 +141,10 @@ def plot_recall(named_results: Mapping[str, Results], path: str | Path) -> None:
         recalls = [results["galleries"][str(size)]["recall"]["1"] for size in own]
         mean, std = ([100 * recall[key] for recall in recalls] for key in ("mean", "std"))
         axes.errorbar(own, mean, yerr=std, marker="o", markersize=4, capsize=3, label=name)
-    axes.set_xscale("log")
+    if sizes[0]:
+        axes.set_xscale("log")
+    else:  # a gallery of products alone
+        axes.set_xscale("symlog", linthresh=sizes[1] if len(sizes) > 1 else 1)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)

@@ -39,10 +39,14 @@ def make_test_set(tmp_path):
         jpg = columns.pop("jpg")
         columns["CATEGORY"] = [("Bags", "Feet", "Neck")[i % 3] for i in range(products)]
         columns["blip2_caption1"] = ["a thing"] * products
+        columns["PRODUCT_ID"] = [f"p{i}" for i in range(products)]
+        known = {"CATEGORY": [("Feet", "Bags", "Hats", None)[i % 4] for i in range(distractors)]}
+        known["PRODUCT_ID"] = [f"d{i}" for i in range(distractors)]
         pq.write_table(pa.table(columns), root / "products.parquet", row_group_size=5)
         half = distractors // 2 + 3
-        for number, part in enumerate((jpg[:half], jpg[half:])):
-            pq.write_table(pa.table({"jpg": part}), root / "distractors" / f"{number}.parquet", row_group_size=7)
+        for number, part in enumerate((slice(half), slice(half, None))):
+            table = pa.table({"jpg": jpg[part], **{name: values[part] for name, values in known.items()}})
+            pq.write_table(table, root / "distractors" / f"{number}.parquet", row_group_size=7)
         return root
 
     return make

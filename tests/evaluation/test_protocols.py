@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation import protocols
+from lrvsf.evaluation.columns import category_numbers
 from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
-from lrvsf.evaluation.protocols import BootstrapSettings, draw_folds, evaluate_bootstrap
+from lrvsf.evaluation.protocols import BootstrapSettings, chosen_settings, draw_folds, evaluate_bootstrap
+from lrvsf.evaluation.recall import bootstrap_recall
+from lrvsf.evaluation.report import results_table
 
 
 def test_draws_depend_on_seed_and_stream_alone():
@@ -115,3 +119,84 @@ def test_no_readable_product(make_test_set, tiny_model):
 def test_settings_are_checked(wrong, says):
     with pytest.raises(ValueError, match=says):
         BootstrapSettings(**wrong)
+
+
+def leaderboard(monkeypatch, sizes, **choices):
+    monkeypatch.setattr(protocols, "LEADERBOARD_SIZES", sizes)
+    return BootstrapSettings.leaderboard(**choices)
+
+
+def test_leaderboard_is_the_published_one():
+    settings = BootstrapSettings.leaderboard(seed=3)
+    assert settings.gallery_sizes == [10_000, 100_000, 500_000, 1_000_000]
+    assert (settings.folds, settings.products_per_fold, settings.seed) == (20, 1000, 3)
+
+
+def test_leaderboard_draws_products_from_the_seed_and_marks_what_is_short(make_test_set, tiny_model, monkeypatch):
+    test_set, encoder = ProductTestSet(make_test_set()), Encoder(tiny_model, "category")
+    results = evaluate_bootstrap(encoder, test_set, leaderboard(monkeypatch, (10, 60), seed=4), 8)
+    assert results["protocol"] == "leaderboard" and results["folds"] == 20 and results["products_per_fold"] == 1000
+    assert results["galleries"]["60"]["marked"] == "drawn with repeats from only 40 distractors"
+    assert "marked" not in results["galleries"]["10"]
+    same = BootstrapSettings([10], folds=20, seed=4, products_per_fold=1000)
+    assert evaluate_bootstrap(encoder, test_set, same, 8)["galleries"]["10"] == results["galleries"]["10"]
+    table = results_table({"model": "a model", **results})
+    assert "60*" in table and "* 60: drawn with repeats from only 40 distractors" in table
+
+
+def test_leaderboard_with_the_published_draws_of_products(make_test_set, tiny_model, monkeypatch, tmp_path):
+    """Rows of the file, of which 4 cannot be read; the rest against bootstrap_recall."""
+    test_set = ProductTestSet(make_test_set(bad={"SIMPLE_IMG": {4: b""}}))
+    encoder = Encoder(tiny_model, "category")
+    path = str(tmp_path / "bootstrapped_indices.pt")
+    torch.save(torch.tensor([[0, 11, 11, 4], [5, 6, 3, 6]]), path)
+    results = evaluate_bootstrap(encoder, test_set, leaderboard(monkeypatch, (20,), product_folds=path), 8, 0.5)
+    assert results["folds"] == 2 and results["products_per_fold"] == 4 and results["missing_draws"] == {"products": 1}
+    products = embed_products(encoder, test_set, 12).embeds
+    distractors = embed_distractors(encoder, test_set, 40).embeds["distractor"]
+    mean, std = bootstrap_recall(
+        products["query"], products["target"], distractors, [torch.tensor([0, 10, 10]), torch.tensor([4, 5, 3, 5])],
+        draw_folds(40, 20, 2, 0, stream=20), 10,
+    )  # fmt: skip
+    for k in (1, 5, 10):
+        measured = results["galleries"]["20"]["recall"][str(k)]
+        assert measured == {"mean": pytest.approx(mean[k - 1].item()), "std": pytest.approx(std[k - 1].item())}
+    assert "products drawn by" in results_table({"model": "a model", **results})
+    torch.save(torch.tensor([[4, 4], [5, 6]]), path)
+    with pytest.raises(ValueError, match="only products that cannot be read: {'empty': 1}"):
+        evaluate_bootstrap(encoder, test_set, leaderboard(monkeypatch, (20,), product_folds=path), 8, 0.5)
+    torch.save(torch.tensor([[12, 4], [5, 6]]), path)
+    encoder.embed = None  # nothing may be embedded
+    with pytest.raises(IndexError, match="rows 4 to 12, but the test set has 12 products"):
+        evaluate_bootstrap(encoder, test_set, leaderboard(monkeypatch, (20,), product_folds=path), 8)
+
+
+def test_restriction_to_the_category(make_test_set, make_model):
+    """The filter baseline: an unconditioned model whose galleries hold only items of the target's category."""
+    test_set, encoder = ProductTestSet(make_test_set()), Encoder(make_model(condition="none"), "none")
+    settings = BootstrapSettings([40], folds=3, restrict_to_category=True)
+    results = evaluate_bootstrap(encoder, test_set, settings, 8)
+    products = embed_products(encoder, test_set, 12).embeds
+    distractors = embed_distractors(encoder, test_set, 40).embeds["distractor"]
+    kinds, others = category_numbers(test_set)
+    hits = []
+    for fold, drawn in zip(draw_folds(12, 12, 3, 0, 0), draw_folds(40, 40, 3, 0, 40), strict=True):
+        for i in fold.tolist():
+            items = [products["target"][j] for j in fold.unique().tolist() if j != i and kinds[j] == kinds[i]]
+            items += [distractors[j] for j in drawn.tolist() if others[j] == kinds[i]]
+            above = sum(float(products["query"][i] @ (item - products["target"][i])) > 0 for item in items)
+            hits.append(above < 5)
+    assert results["galleries"]["40"]["recall"]["5"]["mean"] == pytest.approx(np.mean(hits))
+    assert "only items of the target's category" in results_table({"model": "a model", **results})
+    unrestricted = evaluate_bootstrap(encoder, test_set, BootstrapSettings([40], folds=3), 8)
+    assert unrestricted["galleries"]["40"]["recall"]["5"]["mean"] < np.mean(hits)
+
+
+def test_flags_of_another_protocol_are_refused():
+    none = {name: None for names in protocols.FLAGS.values() for name in names} | {"seed": 0, "bf16_ranks": False}
+    assert chosen_settings("bootstrap", none | {"folds": 3}) == BootstrapSettings(folds=3)
+    assert chosen_settings("leaderboard", none | {"seed": 2}) == BootstrapSettings.leaderboard(seed=2)
+    assert chosen_settings("paper", none | {"stored_folds": "a"}) is None
+    for protocol, name in [("bootstrap", "product_folds"), ("leaderboard", "gallery_sizes"), ("paper", "folds")]:
+        with pytest.raises(ValueError, match=f"--{name} has no meaning in the {protocol} protocol"):
+            chosen_settings(protocol, none | {name: 1})

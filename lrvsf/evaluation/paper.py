@@ -1,0 +1,136 @@
+"""The paper's protocol (arXiv 2306.02928): the full test set at growing galleries, and stored folds.
+
+The full test set is one gallery of all products and the first N distractors, for N from 0 to all of the published
+2,000,015. Stored folds are the published draws of products and of distractors (`lrvsf.evaluation.stored_folds`), and
+the same products without any distractor. Everywhere recall is measured in the whole gallery and in the part of it that
+is of the target's category, with the share of the top K that is of that category (`lrvsf.evaluation.precision`).
+
+Links die, so a test set of today has fewer distractors than were published. What that changes is marked: sizes out of
+reach are listed instead of measured, the largest gallery is all there is, and draws that are missing are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.columns import distractor_ids, product_ids
+from lrvsf.evaluation.embed import Encoder
+from lrvsf.evaluation.precision import TopShares
+from lrvsf.evaluation.protocols import KS, EmbeddedTestSet, gallery_results, over_folds
+from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
+from lrvsf.evaluation.stored_folds import StoredFolds
+
+SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_015)
+
+
+def evaluate_paper(
+    encoder: Encoder,
+    test_set: ProductTestSet,
+    stored_folds: str | None = None,
+    batch_size: int = 256,
+    max_bad: float = 0.01,
+    max_in_a_row: int = 100,
+    bf16_ranks: bool = False,
+) -> dict[str, Any]:
+    """Embeds the test set and measures it. Every process must call it; all get the same results.
+
+    Args:
+        stored_folds: file of the published folds, as `lrvsf.evaluation.stored_folds` writes it.
+        bf16_ranks: multiply in bfloat16 first, with the same ranks.
+
+    Returns:
+        What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
+
+    Raises:
+        ValueError: no categories of distractors, folds of another test set; and as `evaluate_bootstrap` does.
+    """
+    stored = None if stored_folds is None else StoredFolds(stored_folds)
+    matched = None if stored is None else _Matched(stored, test_set)
+    data = EmbeddedTestSet(encoder, test_set, batch_size, max_bad, max_in_a_row, with_categories=True)
+
+    reached = [size for size in SIZES if size <= data.n_distractors]
+    sizes = reached if reached[-1] == data.n_distractors else [*reached, data.n_distractors]
+    everyone = torch.arange(len(data.rows))[None]
+    prefixes = [torch.arange(size)[None] for size in sizes]
+    galleries = _galleries(data, sizes, everyone, prefixes, bf16_ranks)
+    if len(sizes) > len(reached):
+        galleries[str(sizes[-1])]["marked"] = "all distractors of this test set; no published size"
+    results = {
+        "protocol": "paper",
+        "gallery_sizes": sizes,
+        "sizes_not_reached": list(SIZES[len(reached) :]),
+        "folds": 1,
+        "products_per_fold": len(data.rows),
+        "seed": None,
+        "bf16_ranks": bf16_ranks,
+        **data.facts,
+        "galleries": galleries,
+    }
+    if matched is not None:
+        results["stored_folds"] = {"file": stored_folds, **matched.results(data, bf16_ranks)}
+    return results
+
+
+class _Matched:
+    """Stored folds as rows of a test set, before and after its images were read."""
+
+    def __init__(self, stored: StoredFolds, test_set: ProductTestSet) -> None:
+        self.folds, self.sizes = stored.folds, [0, *stored.sizes]
+        self.products = stored.products(product_ids(test_set))
+        ids = distractor_ids(test_set)
+        self.distractors = [stored.distractors(size, ids) for size in stored.sizes]
+
+    def results(self, data: EmbeddedTestSet, bf16_ranks: bool) -> dict[str, Any]:
+        """The folds' galleries. Draws of what could not be had are missing: a smaller gallery, a query less."""
+        products = data.positions(self.products.rows)
+        # All processes' distractors in order, so a row's place in this list is the number that it was counted under.
+        rows = torch.cat(gather_object([data.distractor_rows]))
+        position = torch.full((int(rows.max()) + 1 if len(rows) else 1,), -1)
+        position[rows] = torch.arange(len(rows))
+        drawn: list[Sequence[Tensor]] = [[torch.empty(0, dtype=torch.int64)] * self.folds]
+        for matched in self.distractors:
+            found = [position[fold[fold < len(position)]] for fold in matched.rows]
+            drawn.append([fold[fold >= 0] for fold in found])
+        galleries = _galleries(data, self.sizes, products, drawn, bf16_ranks)
+        for size, matched, folds in zip(self.sizes[1:], self.distractors, drawn[1:], strict=True):
+            missing = matched.draws - sum(map(len, folds))
+            if missing:
+                galleries[str(size)]["missing_draws"] = missing
+                galleries[str(size)]["marked"] = (
+                    f"{missing / matched.draws:.2%} of the draws of distractors are missing"
+                )
+        return {
+            "folds": self.folds,
+            "products_per_fold": self.products.draws // self.folds,
+            "missing_draws": {"products": self.products.draws - sum(map(len, products))},
+            "galleries": galleries,
+        }
+
+
+def _galleries(
+    data: EmbeddedTestSet, sizes: list[int], product_folds: Folds, distractor_folds: Sequence[Folds], bf16_ranks: bool
+) -> dict[str, Any]:
+    """The results of each size, in one pass over this process's distractors for each of the three measurements."""
+    arguments = data.queries, data.targets, product_folds, distractor_folds
+    whole = RankCounter(*arguments, bf16=bf16_ranks)
+    within = RankCounter(*arguments, data.product_categories, bf16=bf16_ranks)
+    tops = TopShares(data.queries, data.targets, data.product_categories, product_folds, distractor_folds, max(KS))
+    whole.add(data.distractors, data.first_row)
+    within.add(data.distractors, data.first_row, data.distractor_categories)
+    tops.add(data.distractors, data.first_row, data.distractor_categories)
+    galleries = {}
+    for size, ranks, restricted, shares in zip(sizes, whole.ranks(), within.ranks(), tops.shares(), strict=True):
+        precision = over_folds(shares)
+        galleries[str(size)] = {
+            **gallery_results(size, ranks, data.category_names),
+            "recall_in_category": over_folds(fold_recall(restricted.expected, restricted.weights, max(KS))),
+            "precision": precision,
+            "category_accuracy": precision["1"],
+        }
+    return galleries

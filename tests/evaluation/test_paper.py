@@ -1,0 +1,117 @@
+"""The paper's protocol on a small test set: every gallery against one made by hand, and what is missing is said."""
+
+import pickle
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation import paper
+from lrvsf.evaluation.columns import category_numbers, distractor_ids, product_ids
+from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
+from lrvsf.evaluation.paper import evaluate_paper
+from lrvsf.evaluation.protocols import KS, paper_metrics
+from lrvsf.evaluation.report import results_table
+from lrvsf.evaluation.stored_folds import convert
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    monkeypatch.setattr(paper, "SIZES", (0, 5, 20, 100))
+
+
+@pytest.fixture
+def stored_folds(tmp_path):
+    """Two folds; d1 is a row that cannot be read, and p99 and d99 are in no test set."""
+    draws = {
+        "test_subsets": [np.array(["p3", "p3", "p0", "p99"]), np.array(["p7", "p5", "p4", "p1"])],
+        "dist_3_subsets": [np.array(["d2", "d2", "d99"]), np.array(["d1", "d30", "d39"])],
+    }
+    (tmp_path / "ids.pkl").write_bytes(pickle.dumps(draws))
+    convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
+    return tmp_path / "folds.safetensors"
+
+
+def curves_by_hand(encoder, test_set, products=slice(None), distractors=slice(None), weights=None):
+    """The published definition, of rows of what could be read."""
+    embedded, others = embed_products(encoder, test_set, 12), embed_distractors(encoder, test_set, 40)
+    kinds, other_kinds = category_numbers(test_set)
+    return paper_metrics(
+        embedded.embeds["query"][products],
+        embedded.embeds["target"][products],
+        others.embeds["distractor"][distractors],
+        kinds[embedded.rows][products],
+        other_kinds[others.rows][distractors],
+        None if weights is None else torch.tensor(weights),
+        max_k=50,
+    )
+
+
+def at_ks(curve):
+    return {str(k): pytest.approx(curve[k - 1].item(), abs=1e-12) for k in KS}
+
+
+def means(gallery, key):
+    return {k: value["mean"] for k, value in gallery[key].items()}
+
+
+@pytest.mark.parametrize("conditioning", ["category", "none"])
+def test_full_test_set(make_test_set, tiny_model, small_sizes, conditioning):
+    test_set = ProductTestSet(make_test_set(bad={"jpg": {1: b""}}))
+    encoder = Encoder(tiny_model, conditioning)
+    results = evaluate_paper(encoder, test_set, batch_size=8, max_bad=0.5)
+    assert list(results["galleries"]) == ["0", "5", "20", "39"] and results["sizes_not_reached"] == [100]
+    for size, gallery in results["galleries"].items():
+        curves = curves_by_hand(encoder, test_set, distractors=slice(int(size)))
+        assert means(gallery, "recall") == at_ks(curves["unfilt_r@k"])
+        assert means(gallery, "recall_in_category") == at_ks(curves["filt_r@k"])
+        assert means(gallery, "precision") == at_ks(curves["unfilt_acc@k"])
+        assert gallery["category_accuracy"] == gallery["precision"]["1"]
+        assert ("marked" in gallery) == (size == "39")
+    assert results["protocol"] == "paper" and results["conditioning"] == conditioning and "stored_folds" not in results
+
+
+def test_stored_folds(make_test_set, tiny_model, small_sizes, stored_folds):
+    test_set = ProductTestSet(make_test_set(bad={"jpg": {1: b""}, "COMPLEX_IMG": {7: b""}}))
+    encoder = Encoder(tiny_model, "category")
+    results = evaluate_paper(encoder, test_set, str(stored_folds), batch_size=8, max_bad=0.5, bf16_ranks=True)
+    stored = results["stored_folds"]
+    assert stored["missing_draws"] == {"products": 2} and stored["products_per_fold"] == 4
+    gallery = stored["galleries"]["3"]
+    assert gallery["missing_draws"] == 2 and gallery["marked"] == "33.33% of the draws of distractors are missing"
+    assert "marked" not in stored["galleries"]["0"]
+    # rows of what could be read: product 7 and distractor 1 are left out, so later ones move up by one
+    folds = [([3, 0], [1, 1], [2, 1]), ([5, 4, 1], [29, 38], None)]
+    by_hand = [curves_by_hand(encoder, test_set, *fold) for fold in folds]
+    for key, name in (("unfilt_r@k", "recall"), ("filt_r@k", "recall_in_category"), ("unfilt_acc@k", "precision")):
+        curves = torch.stack([curves[key] for curves in by_hand])
+        assert means(gallery, name) == at_ks(curves.mean(0))
+        assert gallery[name]["1"]["std"] == pytest.approx(curves.std(0)[0].item())
+
+
+def test_table(make_test_set, tiny_model, small_sizes, stored_folds):
+    results = evaluate_paper(
+        Encoder(tiny_model, "category"), ProductTestSet(make_test_set()), str(stored_folds), batch_size=8
+    )
+    table = results_table({"model": "a model", **results})
+    assert max(map(len, table.splitlines())) <= 80
+    assert table.count("R@1 ") == 4 and table.count("P@1 ") == 2
+    assert "* 40: all distractors of this test set; no published size" in table
+    assert "Not measured, for want of distractors: 100" in table
+    assert "2 stored folds of 4 products, 1 draws of products missing" in table
+    assert "* 3: 16.67% of the draws of distractors are missing" in table
+
+
+def test_columns(make_test_set, tiny_model):
+    test_set = ProductTestSet(make_test_set(products=4, distractors=9))
+    products, distractors = category_numbers(test_set)  # Bags, Feet, Neck, Bags; Feet, Bags, Hats, None, Feet, ...
+    assert products.tolist() == [0, 1, 2, 0] and distractors.tolist() == [1, 0, -1, -1, 1, 0, -1, -1, 1]
+    assert product_ids(test_set) == ["p0", "p1", "p2", "p3"] and distractor_ids(test_set)[7:] == ["d7", "d8"]
+    file = test_set.root / "distractors" / "1.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["CATEGORY"]), file)
+    encoder = Encoder(tiny_model, "category")
+    encoder.embed = None  # nothing may be embedded
+    with pytest.raises(ValueError, match="1.parquet has no column CATEGORY.* it has jpg, PRODUCT_ID"):
+        evaluate_paper(encoder, test_set)
