@@ -76,32 +76,40 @@ def test_one_process(flags, tmp_path, capsys):
     assert set(results["versions"]) == {"python", "torch", "transformers", "numpy"}
 
 
-@pytest.mark.parametrize("protocol", ["bootstrap", "paper"])
-def test_two_processes_give_the_same_results(flags, tmp_path, protocol):
-    """Each embeds its slices; the counts, summed, and the lists, merged, are those of one process."""
-    if protocol == "paper":
-        folds = {"test_subsets": [["p1", "p1"], ["p7", "p3"]], "dist_4_subsets": [list("0369"), ["20", "5", "5", "29"]]}
-        (tmp_path / "ids.pkl").write_bytes(pickle.dumps(folds))
-        convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
-        flags = [*flags[:6], "--protocol", "paper", "--stored_folds", str(tmp_path / "folds.safetensors")]
-    evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "one")])
+RUNS_ALL = """
+import json, sys
+sys.path.insert(0, {root!r})
+import evaluate_lrvsf
+from accelerate import PartialState
+end, PartialState.destroy_process_group = PartialState.destroy_process_group, lambda self: None
+for flags in json.loads({runs!r}):  # one after the other among the same processes
+    evaluate_lrvsf.main(flags)
+end(PartialState())
+"""
+
+
+def test_two_processes_give_the_same_results(flags, tmp_path):
+    """Each embeds its slices; the counts, summed, and the lists, merged, are those of one process. Both protocols."""
+    folds = {"test_subsets": [["p1", "p1"], ["p7", "p3"]], "dist_4_subsets": [list("0369"), ["20", "5", "5", "29"]]}
+    (tmp_path / "ids.pkl").write_bytes(pickle.dumps(folds))
+    convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
+    paper = [*flags[:6], "--protocol", "paper", "--stored_folds", str(tmp_path / "folds.safetensors")]
+    both = {"bootstrap": flags, "paper": paper}
+    for name, given in both.items():
+        evaluate_lrvsf.main([*given, "--output_dir", str(tmp_path / "one" / name)])
+    runs = [[*given, "--output_dir", str(tmp_path / "two" / name)] for name, given in both.items()]
+    (tmp_path / "runs_all.py").write_text(RUNS_ALL.format(root=str(ROOT), runs=json.dumps(runs)))
     flags_of_launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *flags_of_launch.split(),
-        "--main_process_port",
-        "0",
-    ]
-    command = [*launcher, str(ROOT / "evaluate_lrvsf.py"), *flags, "--output_dir", str(tmp_path / "two")]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *flags_of_launch.split()]
+    command = [*launcher, "--main_process_port", "0", str(tmp_path / "runs_all.py")]
     alone = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # on the CPU wherever the test runs
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=alone)
     assert run.returncode == 0, run.stderr
     assert "15/15" in run.stderr  # the main process took 15 of the 31 distractors
-    assert run.stdout.count("R@1 ") == (1 if protocol == "bootstrap" else 4)  # once
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
-    assert one == two
+    assert run.stdout.count("R@1 ") == 1 + 4  # each table once
+    for name in both:
+        one, two = (json.loads((tmp_path / way / name / "results.json").read_text()) for way in ("one", "two"))
+        assert one == two
 
 
 def test_conditioning_none_and_baseline_flags(flags, tmp_path):

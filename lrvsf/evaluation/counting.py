@@ -1,6 +1,6 @@
 """How many items beat each query's target: one product of a block, then comparisons, never a sort.
 
-Every decision is the sign of query · (item - target), taken exactly, whatever the product was computed in:
+Every decision is the sign of query · (item - target) in float64, whatever the product was computed in:
 
 1. a product is off by at most a known bound, so an item whose score differs from the target's by more is decided by it;
 2. the few items within the bound are decided by a more exact product of those pairs alone: after bfloat16 comes

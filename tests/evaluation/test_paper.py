@@ -34,19 +34,20 @@ def stored_folds(tmp_path):
     return tmp_path / "folds.safetensors"
 
 
-def curves_by_hand(encoder, test_set, products=slice(None), distractors=slice(None), weights=None):
+class ByHand:
     """The published definition, of rows of what could be read."""
-    embedded, others = embed_products(encoder, test_set, 12), embed_distractors(encoder, test_set, 40)
-    kinds, other_kinds = category_numbers(test_set)
-    return paper_metrics(
-        embedded.embeds["query"][products],
-        embedded.embeds["target"][products],
-        others.embeds["distractor"][distractors],
-        kinds[embedded.rows][products],
-        other_kinds[others.rows][distractors],
-        None if weights is None else torch.tensor(weights),
-        max_k=50,
-    )
+
+    def __init__(self, encoder, test_set):
+        products, distractors = embed_products(encoder, test_set, 12), embed_distractors(encoder, test_set, 40)
+        kinds, others = category_numbers(test_set)
+        self.products = products.embeds["query"], products.embeds["target"], kinds[products.rows]
+        self.distractors = distractors.embeds["distractor"], others[distractors.rows]
+
+    def curves(self, products=slice(None), distractors=slice(None), weights=None):
+        queries, targets, kinds = (of_all[products] for of_all in self.products)
+        items, others = (of_all[distractors] for of_all in self.distractors)
+        weights = None if weights is None else torch.tensor(weights)
+        return paper_metrics(queries, targets, items, kinds, others, weights, max_k=50)
 
 
 def at_ks(curve):
@@ -63,8 +64,9 @@ def test_full_test_set(make_test_set, tiny_model, small_sizes, conditioning):
     encoder = Encoder(tiny_model, conditioning)
     results = evaluate_paper(encoder, test_set, batch_size=8, max_bad=0.5)
     assert list(results["galleries"]) == ["0", "5", "20", "39"] and results["sizes_not_reached"] == [100]
+    by_hand = ByHand(encoder, test_set)
     for size, gallery in results["galleries"].items():
-        curves = curves_by_hand(encoder, test_set, distractors=slice(int(size)))
+        curves = by_hand.curves(distractors=slice(int(size)))
         assert means(gallery, "recall") == at_ks(curves["unfilt_r@k"])
         assert means(gallery, "recall_in_category") == at_ks(curves["filt_r@k"])
         assert means(gallery, "precision") == at_ks(curves["unfilt_acc@k"])
@@ -84,9 +86,9 @@ def test_stored_folds(make_test_set, tiny_model, small_sizes, stored_folds):
     assert "marked" not in stored["galleries"]["0"]
     # rows of what could be read: product 7 and distractor 1 are left out, so later ones move up by one
     folds = [([3, 0], [1, 1], [2, 1]), ([5, 4, 1], [29, 38], None)]
-    by_hand = [curves_by_hand(encoder, test_set, *fold) for fold in folds]
+    by_hand = ByHand(encoder, test_set)
     for key, name in (("unfilt_r@k", "recall"), ("filt_r@k", "recall_in_category"), ("unfilt_acc@k", "precision")):
-        curves = torch.stack([curves[key] for curves in by_hand])
+        curves = torch.stack([by_hand.curves(*fold)[key] for fold in folds])
         assert means(gallery, name) == at_ks(curves.mean(0))
         assert gallery[name]["1"]["std"] == pytest.approx(curves.std(0)[0].item())
 

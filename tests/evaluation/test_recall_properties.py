@@ -11,14 +11,16 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from lrvsf.evaluation import counting, recall
 from lrvsf.evaluation.counting import count_above
 from lrvsf.evaluation.recall import RankCounter, fold_recall
 
-repeatable = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+repeatable = settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, phases=(Phase.generate, Phase.shrink)
+)
 
 
 def plain_ranks(queries, targets, distractors, product_fold, distractor_fold, categories=None):
@@ -40,13 +42,18 @@ def plain_ranks(queries, targets, distractors, product_fold, distractor_fold, ca
 
 @st.composite
 def unit_vectors(draw, rows: int, dim: int):
-    """Directions on a small grid, so that many coincide, some of them moved by one unit in the last place."""
+    """Directions on a small grid, so that many coincide, some of them moved by one unit in the last place.
+
+    Nothing is moved away from 0, which would be by 1e-45: ranks are decided in float64, which adds up all the others'
+    products without rounding, as the ranker in Python does.
+    """
     grid = draw(st.lists(st.lists(st.integers(-2, 2), min_size=dim, max_size=dim), min_size=rows, max_size=rows))
     vectors = torch.tensor(grid, dtype=torch.float32)
     vectors[vectors.abs().sum(1) == 0, 0] = 1
     vectors = torch.nn.functional.normalize(vectors, dim=1).numpy()
     for row in draw(st.sets(st.integers(0, rows - 1))):
-        vectors[row, 0] = np.nextafter(vectors[row, 0], np.float32(2))
+        if vectors[row, 0]:
+            vectors[row, 0] = np.nextafter(vectors[row, 0], np.float32(2))
     return torch.from_numpy(vectors)
 
 
