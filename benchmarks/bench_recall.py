@@ -4,9 +4,10 @@
         [--published_folds 1] [--dim 512] [--products 2000] [--per_fold 1000] [--signal 0.55]
 
 The published way gathers a fold's gallery, multiplies its queries with all of it and takes the top 100, for each fold
-of each size. Of its folds a part is timed and scaled to all (--published_folds); their recalls must equal ours. Products
-and distractors are random unit rows; --signal is the cosine of a query with its target. Also timed is the bare float32
-product of all queries with all distractors, below which no exact way can go that multiplies in float32.
+of each size. Of its folds a part is timed and scaled to all (--published_folds); their recalls must equal ours.
+Products and distractors are random unit rows; --signal is the cosine of a query with its target. Also timed is the bare
+float32 product of all queries with all distractors. All times are the process's own, of all its threads, so that what
+else runs on the machine does not count.
 
 The peak of memory is that of a process of its own, which makes the distractors block by block and counts them
 (--memory, in units of the distractors above, so that 1 and 10 show whether it grows).
@@ -78,9 +79,9 @@ def published(queries: Tensor, targets: Tensor, distractors: Tensor, fold: Tenso
 
 def timed(function: Callable[..., Any], *given: Any) -> tuple[float, Any]:
     """(seconds, what the function returned)."""
-    start = time.perf_counter()
+    start = time.process_time()
     result = function(*given)
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def peak(args: argparse.Namespace, times: int) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-ROWS, COLUMNS = 1024, 2048  # of one block of scores: 8 MB of float32, which a processor's cache may hold
+ROWS, COLUMNS = 512, 1024  # of one block of scores: 2 MB of float32, so that comparisons find it in the cache
 PAIRS = 16384  # pairs scored one by one at a time: 70 MB of float64 at 512 dimensions, three times
 SPARSE = 24  # below one win in so many scores, adding up rows of multiplicities is faster than a matrix product
 MANY_NEAR = 48  # above one pair in so many, a float32 product of the block is faster than scoring the pairs
@@ -72,26 +72,20 @@ class _Block:
 
         With `diagonal`, query i's own target is item i + diagonal.
         """
-        coarse = self.bf16 and self._coarse(items)
-        scores, low, high = coarse or self._fine(items)
-        reached = scores >= low[:, None]  # (p, b)
-        if coarse and MANY_NEAR * int((reached & (scores <= high[:, None])).sum()) > scores.numel():
-            coarse, (scores, low, high) = None, self._fine(items)
-            reached = scores >= low[:, None]
-        if SPARSE * int(reached.sum()) > scores.numel():
-            wins = scores > high[:, None]
+        coarse = self.bf16
+        wins, query, item = _sorted_out(*(self._coarse(items) if coarse else self._fine(items)))
+        if coarse and MANY_NEAR * len(query) > len(self.queries) * len(items):
+            coarse = False
+            wins, query, item = _sorted_out(*self._fine(items))
+        if isinstance(wins, Tensor):
             above += (wins.float() @ held).long()
-            query, item = (reached ^ wins).nonzero().T
         else:
-            query, item = reached.nonzero().T
-            wins = scores[query, item] > high[query]
-            _add(above, held, query[wins], item[wins])
-            query, item = query[~wins], item[~wins]
+            _add(above, held, *wins)
         if diagonal is not None:
             other = item != query + diagonal
             query, item = query[other], item[other]
         for pairs in zip(query.split(PAIRS), item.split(PAIRS), strict=True):
-            self._decide(items, held, *pairs, above, tied, in_float32=bool(coarse))
+            self._decide(items, held, *pairs, above, tied, in_float32=coarse)
 
     def _fine(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (p, b) in float32; below the first limit (p,) an item is behind, above the second it is ahead."""
@@ -120,6 +114,18 @@ class _Block:
         ahead = (self.queries[query].double() * (items[item].double() - self.targets[query].double())).sum(1)
         for counts, chosen in ((above, ahead > 0), (tied, ahead == 0)):
             _add(counts, held, query[chosen], item[chosen])
+
+
+def _sorted_out(scores: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
+    """What is ahead of the target, as (p, b) or, where that is rare, as (queries, items); queries, items too near."""
+    reached = scores >= low[:, None]  # (p, b)
+    if SPARSE * int(reached.count_nonzero()) > scores.numel():
+        wins = scores > high[:, None]
+        query, item = (reached ^ wins).nonzero().T
+        return wins, query, item
+    query, item = reached.nonzero().T
+    ahead = scores[query, item] > high[query]
+    return (query[ahead], item[ahead]), query[~ahead], item[~ahead]
 
 
 def _add(counts: Tensor, held: Tensor, query: Tensor, item: Tensor) -> None:
