@@ -1,13 +1,13 @@
 """Bootstrapped recall by counting ranks in one pass, against building and sorting each gallery. Equal results, ratios.
 
     python benchmarks/bench_recall.py [--distractors 100000] [--sizes 1000 10000 50000 100000] [--folds 20]
-        [--published_folds 1] [--dim 512] [--products 2000] [--per_fold 1000] [--signal 0.55]
+        [--published_folds 1] [--dim 512] [--products 2000] [--per_fold 1000] [--signal 0.1 0.7]
 
 The published way gathers a fold's gallery, multiplies its queries with all of it and takes the top 100, for each fold
 of each size. Of its folds a part is timed and scaled to all (--published_folds); their recalls must equal ours.
-Products and distractors are random unit rows; --signal is the cosine of a query with its target. Also timed is the bare
-float32 product of all queries with all distractors. All times are the process's own, of all its threads, so that what
-else runs on the machine does not count.
+Products and distractors are random unit rows; the cosines of queries with their targets are spread over --signal. Also
+timed is the bare float32 product of all queries with all distractors. All times are the process's own, of all its
+threads, so that what else runs on the machine does not count.
 
 The peak of memory is that of a process of its own, which makes the distractors block by block and counts them
 (--memory, in units of the distractors above, so that 1 and 10 show whether it grows).
@@ -16,7 +16,7 @@ The peak of memory is that of a process of its own, which makes the distractors 
 from __future__ import annotations
 
 import argparse
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -40,12 +40,13 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def products(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Queries and targets (P, dim) whose cosines are about args.signal."""
+    """Queries and targets (P, dim)."""
     random = torch.Generator().manual_seed(1)
     targets = unit(torch.randn(args.products, args.dim, generator=random))
     noise = torch.randn(args.products, args.dim, generator=random)
     noise = unit(noise - (noise * targets).sum(1, keepdim=True) * targets)
-    return unit(args.signal * targets + (1 - args.signal**2) ** 0.5 * noise), targets
+    cosine = torch.linspace(*args.signal, args.products)[:, None]
+    return unit(cosine * targets + (1 - cosine.square()).sqrt() * noise), targets
 
 
 def blocks(args: argparse.Namespace) -> Iterator[tuple[int, Tensor]]:
@@ -84,8 +85,13 @@ def timed(function: Callable[..., Any], *given: Any) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
+def peak_of_this() -> float:
+    """Megabytes at most so far. (On Linux only; what getrusage says includes the process that started this one.)"""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
 def peak(args: argparse.Namespace, times: int) -> float:
-    """Megabytes at most of a process that counts `times` as many distractors, in as large galleries."""
+    """Megabytes beyond its imports of a process that counts `times` as many distractors, in galleries as large."""
     own = ["--distractors", str(times * args.distractors), "--sizes", *map(str, args.sizes), "--folds", str(args.folds)]
     done = subprocess.run([sys.executable, __file__, *own, "--only_count"], capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -97,14 +103,15 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--products", type=int, default=2000)
     parser.add_argument("--per_fold", type=int, default=1000)
-    parser.add_argument("--signal", type=float, default=0.55)
+    parser.add_argument("--signal", type=float, nargs=2, default=[0.1, 0.7])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 50_000, 100_000])
     parser.add_argument("--memory", type=int, nargs="*", default=[1, 10], help="none to leave it out")
     parser.add_argument("--only_count", action="store_true", help=argparse.SUPPRESS)  # what a process of peak is asked
     args = parser.parse_args()
     if args.only_count:
+        before = peak_of_this()
         counted(args, blocks(args), bf16=False)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_of_this() - before)
         return
     parts = list(blocks(args))
     distractors = torch.cat([part for _, part in parts])
@@ -127,7 +134,9 @@ def main() -> None:
     for name, seconds in rows.items():
         print(f"{name:26}{seconds:>9.2f}{slow / seconds:>15.1f}{seconds / bare:>16.2f}")
     for times in args.memory:
-        print(f"peak of memory at {times * args.distractors:>10,} distractors: {peak(args, times):.0f} MB")
+        print(
+            f"peak of memory beyond imports at {times * args.distractors:>10,} distractors: {peak(args, times):.0f} MB"
+        )
 
 
 if __name__ == "__main__":

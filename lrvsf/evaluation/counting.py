@@ -23,7 +23,7 @@ from torch.nn.functional import embedding_bag
 ROWS, COLUMNS = 512, 1024  # of one block of scores: 2 MB of float32, so that comparisons find it in the cache
 PAIRS = 16384  # pairs scored one by one at a time: 70 MB of float64 at 512 dimensions, three times
 SPARSE = 24  # below one win in so many scores, adding up rows of multiplicities is faster than a matrix product
-MANY_NEAR = 48  # above one pair in so many, a float32 product of the block is faster than scoring the pairs
+MANY_NEAR = 200  # above one pair in so many, a float32 product of the block is faster than scoring the pairs
 
 
 def count_above(
@@ -75,7 +75,7 @@ class _Block:
         coarse = self.bf16
         wins, query, item = _sorted_out(*(self._coarse(items) if coarse else self._fine(items)))
         if coarse and MANY_NEAR * len(query) > len(self.queries) * len(items):
-            coarse = False
+            coarse = self.bf16 = False  # for what else meets these queries too: their targets lie in the crowd
             wins, query, item = _sorted_out(*self._fine(items))
         if isinstance(wins, Tensor):
             above += (wins.float() @ held).long()
