@@ -1,10 +1,75 @@
-"""Flags of evaluate_lrvsf.py that ask for pictures."""
+"""Flags of evaluate_lrvsf.py: what is measured, and what is drawn."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
+class EvaluateArguments:
+    """What is measured, and how."""
+
+    model: str = field(
+        metadata={"help": "Model folder, or name on the Hub: CondViT, or CLIP as the unconditioned baseline."}
+    )
+    data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
+    output_dir: str = field(metadata={"help": "Where results.json and recall.png go."})
+    protocol: str = field(
+        default="bootstrap",
+        metadata={
+            "help": "The published leaderboard's or paper's, which have their sizes, or draws of one's own.",
+            "choices": ["bootstrap", "leaderboard", "paper"],
+        },
+    )
+    product_folds: str | None = field(
+        default=None, metadata={"help": "leaderboard: the published bootstrapped_indices.pt. Default: from the seed."}
+    )
+    stored_folds: str | None = field(
+        default=None, metadata={"help": "paper: published folds, made by python -m lrvsf.evaluation.stored_folds."}
+    )
+    restrict_to_category: bool = field(
+        default=False, metadata={"help": "Only items of the target's category in a gallery; paper measures both."}
+    )
+    bf16_ranks: bool = field(
+        default=False, metadata={"help": "Count ranks by bfloat16 products first: the same ranks, sooner on new CPUs."}
+    )
+    gallery_sizes: list[int] | None = field(
+        default=None,
+        metadata={"help": "bootstrap: numbers of distractors, at most the test set's. Default: 500, 2000, 5000."},
+    )
+    folds: int | None = field(
+        default=None, metadata={"help": "bootstrap: draws of products and distractors, at least 2. Default: 20."}
+    )
+    products_per_fold: int | None = field(
+        default=None,
+        metadata={"help": "bootstrap: queries in a fold. Default: as many as the test set has, at most 1000."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the draws. Models are comparable at equal seeds."})
+    conditioning: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the queries are conditioned on. Default: what the model was made for.",
+            "choices": ["category", "none"],
+        },
+    )
+    batch_size: int = field(default=256, metadata={"help": "Images per forward pass, on each process."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Run the model in bfloat16. Default: on GPUs and CPUs where it is much faster."}
+    )
+    max_bad_fraction: float = field(
+        default=0.01, metadata={"help": "Refuse to measure when a larger share of the images cannot be read."}
+    )
+    max_bad_in_a_row: int = field(
+        default=100, metadata={"help": "Refuse to measure when so many in succession cannot be read."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+
+
+@dataclass
 class PictureArguments:
+    """What is drawn."""
+
     attention: list[int] = field(
         default_factory=list,
         metadata={"help": "Rows of products.parquet: attention.png shows what their queries look at."},
