@@ -8,10 +8,12 @@ repository: weights, code, processor, model card, TensorBoard logs.
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
 
 from lrvsf.data.products import ProductShards
@@ -28,6 +30,13 @@ from processing_condvit import CondViTProcessor
 def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
     args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
+    run(args, training)
+    # What still held the process group would take it down with the interpreter, whose end its threads do not survive.
+    gc.collect()
+    PartialState().destroy_process_group()
+
+
+def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     if training.push_to_hub and training.process_index == 0:  # what the Hub will refuse, it refuses before the work
         repo = training.hub_model_id or Path(training.output_dir).resolve().name
         training.hub_model_id = open_repository(repo, training.hub_private_repo, training.hub_token)
@@ -50,7 +59,6 @@ def main(arguments: list[str] | None = None) -> None:
         if training.push_to_hub:
             hub = (training.hub_private_repo, training.hub_token, training.hub_revision)
             print(f"pushed: {push_model(folder, training.hub_model_id, *hub)}")
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
