@@ -128,7 +128,7 @@ def test_resumed_with_another_number_of_processes(flags, uninterrupted, tmp_path
 
 
 @pytest.mark.survives(
-    "SIGKILL while a checkpoint is saved: model, optimizer, scheduler, random state, trainer's state, manifest, rename",
+    "SIGKILL while a checkpoint is saved: model, optimizer, random state, trainer's state, manifest, rename",
     "resumes bit for bit from the one before",
 )
 def test_killed_during_a_save(flags, uninterrupted, tmp_path):
