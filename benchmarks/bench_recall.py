@@ -113,8 +113,10 @@ def main() -> None:
         counted(args, blocks(args), bf16=False)
         print(peak_of_this() - before)
         return
-    parts = list(blocks(args))
-    distractors = torch.cat([part for _, part in parts])
+    distractors = torch.empty(args.distractors, args.dim)
+    for start, part in blocks(args):
+        distractors[start : start + BLOCK] = part
+    parts = [(start, distractors[start : start + BLOCK]) for start in range(0, args.distractors, BLOCK)]
     (queries, targets), (product_folds, drawn) = products(args), draws(args)
     bare, _ = timed(lambda: [queries @ part.T for _, part in parts])
     results = {way: timed(counted, args, parts, way == "one pass, bfloat16 first") for way in
