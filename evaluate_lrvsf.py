@@ -8,6 +8,7 @@ makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_g
 where there is none, N processes on the CPU, with the same draws.
 """
 
+import gc
 import logging
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = output / "sheet.html"
         write_sheet(encoder, test_set, path, pictures.sheet, args.seed, args.model, args.batch_size, *limits)
         state.print(f"Wrote {path}.")
+    gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
     state.destroy_process_group()
 
 

@@ -93,7 +93,7 @@ def test_two_processes_give_the_same_results(flags, tmp_path):
     folds = {"test_subsets": [["p1", "p1"], ["p7", "p3"]], "dist_4_subsets": [list("0369"), ["20", "5", "5", "29"]]}
     (tmp_path / "ids.pkl").write_bytes(pickle.dumps(folds))
     convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
-    paper = [*flags[:6], "--protocol", "paper", "--stored_folds", str(tmp_path / "folds.safetensors")]
+    paper = [*flags[:6], "--protocol", "paper", "--stored_folds", str(tmp_path / "folds.safetensors"), "--bf16", "0"]
     # In float32 the composition of batches moves no rank.
     both = {"bootstrap": [*flags, "--sheet", "3", "--bf16", "0"], "paper": paper}
     for name, given in both.items():
