@@ -144,7 +144,9 @@ def test_killed_during_a_save(flags, uninterrupted, tmp_path):
     assert not (tmp_path / "model" / checkpoints.STAGING).exists()
 
 
-@pytest.mark.survives("SIGTERM", "saves a checkpoint, exits with status 143, resumes bit for bit")
+@pytest.mark.survives(
+    "SIGTERM to one process that loads its own data", "saves a checkpoint, exits with status 143, resumes bit for bit"
+)
 @SEVERAL
 def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes):
     without_saving = [*flags, "--save_strategy", "no"]
