@@ -56,8 +56,8 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 # docs/reliability.md: the faults of which a test shows what happens.
-reliability: .venv/ready
-	$(BIN)/python -m pytest -m survives --reliability docs/reliability.md
+reliability: img2dataset
+	$(BIN)/python -m pytest tests -m survives --reliability docs/reliability.md
 
 img2dataset: .venv/ready
 	$(BIN)/python -c "from pathlib import Path; from lrvsf.data.prepare.img2dataset import ensure_environment; \

@@ -53,8 +53,9 @@ def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     if trainer.is_world_process_zero():
         write_training_card(folder, args, training, trainer.state, model, validation)
         print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
-        metric = f"validation {training.metric_for_best_model}"
-        best = "" if trainer.state.best_metric is None else f", {metric} {100 * trainer.state.best_metric:.1f} %"
+        metric, value = training.metric_for_best_model, trainer.state.best_metric
+        shown = "" if value is None else f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
+        best = shown and f", validation {metric} {shown}"
         print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
         if training.push_to_hub:
             hub = (training.hub_private_repo, training.hub_token, training.hub_revision)

@@ -159,7 +159,7 @@ def test_validation_tells_recall_and_loss_and_can_end_the_run(train, trained, tm
     assert all(0 <= entry["eval_R@1"] <= entry["eval_R@5"] <= entry["eval_R@10"] <= 1 for entry in evaluations)
     assert all(entry["eval_loss"] > 0 for entry in evaluations)
     flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
-    flags |= {"metric_for_best_model": "loss", "greater_is_better": False, "learning_rate": 0.5, "phase1_steps": 0}
+    flags |= {"metric_for_best_model": "loss", "learning_rate": 0.5, "phase1_steps": 0}
     losses = train(tmp_path, max_steps=30, early_stopping_patience=2, **flags)
     assert len(losses) < 30, "a learning rate of a half does not go well for long"
 
@@ -243,6 +243,7 @@ def test_bf16_loss_is_close_to_float32():
         ({"gradient_accumulation_steps": 2}, "another objective"),
         ({"phase1_steps": -1}, "must be 0 or more"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "'checkpoint' would push pickles"),
+        ({"metric_for_best_model": "R@20"}, "'R@20' is not measured; choose one of R@1"),
         ({"grad_cache_chunk": 0}, "must be 1 or more"),
         ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
     ],
@@ -250,6 +251,12 @@ def test_bf16_loss_is_close_to_float32():
 def test_arguments_that_would_train_something_else_are_refused(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wrong)
+
+
+@pytest.mark.parametrize("metric, greater", [("R@1", True), ("R@10", True), ("loss", False)])
+def test_the_best_model_has_the_largest_recall_or_the_smallest_loss(tmp_path, metric, greater):
+    args = CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric)
+    assert args.greater_is_better is greater
 
 
 def test_bad_requests_are_refused_with_the_remedy(train, tmp_path):

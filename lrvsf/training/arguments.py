@@ -52,6 +52,9 @@ class ModelArguments:
     )
 
 
+METRICS = ("R@1", "R@5", "R@10", "loss")  # of the validation set
+
+
 @dataclass
 class CondViTTrainingArguments(TrainingArguments):
     """Trainer's arguments, refused early where a contrastive run would be wrong."""
@@ -100,8 +103,10 @@ class CondViTTrainingArguments(TrainingArguments):
     )
     # The best model by validation is what the run leaves.
     save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
-    metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5 or R@10 on the validation set"})
-    greater_is_better: bool = field(default=True, metadata={"help": "whether a larger metric is better"})
+    metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5, R@10 or loss on the validation set"})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "whether a larger metric is better; by default of all but the loss"}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "must be end: what is pushed is the finished model"})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "must be off: it hides losses that are not numbers, which end the run"}
@@ -109,6 +114,10 @@ class CondViTTrainingArguments(TrainingArguments):
     report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
 
     def __post_init__(self):
+        if (metric := self.metric_for_best_model) not in METRICS:
+            raise ValueError(f"metric_for_best_model={metric!r} is not measured; choose one of {', '.join(METRICS)}")
+        if self.greater_is_better is None:
+            self.greater_is_better = metric != "loss"
         super().__post_init__()
         if self.per_device_train_batch_size < 2:
             raise ValueError(

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 def machine_flags() -> list[str]:
     """Defaults that depend on the machine: bf16 where it has it, and the CPU named where it is all there is."""
     if torch.cuda.is_available():
-        return ["--bf16", str(torch.cuda.is_bf16_supported())]
+        return ["--bf16", str(torch.cuda.is_bf16_supported(including_emulation=False))]
     fast_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False) or torch.cpu.get_capabilities().get("amx_bf16")
     return ["--use_cpu", "True", "--bf16", str(bool(fast_bf16))]
 

@@ -30,9 +30,7 @@ SHARD_ROWS = 2000
 ROW_GROUP = 64
 NEAR_MISSES = 0.1  # share of a set's distractors that are near-misses of its products
 CROPPED = 0.25  # share of scenes whose frame moves in on the target
-SHOWN = (
-    0.75  # share of a query's cloth, and of its emblems, that is in sight; in training it may be less, as in the wild
-)
+SHOWN = 0.75  # share of a query's cloth, and of its emblems, in sight; in training it may be less, as in the wild
 QUERY_TRIES = 20  # stagings; high boots alone may find none, because every hem covers them
 FORMAT = 3  # raise it when the pictures change: an older folder is then refused
 
