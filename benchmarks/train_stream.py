@@ -83,7 +83,7 @@ def our_batches(folder: Path, size: int, batch: int, workers: int, pinned: bool)
     from lrvsf.data.stream import PairLoader, ProductBatches
 
     batches = ProductBatches(ProductShards.scan(str(folder), list(CATEGORIES)), batch, seed=0)
-    for made in PairLoader(batches, PairMaker(size, list(CATEGORIES), 0), workers, pinned):
+    for made in PairLoader(batches, PairMaker(size, list(CATEGORIES), 0), workers, pin_memory=pinned):
         yield made["pixel_values"], made["category_indices"], made["target_pixel_values"]
 
 

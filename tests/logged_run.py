@@ -8,6 +8,8 @@ the backward pass and the change of weights, or while that step's checkpoint is 
 none
 kill        SIGKILL on the first rank
 terminate   SIGTERM on the last rank
+group       SIGTERM to the process group, its loading processes included
+launcher    SIGTERM to torchrun, which passes it on
 raise       an error on the last rank
 nan         a loss that is not a number, on the last rank
 worker      SIGKILL on one of the processes that load data
@@ -20,6 +22,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,6 +44,11 @@ def meet(fault: str, trainer: CondViTTrainer) -> None:
         die()
     elif fault == "terminate" and last:
         os.kill(os.getpid(), signal.SIGTERM)
+    elif fault == "group":
+        # By another process, as a scheduler would: loading processes obey their trainer.
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
+    elif fault == "launcher" and last:
+        os.kill(os.getppid(), signal.SIGTERM)
     elif fault == "raise" and last:
         raise ValueError("made to fail")
     elif fault == "worker":

@@ -145,15 +145,24 @@ def test_killed_during_a_save(flags, uninterrupted, tmp_path):
 
 
 @pytest.mark.survives(
-    "SIGTERM to one process that loads its own data", "saves a checkpoint, exits with status 143, resumes bit for bit"
+    "SIGTERM to the process group, to the launcher of several, or to one of these",
+    "saves a checkpoint, exits with status 143, resumes bit for bit",
 )
-@SEVERAL
-def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes):
+@pytest.mark.parametrize("processes, workers, fault", [(1, 2, "group"), (2, 2, "launcher"), (2, 0, "terminate")])
+def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes, workers, fault):
     without_saving = [*flags, "--save_strategy", "no"]
-    run(tmp_path, without_saving, processes=processes, fault="terminate", at=5, status=STOPPED)
-    assert [path.name for path in checkpoints.checkpoints_in(tmp_path / "model")] == ["checkpoint-5"]
+    run(tmp_path, without_saving, processes=processes, workers=workers, fault=fault, at=5, status=STOPPED)
+    (saved,) = checkpoints.checkpoints_in(tmp_path / "model")
+    assert saved.name in ("checkpoint-5", "checkpoint-6"), "a launcher takes its time to pass a signal on"
     run(tmp_path, flags, processes=processes)
     assert_same_run(tmp_path, uninterrupted(processes), processes)
+
+
+def test_chunks_on_two_processes_give_the_losses_of_whole_batches(flags, uninterrupted, tmp_path):
+    run(tmp_path, [*flags, "--grad_cache_chunk", "1"], processes=2)
+    for rank, whole in zip(logged(tmp_path, 2), logged(uninterrupted(2), 2), strict=True):
+        for step, (ids, loss) in whole.items():
+            assert rank[step][0] == ids and rank[step][1] == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.survives("one of several processes raises", "all end, its traceback comes first")

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import resource
+import shutil
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +20,7 @@ from lrvsf.data.images import TooManyBadImages
 from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks, product_row
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.training import checkpoints
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import newest_whole
 from lrvsf.training.guards import NonFinite
@@ -164,6 +168,115 @@ def test_validation_tells_recall_and_loss_and_can_end_the_run(train, trained, tm
     assert len(losses) < 30, "a learning rate of a half does not go well for long"
 
 
+@pytest.fixture
+def scripted(monkeypatch):
+    """scripted(R@1, ...): what the next evaluations find, 0 when there are no more; an exception is raised."""
+
+    def script(*values):
+        values = list(values)
+
+        def found(*_):
+            value = values.pop(0) if values else 0.0
+            if isinstance(value, BaseException):
+                raise value
+            return {"R@1": value, "R@5": value, "R@10": value, "loss": 1 - value}
+
+        monkeypatch.setattr("lrvsf.training.trainer.validate", found)
+
+    return script
+
+
+EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+
+
+def state_of(checkpoint):
+    return json.loads((checkpoint / "trainer_state.json").read_text())
+
+
+def evaluated(checkpoint):
+    return {entry["step"]: entry["eval_R@1"] for entry in state_of(checkpoint)["log_history"] if "eval_R@1" in entry}
+
+
+@pytest.mark.survives("a run that has ended, within an epoch or stopped early, is started again", "no step more")
+def test_a_run_that_has_ended_takes_no_step_more(train, scripted, tmp_path):
+    for flags, last in (({"max_steps": 4}, 4), ({"max_steps": 9, "early_stopping_patience": 2, **EACH_STEP}, 3)):
+        folder = tmp_path / str(last)
+        scripted(0.5)
+        losses = train(folder, save_total_limit=9, **{"save_steps": 2, **flags})
+        weights = (folder / "model.safetensors").read_bytes()
+        assert train(folder, save_total_limit=9, resume_from_checkpoint="auto", **{"save_steps": 2, **flags}) == losses
+        assert max(int(path.name[11:]) for path in folder.glob("checkpoint-*")) == len(losses) == last
+        assert (folder / "model.safetensors").read_bytes() == weights
+
+
+def test_the_best_model_is_found_where_it_was_moved_to(train, scripted, tmp_path, monkeypatch):
+    scripted(0.1, 0.5, 0.2)
+    train(tmp_path / "then", max_steps=3, **EACH_STEP)
+    (tmp_path / "then").rename(tmp_path / "now")
+    best = (tmp_path / "now/checkpoint-2/model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    train(Path("now"), resume_from_checkpoint=True, **EACH_STEP)
+    assert {path.name for path in Path("now").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
+    assert Path("now/model.safetensors").read_bytes() == best
+    train(tmp_path / "other", resume_from_checkpoint="now/checkpoint-6", max_steps=7, **EACH_STEP)
+    assert (tmp_path / "other/model.safetensors").read_bytes() == best
+
+    shutil.rmtree("now/checkpoint-2")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-2, the best checkpoint so far \(0.5000\), is not in now"):
+        train(Path("now"), resume_from_checkpoint=True, max_steps=7, **EACH_STEP)
+
+
+def test_early_stopping_may_be_asked_for_when_resuming(train, scripted, tmp_path):
+    scripted(0.5, 0.1)
+    train(tmp_path, max_steps=2, **EACH_STEP)
+    for patience, last in ((2, 4), (3, 5)):  # it has waited since step 3; the flag of today counts
+        train(tmp_path, max_steps=9, resume_from_checkpoint=True, early_stopping_patience=patience, **EACH_STEP)
+        assert max(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*")) == last
+
+
+@pytest.mark.survives("killed in the evaluation that follows a checkpoint", "evaluated first when it resumes")
+def test_an_evaluation_that_was_interrupted_is_made_up(train, scripted, tmp_path):
+    flags = {"eval_strategy": "epoch", "save_steps": 3, "load_best_model_at_end": False, "save_total_limit": 9}
+    scripted(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, **flags)
+    scripted(0.5, 0.1)
+    train(tmp_path, resume_from_checkpoint=True, **flags)
+    assert evaluated(tmp_path / "checkpoint-3") == {} and evaluated(tmp_path / "checkpoint-6") == {3: 0.5}
+    train(tmp_path, resume_from_checkpoint=True, **flags)  # the last epoch's came after the last checkpoint
+    assert "validation | R@1 0.0 %" in (tmp_path / "README.md").read_text()
+
+
+def test_sigterm_is_not_kept_waiting_by_an_evaluation(train, scripted, tmp_path, monkeypatch):
+    step = CondViTTrainer.training_step
+
+    def step_and_signal(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(CondViTTrainer, "training_step", step_and_signal)
+    scripted(0.1, AssertionError("evaluated before the checkpoint"))
+    with pytest.raises(SystemExit):
+        train(tmp_path, **EACH_STEP)
+    monkeypatch.setattr(CondViTTrainer, "training_step", step)
+    scripted(0.2, 0.3)
+    train(tmp_path, resume_from_checkpoint=True, max_steps=3, **EACH_STEP)
+    assert evaluated(tmp_path / "checkpoint-3") == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+@pytest.mark.parametrize(
+    "error, raised", [(OSError("no space"), "checkpoint-1 could not be written .no space"), (KeyError("bug"), "bug")]
+)
+def test_only_what_cannot_be_written_is_called_so(train, tmp_path, monkeypatch, error, raised):
+    def seal(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "seal", seal)
+    with pytest.raises((RuntimeError, KeyError), match=raised):
+        train(tmp_path, save_steps=1)
+
+
 @pytest.mark.survives("the disk is full while a checkpoint is saved", "the run ends; the one before is whole, is named")
 def test_a_full_disk_leaves_the_checkpoint_before(train, tmp_path, monkeypatch):
     """A limit on file sizes stands in for the full disk: writing fails in the middle of a file."""
@@ -246,11 +359,28 @@ def test_bf16_loss_is_close_to_float32():
         ({"metric_for_best_model": "R@20"}, "'R@20' is not measured; choose one of R@1"),
         ({"grad_cache_chunk": 0}, "must be 1 or more"),
         ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
+        ({"save_strategy": "best"}, "save_strategy=best without an eval_strategy"),
+        ({"fsdp": "full_shard"}, "fsdp='full_shard': sharded training is not supported"),
+        ({"auto_find_batch_size": True}, "must not change by itself"),
+        ({"label_smoothing_factor": 0.1}, "the contrastive loss has none"),
+        ({"warmup_steps": 10}, "set phase1_steps"),
+        ({"lr_scheduler_type": "cosine"}, "phase1_steps shapes it"),
+        ({"save_only_model": True}, "cannot be resumed from"),
+        ({"save_on_each_node": True}, "share one output_dir"),
+        ({"remove_unused_columns": True}, "not dataset columns"),
+        ({"ddp_find_unused_parameters": True}, "in one step"),
+        ({"logging_nan_inf_filter": True}, "hides losses"),
     ],
 )
 def test_arguments_that_would_train_something_else_are_refused(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wrong)
+
+
+def test_one_process_does_not_split_its_batch_over_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(CondViTTrainingArguments, "n_gpu", 4)
+    with pytest.raises(ValueError, match="one process sees 4 GPUs .* --num_processes 4"):
+        CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
 
 
 @pytest.mark.parametrize("metric, greater", [("R@1", True), ("R@10", True), ("loss", False)])

@@ -11,6 +11,9 @@ products that the condition does not tell apart.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,17 +188,37 @@ def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def _outlive_sigterm(worker: int) -> None:
+    """Lets a loading process end when its trainer says so, and not of a SIGTERM that was sent to all processes.
+
+    The trainer still needs it then: it finishes its step and saves a checkpoint. So the signal is not handled (torch's
+    handler would end the process) but waited for, by a thread that looks who sent it.
+    """
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: there a signal to all processes ends the run without a checkpoint
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class PairLoader(DataLoader):
     """The finished loader of one process. Trainer must not prepare it a second time: it is already split."""
 
-    def __init__(self, batches: ProductBatches, maker: PairMaker, num_workers: int = 0, pin_memory: bool = False):
-        options = {"prefetch_factor": 2} if num_workers else {}
+    def __init__(self, batches: ProductBatches, maker: PairMaker, num_workers: int = 0, **options: Any):
+        """`options` are DataLoader's; those of loading processes count only where there are such."""
+        if num_workers == 0:
+            options = {**options, "prefetch_factor": None, "persistent_workers": False}
         super().__init__(
             _Pairs(maker, batches.shards.usable),
             batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=num_workers,
-            pin_memory=pin_memory,
+            worker_init_fn=_outlive_sigterm,
             **options,
         )
 

@@ -118,7 +118,27 @@ class CondViTTrainingArguments(TrainingArguments):
             raise ValueError(f"metric_for_best_model={metric!r} is not measured; choose one of {', '.join(METRICS)}")
         if self.greater_is_better is None:
             self.greater_is_better = metric != "loss"
+        for name, (wanted, why) in UNUSED.items():
+            if (value := getattr(self, name)) not in wanted:
+                raise ValueError(f"{name}={value!r}: {why}. Leave it out")
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs and would split its batch over them, with another loss; start "
+                f"`accelerate launch --multi_gpu --num_processes {self.n_gpu} train_hf.py ...`, or show it one GPU by "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
+        self._check_batches()
+        self._check_evaluation()
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r} would push pickles and unfinished models; leave it at end"
+            )
+        if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() in ("true", "auto"):
+            asked = self.resume_from_checkpoint.lower()
+            self.resume_from_checkpoint = asked == "true" or "auto"  # the newest checkpoint, or it if there is one
+
+    def _check_batches(self) -> None:
         if self.per_device_train_batch_size < 2:
             raise ValueError(
                 f"per_device_train_batch_size={self.per_device_train_batch_size}: a pair needs another one to differ "
@@ -132,6 +152,11 @@ class CondViTTrainingArguments(TrainingArguments):
             )
         if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
             raise ValueError(f"grad_cache_chunk={self.grad_cache_chunk} must be 1 or more")
+        if self.phase1_steps is not None and self.phase1_steps < 0:
+            raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
+
+    def _check_evaluation(self) -> None:
+        evaluated = self.eval_strategy != "no"
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1 or not self.load_best_model_at_end:
                 raise ValueError(
@@ -139,14 +164,26 @@ class CondViTTrainingArguments(TrainingArguments):
                     "--load_best_model_at_end True with an eval_strategy"
                 )
             self.restore_callback_states_from_checkpoint = True  # a resumed run remembers how long it has waited
-        if self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r} would push pickles and unfinished models; leave it at end"
-            )
-        if self.eval_on_start and self.eval_strategy == "no":
+        if self.eval_on_start and not evaluated:
             raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
-        if isinstance(self.resume_from_checkpoint, str) and self.resume_from_checkpoint.lower() in ("true", "auto"):
-            asked = self.resume_from_checkpoint.lower()
-            self.resume_from_checkpoint = asked == "true" or "auto"  # the newest checkpoint, or it if there is one
-        if self.phase1_steps is not None and self.phase1_steps < 0:
-            raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
+        if self.save_strategy == "best" and not evaluated:
+            raise ValueError("save_strategy=best without an eval_strategy: add --eval_strategy steps or epoch")
+
+
+# Trainer's flags that would be ignored in silence, or do harm: the values that are taken, and why no others.
+UNUSED = {
+    "fsdp": ((None, "", [], False), "sharded training is not supported; --gradient_checkpointing True saves memory"),
+    "deepspeed": ((None,), "it is not supported; --gradient_checkpointing True saves memory"),
+    "auto_find_batch_size": ((False,), "the global batch is part of the loss and must not change by itself"),
+    "label_smoothing_factor": ((0,), "the contrastive loss has none"),
+    "warmup_steps": ((0, None), "the published schedule climbs over phase 1; set phase1_steps"),
+    "lr_scheduler_type": (("linear",), "the published schedule is the only one; phase1_steps shapes it"),
+    "save_only_model": ((False,), "such a checkpoint cannot be resumed from"),
+    "save_on_each_node": ((False,), "nodes share one output_dir"),
+    "remove_unused_columns": ((False,), "batches are not dataset columns"),
+    "ddp_find_unused_parameters": (
+        (False, None),
+        "it fails on a conditioned and an unconditioned tower in one step",
+    ),
+    "logging_nan_inf_filter": ((False,), "it hides losses that are not numbers, which end the run"),
+}

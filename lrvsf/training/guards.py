@@ -63,7 +63,8 @@ class Guard(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_save |= self.stopping
+        if self.stopping:  # an evaluation may take longer than whoever sent the signal waits: a resumed run makes it up
+            control.should_save, control.should_evaluate = True, False
 
     def on_save(self, args, state, control, **kwargs):
         if self.stopping:

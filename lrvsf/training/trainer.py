@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.pairs import PairMaker, count_images
@@ -25,10 +27,11 @@ from lrvsf.data.stream import PairLoader, ProductBatches
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.validation import validate
-from lrvsf.training import checkpoints
+from lrvsf.training import checkpoints, resuming
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import Guard, noticed_sigterm
 from lrvsf.training.loss import info_nce
+from lrvsf.training.resuming import Resuming
 from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 
@@ -36,14 +39,10 @@ MAX_LOGIT_SCALE = 4.6052  # ln 100, where the published model clamps it
 
 
 class TemperatureAndPhases(TrainerCallback):
-    """Clamps `logit_scale` after each step, gives phase 2 a fresh optimizer, and spares a resumed run the reading."""
+    """Clamps `logit_scale` after each step and gives phase 2 a fresh optimizer."""
 
     def __init__(self, trainer: CondViTTrainer):
         self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if not args.ignore_data_skip:  # Trainer drops these batches: they need not be read
-            self.trainer.loader.batch_sampler.unread = state.global_step % len(self.trainer.loader)
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         if state.global_step == self.trainer.phase1_steps > 0:
@@ -81,7 +80,14 @@ class CondViTTrainer(Trainer):
             args.categories_per_batch,
             max_bad=args.max_bad_fraction,
         )
-        self.loader = PairLoader(batches, maker, args.dataloader_num_workers, torch.cuda.is_available())
+        self.loader = PairLoader(
+            batches,
+            maker,
+            args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
         self.skipped = BadImageCounter(
             "images of training products", args.max_bad_fraction, max_in_a_row=args.max_bad_in_a_row
         )
@@ -91,17 +97,42 @@ class CondViTTrainer(Trainer):
         self.unwrapped = model
         self.add_callback(TemperatureAndPhases(self))
         self.add_callback(Guard(self))
+        self.add_callback(Resuming(self))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        self._save_under = args.output_dir
+        self._save_under, self.resumed_from = args.output_dir, None
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Trainer's, from a checkpoint that is whole and of this run: True for the newest, "auto" for it or none."""
         folder = checkpoints.on_main_process(lambda: self._begin(resume_from_checkpoint))
+        self.resumed_from = folder
+        if folder is not None:
+            state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            if resuming.is_over(state, self.args, len(self.loader)):
+                return self._take(folder, state)
         with noticed_sigterm() as self.sigterm:
             return super().train(None if folder is None else str(folder), **kwargs)
+
+    def _take(self, folder: Path, state: TrainerState) -> TrainOutput:
+        """What a run that had ended, at this checkpoint, came to: Trainer would take one step more."""
+        self.state = state
+        self._load_from_checkpoint(str(folder), self.unwrapped)
+        self.catch_up()
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        return TrainOutput(state.global_step, float("nan"), {})
+
+    def catch_up(self) -> None:
+        """Finds the best checkpoint again, and makes up for the evaluation that the checkpoint's step is owed."""
+        args, state, own = self.args, self.state, self.resumed_from
+        if args.load_best_model_at_end:
+            state.best_model_checkpoint = resuming.best_checkpoint(state, [Path(args.output_dir), own.parent])
+        if resuming.evaluation_is_due(state, args, len(self.loader)) and self._determine_best_metric(
+            self.evaluate(), trial=None
+        ):
+            state.best_model_checkpoint = str(own)
 
     def _begin(self, asked: str | bool | None) -> Path | None:
         """The checkpoint to resume from; removes what an interrupted save left."""
@@ -129,29 +160,33 @@ class CondViTTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         """Trainer's files, written aside, and published by the main process when every process has written its own."""
         output, name = Path(self.args.output_dir), checkpoints.name_of(self.state.global_step)
-        staging = output / checkpoints.STAGING
+        try:
+            self._save_aside(output / checkpoints.STAGING, name, model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
+            kept = ", ".join(path.name for path in checkpoints.checkpoints_in(output)) or "none before it"
+            raise RuntimeError(
+                f"{output / name} could not be written ({error}); kept: {kept}. If the disk is full, free some space."
+            ) from error
+        self.accelerator.wait_for_everyone()
+
+    def _save_aside(self, staging: Path, name: str, model: nn.Module, trial) -> None:
+        output = staging.parent
         try:
             self._save_under = str(staging)
             super()._save_checkpoint(model, trial)
-        except Exception as error:
-            kept = ", ".join(path.name for path in checkpoints.checkpoints_in(output)) or "none before it"
-            raise RuntimeError(
-                f"{output / name} could not be written ({error}); kept: {kept}. Free some space."
-            ) from error
         finally:
             self._save_under = self.args.output_dir
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(output / name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
             checkpoints.seal(staging / name, self.identity())
             checkpoints.publish(staging / name, output / name)
             staging.rmdir()
             rotate_checkpoints(
                 str(output), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
             )
-        self.accelerator.wait_for_everyone()
 
     def get_train_dataloader(self) -> PairLoader:
         """As it is: it is split over processes already, and a second split would lose rows."""
@@ -179,10 +214,12 @@ class CondViTTrainer(Trainer):
         """In phase 1 the tower's gradients are dropped, so that the optimizer passes it over, clipping included."""
         self.last_products = inputs.pop("product_ids")
         count_images(inputs, self.skipped)
+        # Trainer would wait for each copy from pinned memory.
+        inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
         if self.args.grad_cache_chunk is None:
             loss = super().training_step(model, inputs, *args, **kwargs)
         else:
-            loss = self._chunked_step(model, self._prepare_inputs(inputs))
+            loss = self._chunked_step(model, inputs)
         if self.state.global_step < self.phase1_steps:
             for name, parameter in self.unwrapped.named_parameters():
                 if not trains_in_phase1(name):
