@@ -1,4 +1,4 @@
-"""How many items beat each query's target: one product of a block, then comparisons, never a sort.
+"""How many items beat each query's target: one product of a block, then its few wins, never a sort.
 
 Every decision is the sign of query · (item - target) in float64, whatever the product was computed in:
 
@@ -6,9 +6,9 @@ Every decision is the sign of query · (item - target) in float64, whatever the 
 2. the few items within the bound are decided by a more exact product of those pairs alone: after bfloat16 comes
    float32, after float32 comes float64 of the difference, which is exactly 0 for an item equal to the target.
 
-The bound of a bfloat16 product is not the worst case of its format (0.0101 for unit vectors) but follows, by
-Cauchy-Schwarz, from the lengths of what rounding took from these very rows, about 0.003, so fewer pairs are left over.
-The product's own rounding to bfloat16 needs no bound: rounding keeps order, so the limits are rounded alike.
+The product itself subtracts what a score must reach: queries have further coordinates, minus that limit, and items have
+ones there. What is left over 0 is looked for by its bits, several numbers at a time: negative numbers are negative as
+whole numbers too. So a score costs little more than the product, and rounding the result cannot change its sign.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-ROWS, COLUMNS = 512, 1024  # of one block of scores: 2 MB of float32, so that comparisons find it in the cache
+ROWS, COLUMNS = 2048, 1024  # of one block of scores: 8 MB of float32
 PAIRS = 16384  # pairs scored one by one at a time: 70 MB of float64 at 512 dimensions, three times
 SPARSE = 24  # below one win in so many scores, adding up rows of multiplicities is faster than a matrix product
 MANY_NEAR = 200  # above one pair in so many, a float32 product of the block is faster than scoring the pairs
+EXTRA = 8  # further coordinates: two are used, the others keep rows where GPUs want them
+WHOLE = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # of the same size
 
 
 def count_above(
@@ -35,104 +37,129 @@ def count_above(
         queries, targets: (P, dim) float32 unit rows, paired.
         items: (B, dim) float32 unit rows.
         multiplicities: (B, G) float32 whole numbers, how often gallery g holds item b. Exact as long as a column's sum
-            over one block stays below 2^24.
+            stays below 2^24.
         own: whether item i is target i, which is then not compared with itself.
         bf16: multiply in bfloat16 first. The counts are the same; it is faster where the hardware has such products.
 
     Returns:
         above, tied: (P, G) int64.
     """
-    above = torch.zeros(len(queries), multiplicities.shape[1], dtype=torch.int64, device=queries.device)
+    above = torch.zeros(len(queries), multiplicities.shape[1], device=queries.device)
     tied = torch.zeros_like(above)
     with _full_precision():
-        for q in range(0, len(queries), ROWS):
-            rows = slice(q, q + ROWS)
-            block = _Block(queries[rows], targets[rows], bf16)
-            for start in range(0, len(items), COLUMNS):
-                columns = slice(start, start + COLUMNS)
-                diagonal = q - start if own else None
-                block.count(items[columns], multiplicities[columns], above[rows], tied[rows], diagonal)
-    return above, tied
+        starts = range(0, len(queries), ROWS)
+        blocks = [_Queries(queries[q : q + ROWS], targets[q : q + ROWS], bf16) for q in starts]
+        for start in range(0, len(items), COLUMNS):
+            columns = slice(start, start + COLUMNS)
+            block = _Items(items[columns], multiplicities[columns])
+            for q, rows in zip(starts, blocks, strict=True):
+                rows.count(block, above[q : q + ROWS], tied[q : q + ROWS], q - start if own else None)
+    return above.long(), tied.long()
 
 
-class _Block:
+class _Items:
+    """b items and how often each gallery holds them, (b, G); for products in one precision or the other."""
+
+    def __init__(self, rows: Tensor, held: Tensor) -> None:
+        self.rows, self.held = rows, held
+        self.extended: dict[torch.dtype, Tensor] = {}
+
+    def factor(self, dtype: torch.dtype) -> Tensor:
+        """(b, dim + EXTRA), rounded."""
+        if dtype not in self.extended:
+            ones = self.rows.new_tensor([1, 1] + [0] * (EXTRA - 2), dtype=dtype).expand(len(self.rows), EXTRA)
+            self.extended[dtype] = torch.cat([self.rows.to(dtype), ones], dim=1)
+        return self.extended[dtype]
+
+
+class _Queries:
     """p queries with their targets, against blocks of items."""
 
-    def __init__(self, queries: Tensor, targets: Tensor, bf16: bool) -> None:
-        self.queries, self.targets, self.bf16 = queries, targets, bf16
-        self.score = (queries.double() * targets.double()).sum(1).float()  # (p,)
-        # Bounds the rounding error of a float32 dot product of unit rows, with room for their tolerance.
-        self.margin = 1.01 * (queries.shape[1] + 8) * 2.0**-24
-        if bf16:
-            self.rounded = queries.bfloat16()
-            self.lost = torch.linalg.vector_norm(queries - self.rounded.float(), dim=1)  # (p,)
+    def __init__(self, rows: Tensor, targets: Tensor, bf16: bool) -> None:
+        self.rows, self.targets, self.bf16 = rows, targets, bf16
+        self.score = (rows * targets).sum(1)  # (p,)
+        # Bounds the rounding of this and another float32 dot product of unit rows, with room for their tolerance.
+        self.margin = 2.02 * (rows.shape[1] + EXTRA) * 2.0**-24
+        self._factors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-    def count(self, items: Tensor, held: Tensor, above: Tensor, tied: Tensor, diagonal: int | None) -> None:
-        """Adds to above and tied (p, G) what the items (b, dim) of multiplicities held (b, G) make.
+    def count(self, items: _Items, above: Tensor, tied: Tensor, diagonal: int | None) -> None:
+        """Adds to above and tied (p, G) what the items make.
 
         With `diagonal`, query i's own target is item i + diagonal.
         """
         coarse = self.bf16
-        wins, query, item = _sorted_out(*(self._coarse(items) if coarse else self._fine(items)))
-        if coarse and MANY_NEAR * len(query) > len(self.queries) * len(items):
+        wins, query, item = self._sorted_out(items, torch.bfloat16 if coarse else torch.float32)
+        if coarse and MANY_NEAR * len(query) > len(self.rows) * len(items.rows):
             coarse = self.bf16 = False  # for what else meets these queries too: their targets lie in the crowd
-            wins, query, item = _sorted_out(*self._fine(items))
+            wins, query, item = self._sorted_out(items, torch.float32)
         if isinstance(wins, Tensor):
-            above += (wins.float() @ held).long()
+            above += wins.float() @ items.held
         else:
-            _add(above, held, *wins)
+            _add(above, items.held, *wins)
         if diagonal is not None:
             other = item != query + diagonal
             query, item = query[other], item[other]
         for pairs in zip(query.split(PAIRS), item.split(PAIRS), strict=True):
-            self._decide(items, held, *pairs, above, tied, in_float32=coarse)
+            self._decide(items, *pairs, above, tied, in_float32=coarse)
 
-    def _fine(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (p, b) in float32; below the first limit (p,) an item is behind, above the second it is ahead."""
-        return self.queries @ items.T, self.score - self.margin, self.score + self.margin
+    def _sorted_out(self, items: _Items, dtype: torch.dtype) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
+        """What is ahead of the target, as (p, b) or, where that is rare, as (queries, items); queries, items too near.
 
-    def _coarse(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same in bfloat16.
-
-        q·x - q'·x' = (q - q')·x + q'·(x - x'), with q', x' the rounded rows; their product adds up in float32.
+        Pairs are sorted by query.
         """
-        rounded = items.bfloat16()
-        lost = torch.linalg.vector_norm(items - rounded.float(), dim=1).max()
-        margin = 1.01 * (self.lost + lost) + 2 * self.margin  # lengths may be 1.001
-        low, high = ((self.score + sign * margin).bfloat16() for sign in (-1, 1))
-        return self.rounded @ rounded.T, low, high
+        factor, width = self._factor(dtype)
+        over = factor @ items.factor(dtype).T  # (p, b): by how much a score is over the lower limit, rounded
+        bits = over.view(WHOLE[dtype]).clamp_(min=0)
+        together = 8 // over.element_size()
+        if over.shape[1] % together:
+            together = 1
+        groups = bits.view(torch.int64) if together > 1 else bits
+        query, group = groups.nonzero().T
+        if SPARSE * len(query) > groups.numel():
+            wins = over > width[:, None]
+            query, item = ((over > 0) ^ wins).nonzero().T
+            return wins, query, item
+        which, place = bits.unflatten(1, (-1, together))[query, group].nonzero().T
+        query, item = query[which], group[which] * together + place
+        ahead = over[query, item] > width[query]
+        return (query[ahead], item[ahead]), query[~ahead], item[~ahead]
+
+    def _factor(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Queries (p, dim + EXTRA) whose product with items is over 0 where they may be ahead; over the width (p,),
+        where they are.
+
+        A product of rows rounded to bfloat16, at most 2^-9 of each lost, is off by 2^-8; it adds up in float32.
+        """
+        if dtype not in self._factors:
+            margin = 2 * self.margin  # as the limit adds up too
+            if dtype == torch.bfloat16:
+                margin += 1.01 * 2.0**-8 + 2.0**-16  # the last: of the limit, in two parts
+            limit = margin - self.score  # (p,), in two parts
+            parts = [limit.to(dtype), (limit - limit.to(dtype).float()).to(dtype)]
+            parts += [torch.zeros_like(parts[0])] * (EXTRA - 2)
+            factor = torch.cat([self.rows.to(dtype), torch.stack(parts, dim=1)], dim=1)
+            self._factors[dtype] = factor, torch.full_like(limit, 2 * margin).to(dtype)
+        return self._factors[dtype]
 
     def _decide(
-        self, items: Tensor, held: Tensor, query: Tensor, item: Tensor, above: Tensor, tied: Tensor, in_float32: bool
+        self, items: _Items, query: Tensor, item: Tensor, above: Tensor, tied: Tensor, in_float32: bool
     ) -> None:
         """Adds pairs, sorted by query, that a product could not tell apart from the target."""
         if in_float32:
-            excess = (self.queries[query] * items[item]).sum(1) - self.score[query]
+            excess = (self.rows[query] * items.rows[item]).sum(1) - self.score[query]
             wins, near = excess > self.margin, excess.abs() <= self.margin
-            _add(above, held, query[wins], item[wins])
+            _add(above, items.held, query[wins], item[wins])
             query, item = query[near], item[near]
-        ahead = (self.queries[query].double() * (items[item].double() - self.targets[query].double())).sum(1)
+        ahead = (self.rows[query].double() * (items.rows[item].double() - self.targets[query].double())).sum(1)
         for counts, chosen in ((above, ahead > 0), (tied, ahead == 0)):
-            _add(counts, held, query[chosen], item[chosen])
-
-
-def _sorted_out(scores: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
-    """What is ahead of the target, as (p, b) or, where that is rare, as (queries, items); queries, items too near."""
-    reached = scores >= low[:, None]  # (p, b)
-    if SPARSE * int(reached.count_nonzero()) > scores.numel():
-        wins = scores > high[:, None]
-        query, item = (reached ^ wins).nonzero().T
-        return wins, query, item
-    query, item = reached.nonzero().T
-    ahead = scores[query, item] > high[query]
-    return (query[ahead], item[ahead]), query[~ahead], item[~ahead]
+            _add(counts, items.held, query[chosen], item[chosen])
 
 
 def _add(counts: Tensor, held: Tensor, query: Tensor, item: Tensor) -> None:
     """Adds to each query's row of counts the multiplicities of its items; queries ascend."""
     if len(query):
         of_each = torch.bincount(query, minlength=len(counts))
-        counts += embedding_bag(item, held, of_each.cumsum(0) - of_each, mode="sum").long()
+        counts += embedding_bag(item, held, of_each.cumsum(0) - of_each, mode="sum")
 
 
 @contextmanager

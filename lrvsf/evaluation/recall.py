@@ -24,6 +24,7 @@ The arithmetic of one block is in `lrvsf.evaluation.counting`, what needs the to
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -220,7 +221,8 @@ class Draws:
     all rows."""
 
     def __init__(self, galleries: Sequence[Tensor]) -> None:
-        self.sorted = [rows.sort().values.to(torch.int32) for rows in galleries]  # half of what int64 would take
+        # NumPy sorts many times faster; int32 is half of what int64 would take.
+        self.sorted = [torch.from_numpy(np.sort(rows.numpy().astype(np.int32))) for rows in galleries]
         self.largest = max((int(rows[-1]) for rows in self.sorted if len(rows)), default=-1)
 
     def of(self, gallery: int, start: int, stop: int) -> Tensor:
