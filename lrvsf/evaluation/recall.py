@@ -175,8 +175,9 @@ def fold_recall(ranks: Tensor, weights: Tensor, max_k: int) -> Tensor:
     """Recall at K = 1..max_k in each fold, as (F, max_k) float64, from ranks (P, F) and the weights of the queries (P,
     F)."""
     weights = weights.double()
-    hits = [((ranks <= k) * weights).sum(0) for k in range(1, max_k + 1)]  # each (F,)
-    return torch.stack(hits, dim=1) / weights.sum(0)[:, None]
+    reached_at = ranks.ceil().long().clamp(max=max_k + 1)  # (P, F): the least K that finds the target
+    found = weights.new_zeros(ranks.shape[1], max_k + 2).scatter_add_(1, reached_at.T, weights.T).cumsum(1)
+    return found[:, 1:-1] / weights.sum(0)[:, None]
 
 
 def mean_and_std(recall: Tensor) -> tuple[Tensor, Tensor]:
