@@ -78,7 +78,7 @@ class TopShares:
         best = _gathered(self._best[gallery])
         own = self.queries[rows] @ self.targets[rows].T, self.categories[rows][:, None] == self.categories[rows]
         _, right = self._merged(best, own)  # (p, max_k)
-        items = min(len(rows) + self._sizes[gallery], self.max_k)
+        items = len(rows) + self._sizes[gallery]
         among = torch.arange(1, self.max_k + 1, device=self.device).clamp(max=items)
         share = right.double().cumsum(1) / among
         return ((share * weights[:, None]).sum(0) / weights.sum()).cpu()
