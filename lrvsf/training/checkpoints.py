@@ -21,6 +21,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import PretrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from lrvsf.durable import flush
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -49,11 +51,11 @@ def seal(folder: Path, run: dict[str, Any]) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
-        _flush(path)
+        flush(path)
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"run": run, "files": files}, indent=1) + "\n")
     for path in (manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _flush(path)
+        flush(path)
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -61,7 +63,7 @@ def publish(staged: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(final)
     os.rename(staged, final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def fault(folder: Path) -> str | None:
@@ -154,12 +156,3 @@ def describe_model(config: PretrainedConfig) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
