@@ -7,6 +7,7 @@ size is checked before a pixel is decoded, because a few kilobytes of PNG can un
 import io
 import logging
 from collections import Counter
+from collections.abc import Iterable
 
 from PIL import Image, UnidentifiedImageError
 
@@ -106,11 +107,28 @@ class BadImageCounter:
                 `max_in_a_row` came in succession.
         """
         self.reasons[reason.reason if isinstance(reason, BadImage) else reason] += 1
-        if self.bad == self._warn_at:
+        if self.bad >= self._warn_at:
             self._warn_at *= 10
             logger.warning(
                 "Skipped %s (%s); %d of %d %s so far.", name, reason, self.bad, self.bad + self.good, self.what
             )
+        self._judge_one_more(name)
+
+    def recount(self, start: int, stop: int, bad: Iterable[tuple[int, str]]) -> None:
+        """Counts the rows start to stop (excluded) once more, with their bad ones as (row, reason), ascending.
+
+        The log has named them before and stays silent. Raises TooManyBadImages as `add_bad` does.
+        """
+        for row, reason in bad:
+            if row > start:
+                self.add_good(row - start)
+            start = row + 1
+            self.reasons[reason] += 1
+            self._judge_one_more(f"row {row} of the {self.what}")
+        if stop > start:
+            self.add_good(stop - start)
+
+    def _judge_one_more(self, name: object) -> None:
         self.in_a_row += 1
         if self.in_a_row >= self.max_in_a_row:
             raise TooManyBadImages(

@@ -182,3 +182,33 @@ def test_a_whole_pass_is_judged_from_five_bad_images_on(good, bad, refused):
         counter.add_bad(i, "empty")
     with pytest.raises(TooManyBadImages, match="max_bad_fraction") if refused else nullcontext():
         counter.finish()
+
+
+@pytest.mark.parametrize(("seed", "share"), enumerate((0.1, 0.3, 0.6, 0.9, 1)))
+def test_recounting_is_counting_once_more_in_silence(seed, share, caplog):
+    """The twin counts row by row: the same counts, the same end, and nothing in the log."""
+    bad = [(int(row), f"reason {row % 2}") for row in np.random.default_rng(seed).permutation(60)[: int(60 * share)]]
+    ranges = ((0, 7), (7, 7), (7, 40), (40, 60))
+    ends = []
+    for again in (False, True):
+        counter, end = BadImageCounter(max_fraction=1, max_in_a_row=6), None
+        caplog.clear()
+        try:
+            for start, stop in ranges:
+                of_range = sorted(entry for entry in bad if start <= entry[0] < stop)
+                if again:
+                    counter.recount(start, stop, of_range)
+                else:
+                    count_one_by_one(counter, range(start, stop), dict(of_range))
+        except TooManyBadImages as error:
+            end = str(error)
+        ends.append((end, counter.good, counter.reasons, counter.in_a_row))
+    assert ends[0] == ends[1] and (share < 0.9 or "6 in a row" in ends[0][0]) and not caplog.text
+
+
+def count_one_by_one(counter, rows, bad):
+    for row in rows:
+        if row in bad:
+            counter.add_bad(f"row {row} of the images", bad[row])
+        else:
+            counter.add_good()
