@@ -24,6 +24,7 @@ from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.protocols import chosen_settings, evaluate_bootstrap
 from lrvsf.evaluation.report import plot_recall, results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
+from lrvsf.evaluation.store import EmbeddingStore
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,20 +47,21 @@ def main(arguments: list[str] | None = None) -> None:
         write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")
     limits = args.max_bad_fraction, args.max_bad_in_a_row
+    store = EmbeddingStore(args.embeds or output / "embeds", encoder, test_set, args.batch_size, *limits)
     if settings is None:
-        measured = evaluate_paper(encoder, test_set, args.stored_folds, args.batch_size, *limits, args.bf16_ranks)
+        measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks)
     else:
-        measured = evaluate_bootstrap(encoder, test_set, settings, args.batch_size, *limits)
+        measured = evaluate_bootstrap(store, settings)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
         save_results(results, output / "results.json")
         plot_recall({Path(args.model).name: results}, output / "recall.png")
         print(results_table(results))
         print(f"\nWrote {output / 'results.json'} and {output / 'recall.png'}.")
-    if pictures.sheet:  # it embeds the images again
-        path = output / "sheet.html"
-        write_sheet(encoder, test_set, path, pictures.sheet, args.seed, args.model, args.batch_size, *limits)
-        state.print(f"Wrote {path}.")
+        print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
+    if pictures.sheet:
+        write_sheet(store, output / "sheet.html", pictures.sheet, args.seed, args.model)
+        state.print(f"Wrote {output / 'sheet.html'}.")
     gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
     state.destroy_process_group()
 

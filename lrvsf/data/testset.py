@@ -44,6 +44,7 @@ class ProductTestSet:
 
     Attributes:
         n_products, n_distractors: rows in the files; how many of them are readable images only decoding tells.
+        files: the paths of the files of "products" and of "distractors", in the order of their rows.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -57,6 +58,7 @@ class ProductTestSet:
             raise FileNotFoundError(f"{folder} has no .parquet file; {_holds(self.root)}. {_REMEDY}")
         self._products = [_File(products, PRODUCT_COLUMNS)]
         self._distractors = [_File(file, DISTRACTOR_COLUMNS) for file in files]
+        self.files = {"products": [products], "distractors": files}
         self.n_products = sum(file.rows for file in self._products)
         self.n_distractors = sum(file.rows for file in self._distractors)
 

@@ -12,6 +12,13 @@ class EvaluateArguments:
     )
     data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
     output_dir: str = field(metadata={"help": "Where results.json and recall.png go."})
+    embeds: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the model's embeddings, which are taken from there; what it lacks is made. "
+            "Default: embeds in output_dir."
+        },
+    )
     protocol: str = field(
         default="bootstrap",
         metadata={

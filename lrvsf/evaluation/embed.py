@@ -1,16 +1,20 @@
 """From a test set's encoded images to embeddings, on any number of processes, a few batches of pixels at a time.
 
-Each process takes a contiguous slice of the rows. Threads decode, pad and resize (Pillow releases the GIL), only a few
-batches ahead of the model; pixels travel to the device as uint8 and are normalised there. A bad image is skipped and
-counted; a product is skipped as a whole. Rows keep their order, so the number of processes changes nothing but the
-composition of batches, and with it the last bits of an embedding.
+Rows are embedded range by range. Threads decode, pad and resize (Pillow releases the GIL), only a few batches ahead of
+the model, across the ranges' borders; pixels travel to the device as uint8 and are normalised there. A bad image is
+skipped and counted; a product is skipped as a whole. Rows keep their order, and a batch never reaches over the end of
+its range, so that a range's embeddings are the same bits whatever is embedded before or after it.
+
+Here embeddings stay in memory, each process's slice with it; `lrvsf.evaluation.store` keeps them on the disk.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +38,22 @@ Item = tuple[int, tuple[bytes | None, ...]]  # a row number and its encoded imag
 
 @dataclass
 class Embedded:
-    """What one process made of its slice: n rows that could be read.
+    """What was made of a range of rows, of which n could be read.
 
     Attributes:
         rows: their row numbers in the test set, ascending.
         embeds: name -> (n, dim) float32 unit rows on the CPU: "query" and "target", or "distractor".
-        skipped: counts by reason of the rows that could not be read.
+        bad: (row number, reason) of those that could not be read, ascending.
     """
 
     rows: list[int]
     embeds: dict[str, Tensor]
-    skipped: dict[str, int]
+    bad: list[tuple[int, str]]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Counts by reason of the rows that could not be read."""
+        return dict(Counter(reason for _, reason in self.bad))
 
 
 def load_model(path: str) -> CondViTModel:
@@ -120,6 +129,41 @@ class Encoder:
         return embeds.float().cpu()
 
 
+class Products:
+    """The products of a test set as rows to embed: their two images, as "query" and "target"."""
+
+    what, kinds = "products", ("query", "target")
+
+    def __init__(self, test_set: ProductTestSet) -> None:
+        self.test_set, self.total = test_set, test_set.n_products
+        self._categories = test_set.categories()
+
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        for product in self.test_set.products(start, stop):
+            yield product.row, (product.query_image, product.target_image)
+
+    def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        queries, targets = pixels
+        categories = [self._categories[row] for row in rows]
+        return {"query": encoder.embed(queries, categories), "target": encoder.embed(targets)}
+
+
+class Distractors:
+    """The distractors of a test set as rows to embed."""
+
+    what, kinds = "distractors", ("distractor",)
+
+    def __init__(self, test_set: ProductTestSet) -> None:
+        self.test_set, self.total = test_set, test_set.n_distractors
+
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        for row, image in self.test_set.distractors(start, stop):
+            yield row, (image,)
+
+    def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        return {"distractor": encoder.embed(pixels[0])}
+
+
 def process_slice(rows: int) -> tuple[int, int]:
     """This process's share of the rows, as (start, stop): contiguous, sizes differ by at most one."""
     state = PartialState()
@@ -133,56 +177,96 @@ def embed_products(
 
     Raises TooManyBadImages: more than the share `max_bad` of them, or `max_in_a_row`. (So does `embed_distractors`.)
     """
-    start, stop = process_slice(test_set.n_products)
-    categories = test_set.categories()
-    counter = BadImageCounter("products", max_bad, max_in_a_row=max_in_a_row)
-    items = ((product.row, (product.query_image, product.target_image)) for product in test_set.products(start, stop))
-    rows, queries, targets = [], [torch.empty(0, encoder.dim)], [torch.empty(0, encoder.dim)]
-    for batch_rows, (query_pixels, target_pixels) in _batches(encoder, items, counter, stop - start, batch_size):
-        rows += batch_rows
-        queries.append(encoder.embed(query_pixels, [categories[row] for row in batch_rows]))
-        targets.append(encoder.embed(target_pixels))
-    return Embedded(rows, {"query": torch.cat(queries), "target": torch.cat(targets)}, dict(counter.reasons))
+    return _embed_slice(encoder, Products(test_set), batch_size, max_bad, max_in_a_row)
 
 
 def embed_distractors(
     encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
 ) -> Embedded:
     """This process's distractors, as "distractor": 2 KB each at 512 dimensions."""
-    start, stop = process_slice(test_set.n_distractors)
-    counter = BadImageCounter("distractors", max_bad, max_in_a_row=max_in_a_row)
-    items = ((row, (image,)) for row, image in test_set.distractors(start, stop))
-    rows, embeds = [], [torch.empty(0, encoder.dim)]
-    for batch_rows, (pixels,) in _batches(encoder, items, counter, stop - start, batch_size):
-        rows += batch_rows
-        embeds.append(encoder.embed(pixels))
-    return Embedded(rows, {"distractor": torch.cat(embeds)}, dict(counter.reasons))
+    return _embed_slice(encoder, Distractors(test_set), batch_size, max_bad, max_in_a_row)
 
 
-def _batches(
-    encoder: Encoder, items: Iterator[Item], counter: BadImageCounter, total: int, batch_size: int
-) -> Iterator[tuple[list[int], list[list[np.ndarray]]]]:
-    """(row numbers, for each image of an item the batch's pixels), without the items that have a bad image, which are
-    counted."""
+def _embed_slice(
+    encoder: Encoder, part: Products | Distractors, batch_size: int, max_bad: float, max_in_a_row: int
+) -> Embedded:
+    counter = BadImageCounter(part.what, max_bad, max_in_a_row=max_in_a_row)
+    (embedded,) = embed_ranges(encoder, part, [process_slice(part.total)], batch_size, counter)
+    counter.finish()
+    return embedded
+
+
+def embed_ranges(
+    encoder: Encoder,
+    part: Products | Distractors,
+    ranges: Sequence[tuple[int, int]],
+    batch_size: int,
+    counter: BadImageCounter,
+) -> Iterator[Embedded]:
+    """Each range of rows, (start, stop), in the order given. What follows it is decoded while the model is at work.
+
+    Raises TooManyBadImages as soon as the counter does.
+    """
 
     def decode(item: Item) -> tuple[int, list[np.ndarray]]:
         return item[0], [encoder.pixels(image) for image in item[1]]
 
-    batch: list[tuple[int, list[np.ndarray]]] = []
+    items = (item for start, stop in _joined(ranges) for item in part.items(start, stop))
     decoded = map_ahead(decode, items, ahead=BATCHES_AHEAD * batch_size)
-    for item, future in tqdm(decoded, counter.what, total, unit="row", disable=not PartialState().is_main_process):
+    total = sum(stop - start for start, stop in ranges)
+    silent = not total or not PartialState().is_main_process
+    with closing(decoded), tqdm(desc=part.what, total=total, unit="row", disable=silent) as bar:
+        for start, stop in ranges:
+            yield _embed_range(encoder, part, islice(decoded, stop - start), batch_size, counter, bar)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same rows with neighbouring ranges made one: a row group is read from its beginning for each range."""
+    before: tuple[int, int] | None = None
+    for start, stop in ranges:
+        if before and before[1] == start:
+            start = before[0]
+        elif before:
+            yield before
+        before = start, stop
+    if before:
+        yield before
+
+
+def _embed_range(
+    encoder: Encoder,
+    part: Products | Distractors,
+    decoded: Iterable[tuple[Item, Future]],
+    batch_size: int,
+    counter: BadImageCounter,
+    bar: tqdm,
+) -> Embedded:
+    """What the decoded rows give, without those that have a bad image, which are counted."""
+    embedded = Embedded([], {}, [])
+    batches = [{kind: torch.empty(0, encoder.dim) for kind in part.kinds}]
+    batch: list[tuple[int, list[np.ndarray]]] = []
+
+    def embed_batch() -> None:
+        rows, pixels = _transposed(batch)
+        batches.append(part.embed(encoder, rows, pixels))
+        embedded.rows += rows
+        batch.clear()
+
+    for item, future in decoded:
+        bar.update()
         try:
             batch.append(future.result())
         except BadImage as error:
-            counter.add_bad(f"row {item[0]} of the {counter.what}", error)
+            embedded.bad.append((item[0], error.reason))
+            counter.add_bad(f"row {item[0]} of the {part.what}", error)
             continue
         counter.add_good()
         if len(batch) == batch_size:
-            yield _transposed(batch)
-            batch = []
+            embed_batch()
     if batch:
-        yield _transposed(batch)
-    counter.finish()
+        embed_batch()
+    embedded.embeds = {kind: torch.cat([embeds[kind] for embeds in batches]) for kind in part.kinds}
+    return embedded
 
 
 def _transposed(batch: list[tuple[int, list[np.ndarray]]]) -> tuple[list[int], list[list[np.ndarray]]]:

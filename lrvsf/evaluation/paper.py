@@ -15,30 +15,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.columns import distractor_ids, product_ids
-from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.protocols import KS, EmbeddedTestSet, gallery_results, over_folds
 from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
+from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.stored_folds import StoredFolds
 
 SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_015)
 
 
-def evaluate_paper(
-    encoder: Encoder,
-    test_set: ProductTestSet,
-    stored_folds: str | None = None,
-    batch_size: int = 256,
-    max_bad: float = 0.01,
-    max_in_a_row: int = 100,
-    bf16_ranks: bool = False,
-) -> dict[str, Any]:
-    """Embeds the test set and measures it. Every process must call it; all get the same results.
+def evaluate_paper(store: EmbeddingStore, stored_folds: str | None = None, bf16_ranks: bool = False) -> dict[str, Any]:
+    """Embeds what the store lacks and measures it all. Every process must call it; all get the same results.
 
     Args:
         stored_folds: file of the published folds, as `lrvsf.evaluation.stored_folds` writes it.
@@ -51,8 +42,8 @@ def evaluate_paper(
         ValueError: no categories of distractors, folds of another test set; and as `evaluate_bootstrap` does.
     """
     stored = None if stored_folds is None else StoredFolds(stored_folds)
-    matched = None if stored is None else _Matched(stored, test_set)
-    data = EmbeddedTestSet(encoder, test_set, batch_size, max_bad, max_in_a_row, with_categories=True)
+    matched = None if stored is None else _Matched(stored, store.test_set)
+    data = EmbeddedTestSet(store, with_categories=True)
 
     reached = [size for size in SIZES if size <= data.n_distractors]
     sizes = reached if reached[-1] == data.n_distractors else [*reached, data.n_distractors]
@@ -89,8 +80,7 @@ class _Matched:
     def results(self, data: EmbeddedTestSet, bf16_ranks: bool) -> dict[str, Any]:
         """The folds' galleries. Draws of what could not be had are missing: a smaller gallery, a query less."""
         products = data.positions(self.products.rows)
-        # All processes' distractors in order, so a row's place in this list is the number that it was counted under.
-        rows = torch.cat(gather_object([data.distractor_rows]))
+        rows = data.distractor_rows  # a row's place in it is the number that it was counted under
         position = torch.full((int(rows.max()) + 1 if len(rows) else 1,), -1)
         position[rows] = torch.arange(len(rows))
         drawn: list[Sequence[Tensor]] = [[torch.empty(0, dtype=torch.int64)] * self.folds]
@@ -116,14 +106,15 @@ class _Matched:
 def _galleries(
     data: EmbeddedTestSet, sizes: list[int], product_folds: Folds, distractor_folds: Sequence[Folds], bf16_ranks: bool
 ) -> dict[str, Any]:
-    """The results of each size, in one pass over this process's distractors for each of the three measurements."""
+    """The results of each size, in one pass over this process's distractors."""
     arguments = data.queries, data.targets, product_folds, distractor_folds
     whole = RankCounter(*arguments, bf16=bf16_ranks)
     within = RankCounter(*arguments, data.product_categories, bf16=bf16_ranks)
     tops = TopShares(data.queries, data.targets, data.product_categories, product_folds, distractor_folds, max(KS))
-    whole.add(data.distractors, data.first_row)
-    within.add(data.distractors, data.first_row, data.distractor_categories)
-    tops.add(data.distractors, data.first_row, data.distractor_categories)
+    for embeds, first_row, categories in data.blocks():
+        whole.add(embeds, first_row)
+        within.add(embeds, first_row, categories)
+        tops.add(embeds, first_row, categories)
     galleries = {}
     for size, ranks, restricted, shares in zip(sizes, whole.ranks(), within.ranks(), tops.shares(), strict=True):
         precision = over_folds(shares)

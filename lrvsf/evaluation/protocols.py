@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -22,14 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 
-from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.columns import category_numbers
-from lrvsf.evaluation.embed import Embedded, Encoder, embed_distractors, embed_products
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall, mean_and_std
+from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.stored_folds import read_indices
 
 logger = logging.getLogger(__name__)
@@ -123,28 +120,19 @@ def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Te
     return torch.from_numpy(np.random.default_rng([seed, stream]).integers(0, items, (folds, draws)))
 
 
-def evaluate_bootstrap(
-    encoder: Encoder,
-    test_set: ProductTestSet,
-    settings: BootstrapSettings,
-    batch_size: int = 256,
-    max_bad: float = 0.01,
-    max_in_a_row: int = 100,
-) -> dict[str, Any]:
-    """Embeds the test set and counts ranks. Every process must call it; all get the same results.
+def evaluate_bootstrap(store: EmbeddingStore, settings: BootstrapSettings) -> dict[str, Any]:
+    """Embeds what the store lacks and counts ranks. Every process must call it; all get the same results.
 
     Returns:
         What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
 
     Raises:
         ValueError: a category that the model does not know, a gallery larger than the distractors that could be read,
-            no products.
-        TooManyBadImages: more than the share `max_bad` of a process's products or distractors are bad, and not just a
-            few; or `max_in_a_row` in succession.
+            no products; and as `EmbeddingStore.fill` does.
     """
-    settings.check_distractors(test_set.n_distractors)
-    stored = settings.product_folds and read_indices(settings.product_folds, test_set.n_products)
-    data = EmbeddedTestSet(encoder, test_set, batch_size, max_bad, max_in_a_row, settings.restrict_to_category)
+    settings.check_distractors(store.test_set.n_distractors)
+    stored = settings.product_folds and read_indices(settings.product_folds, store.test_set.n_products)
+    data = EmbeddedTestSet(store, settings.restrict_to_category)
     settings.check_distractors(data.n_distractors)
 
     if stored is None:
@@ -160,7 +148,8 @@ def evaluate_bootstrap(
     counter = RankCounter(
         data.queries, data.targets, product_folds, distractor_folds, categories, bf16=settings.bf16_ranks
     )
-    counter.add(data.distractors, data.first_row, data.distractor_categories if settings.restrict_to_category else None)
+    for block in data.blocks():
+        counter.add(*block)
     galleries = {}
     for size, ranks in zip(settings.gallery_sizes, counter.ranks(), strict=True):
         galleries[str(size)] = gallery_results(size, ranks, data.category_names)
@@ -177,55 +166,57 @@ def evaluate_bootstrap(
 
 
 class EmbeddedTestSet:
-    """What a protocol counts on: all products on every process, and the distractors of this one.
+    """What a protocol counts on: all products on every process, and the distractors in blocks.
 
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
             encoder's device, as are `category_names` and, where categories were asked for, `product_categories` (P,).
-        distractors: (n, dim), this process's, of which the first is number `first_row` of the `n_distractors` that all
-            processes could read; with categories `distractor_categories` (n,), -1 for what no product has.
-        distractor_rows: (n,) row numbers in the test set.
+        distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read.
         facts: what results.json says of the model, the test set and the versions.
+
+    Raises ValueError: no product can be read; and as `EmbeddingStore.fill` does.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        test_set: ProductTestSet,
-        batch_size: int,
-        max_bad: float,
-        max_in_a_row: int,
-        with_categories: bool,
-    ) -> None:
+    def __init__(self, store: EmbeddingStore, with_categories: bool) -> None:
+        encoder, test_set = store.encoder, store.test_set
         if encoder.conditioning == "category":
             test_set.check_categories(encoder.model.config.categories)
         numbers = category_numbers(test_set) if with_categories else None  # refuses before anything is embedded
-        products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
-        # Distractors stay where they are; only their numbers travel.
-        distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
-        held = gather_object([(len(distractors.rows), distractors.skipped)])  # one entry per process, in order
-        self.rows, self.distractors = products.rows, distractors.embeds["distractor"]
-        self.distractor_rows = torch.tensor(distractors.rows, dtype=torch.int64)
-        self.n_distractors = sum(rows for rows, _ in held)
-        self.first_row = sum(rows for rows, _ in held[: PartialState().process_index])
-        self.queries, self.targets = (products.embeds[name].to(encoder.device) for name in ("query", "target"))
+        store.fill()
+        self._store = store
+        self.rows: list[int] = store.rows("products").tolist()
+        if not self.rows:
+            skipped = store.skipped("products")
+            raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {skipped}.")
+        self.queries, self.targets = (embeds.to(encoder.device) for embeds in store.products())
+        self.distractor_rows = store.rows("distractors")
+        self.n_distractors = len(self.distractor_rows)
         names = test_set.categories()
-        self.category_names = [names[row] for row in products.rows]
+        self.category_names = [names[row] for row in self.rows]
+        self._distractor_categories = None
         if numbers is not None:
             self.product_categories = numbers[0][self.rows]
-            self.distractor_categories = numbers[1][self.distractor_rows]
+            self._distractor_categories = numbers[1][self.distractor_rows]
         self.facts = {
             "conditioning": encoder.conditioning,
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
+            "store_dtype": "float16",
             "n_products": len(self.rows),
             "n_distractors": self.n_distractors,
-            "skipped": {"products": products.skipped, "distractors": _summed(skipped for _, skipped in held)},
+            "skipped": {what: store.skipped(what) for what in ("products", "distractors")},
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "transformers", "numpy")},
             },
         }
+
+    def blocks(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
+        """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first among the
+        `n_distractors`, and with categories those (n,), -1 for what no product has."""
+        for embeds, first in self._store.distractors():
+            categories = self._distractor_categories
+            yield embeds, first, None if categories is None else categories[first : first + len(embeds)]
 
     def positions(self, folds: Iterable[Tensor]) -> list[Tensor]:
         """Folds of the test set's product rows -> of positions among those that could be read, the others left out."""
@@ -311,24 +302,3 @@ def over_folds(curves: Tensor) -> dict[str, dict[str, float]]:
     """(F, K) -> mean and deviation over folds at each K of KS."""
     mean, std = mean_and_std(curves)
     return {str(k): {"mean": mean[k - 1].item(), "std": std[k - 1].item()} for k in KS}
-
-
-def all_products(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
-) -> Embedded:
-    """All processes' products in row order, on every process. Raises ValueError if none can be read."""
-    parts = gather_object([embed_products(encoder, test_set, batch_size, max_bad, max_in_a_row)])
-    products = Embedded(
-        [row for part in parts for row in part.rows],
-        {name: torch.cat([part.embeds[name] for part in parts]) for name in parts[0].embeds},
-        _summed(part.skipped for part in parts),
-    )
-    if not products.rows:
-        raise ValueError(
-            f"None of the {test_set.n_products} products of {test_set.root} can be read: {products.skipped}."
-        )
-    return products
-
-
-def _summed(counts: Any) -> dict[str, int]:
-    return dict(sum((Counter(part) for part in counts), Counter()))

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
-from lrvsf.evaluation.embed import Embedded, Encoder, embed_distractors
-from lrvsf.evaluation.protocols import all_products
+from lrvsf.evaluation.protocols import EmbeddedTestSet
+from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.validation import ranks_among_all
 from processing_condvit import pad_and_resize
 
@@ -88,46 +88,34 @@ def choose(ranks: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
     return first[drawn].sort().values.tolist(), worst.tolist()
 
 
-def write_sheet(
-    encoder: Encoder,
-    test_set: ProductTestSet,
-    path: str | Path,
-    count: int,
-    seed: int = 0,
-    model: str = "",
-    batch_size: int = 256,
-    max_bad: float = 0.01,
-    max_in_a_row: int = 100,
-) -> None:
-    """Embeds the test set and writes the page, on the main process. Every process must call it.
+def write_sheet(store: EmbeddingStore, path: str | Path, count: int, seed: int = 0, model: str = "") -> None:
+    """Embeds what the store lacks and writes the page, on the main process. Every process must call it.
 
     Args:
         count: successes and failures to show, of each so many, if there are.
         seed: of the draw of successes.
         model: the name that the page gives.
-        batch_size, max_bad, max_in_a_row: as for `evaluate_bootstrap`, whose errors it raises for bad images.
     """
-    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
-    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
-    ranks = ranks_among_all(products, distractors, encoder.device).expected.flatten()  # (P,)
+    test_set, data = store.test_set, EmbeddedTestSet(store, with_categories=False)
+    blocks = ((embeds, first_row) for embeds, first_row, _ in data.blocks())
+    ranks = ranks_among_all(data.queries, data.targets, blocks, data.n_distractors).expected.flatten()  # (P,)
     successes, failures = choose(ranks, count, seed)
     shown = successes + failures
-    answers = top_items(products, distractors, shown, encoder.device, first_distractor=test_set.n_products)
-    n_distractors = sum(gather_object([len(distractors.rows)]))
+    answers = top_items(data, shown, first_distractor=test_set.n_products)
     if not PartialState().is_main_process:
         return
     images = _found_images(test_set, answers)
     retrievals = []
     for index, answer in zip(shown, answers, strict=True):
-        row = products.rows[index]
+        row = data.rows[index]
         product = next(test_set.products(row, row + 1))
         found = [(item == row, *images[item]) for item in answer]
         retrievals.append(Retrieval(product, ranks[index].item(), found))
     facts = {
         "model": model,
-        "conditioning": encoder.conditioning,
+        "conditioning": store.encoder.conditioning,
         "n_products": len(ranks),
-        "n_distractors": n_distractors,
+        "n_distractors": data.n_distractors,
         "n_first": int((ranks <= 1).sum()),
         "recalls": {k: (ranks <= k).double().mean().item() for k in (1, 10)},
         "seed": seed,
@@ -138,20 +126,19 @@ def write_sheet(
     path.write_text(page, encoding="utf-8")
 
 
-def top_items(
-    products: Embedded, distractors: Embedded, shown: list[int], device: torch.device, first_distractor: int
-) -> list[list[int]]:
-    """For each query in `shown`, indices into `products`, the best items over all processes, best first.
+def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) -> list[list[int]]:
+    """For each query in `shown`, places among the products, the best items over all processes, best first.
 
     A target's item number is its row among the products; a distractor's is its row plus `first_distractor`.
     """
-    top = TopItems(products.embeds["query"][shown].to(device), FOUND)
-    top.add(distractors.embeds["distractor"], torch.tensor(distractors.rows, dtype=torch.int64) + first_distractor)
+    top = TopItems(data.queries[shown], FOUND)
+    for embeds, first, _ in data.blocks():
+        top.add(embeds, data.distractor_rows[first : first + len(embeds)] + first_distractor)
     parts = gather_object([(top.scores.cpu(), top.items.cpu())])  # each process saw its own distractors
-    top = TopItems(products.embeds["query"][shown].to(device), FOUND)
+    top = TopItems(data.queries[shown], FOUND)
     for part in parts:
         top.keep(*part)
-    top.add(products.embeds["target"], torch.tensor(products.rows, dtype=torch.int64))  # alike on every process
+    top.add(data.targets, torch.tensor(data.rows, dtype=torch.int64))  # alike on every process
     return top.items.tolist()
 
 

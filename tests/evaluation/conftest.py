@@ -1,12 +1,15 @@
 """A test set drawn on the spot, with bad images where a test wants them."""
 
 import io
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from lrvsf.evaluation.store import EmbeddingStore
 
 
 def jpeg(seed: int) -> bytes:
@@ -48,5 +51,16 @@ def make_test_set(tmp_path):
             table = pa.table({"jpg": jpg[part], **{name: values[part] for name, values in known.items()}})
             pq.write_table(table, root / "distractors" / f"{number}.parquet", row_group_size=7)
         return root
+
+    return make
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    """`make_store(encoder, test_set, batch_size, max_bad)`: an empty store, each time in a folder of its own."""
+    numbers = count()
+
+    def make(encoder, test_set, batch_size: int = 256, max_bad: float = 0.01):
+        return EmbeddingStore(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, batch_size, max_bad)
 
     return make

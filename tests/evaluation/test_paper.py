@@ -10,7 +10,7 @@ import torch
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation import paper
 from lrvsf.evaluation.columns import category_numbers, distractor_ids, product_ids
-from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
+from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.protocols import KS, paper_metrics
 from lrvsf.evaluation.report import results_table
@@ -37,11 +37,11 @@ def stored_folds(tmp_path):
 class ByHand:
     """The published definition, of rows of what could be read."""
 
-    def __init__(self, encoder, test_set):
-        products, distractors = embed_products(encoder, test_set, 12), embed_distractors(encoder, test_set, 40)
-        kinds, others = category_numbers(test_set)
-        self.products = products.embeds["query"], products.embeds["target"], kinds[products.rows]
-        self.distractors = distractors.embeds["distractor"], others[distractors.rows]
+    def __init__(self, store):
+        kinds, others = category_numbers(store.test_set)
+        self.products = *store.products(), kinds[store.rows("products")]
+        ((distractors, _),) = store.distractors()
+        self.distractors = distractors, others[store.rows("distractors")]
 
     def curves(self, products=slice(None), distractors=slice(None), weights=None):
         queries, targets, kinds = (of_all[products] for of_all in self.products)
@@ -59,12 +59,12 @@ def means(gallery, key):
 
 
 @pytest.mark.parametrize("conditioning", ["category", "none"])
-def test_full_test_set(make_test_set, tiny_model, small_sizes, conditioning):
+def test_full_test_set(make_test_set, tiny_model, make_store, small_sizes, conditioning):
     test_set = ProductTestSet(make_test_set(bad={"jpg": {1: b""}}))
-    encoder = Encoder(tiny_model, conditioning)
-    results = evaluate_paper(encoder, test_set, batch_size=8, max_bad=0.5)
+    store = make_store(Encoder(tiny_model, conditioning), test_set, 8, 0.5)
+    results = evaluate_paper(store)
     assert list(results["galleries"]) == ["0", "5", "20", "39"] and results["sizes_not_reached"] == [100]
-    by_hand = ByHand(encoder, test_set)
+    by_hand = ByHand(store)
     for size, gallery in results["galleries"].items():
         curves = by_hand.curves(distractors=slice(int(size)))
         assert means(gallery, "recall") == at_ks(curves["unfilt_r@k"])
@@ -75,10 +75,10 @@ def test_full_test_set(make_test_set, tiny_model, small_sizes, conditioning):
     assert results["protocol"] == "paper" and results["conditioning"] == conditioning and "stored_folds" not in results
 
 
-def test_stored_folds(make_test_set, tiny_model, small_sizes, stored_folds):
+def test_stored_folds(make_test_set, tiny_model, make_store, small_sizes, stored_folds):
     test_set = ProductTestSet(make_test_set(bad={"jpg": {1: b""}, "COMPLEX_IMG": {7: b""}}))
-    encoder = Encoder(tiny_model, "category")
-    results = evaluate_paper(encoder, test_set, str(stored_folds), batch_size=8, max_bad=0.5, bf16_ranks=True)
+    store = make_store(Encoder(tiny_model, "category"), test_set, 8, 0.5)
+    results = evaluate_paper(store, str(stored_folds), bf16_ranks=True)
     stored = results["stored_folds"]
     assert stored["missing_draws"] == {"products": 2} and stored["products_per_fold"] == 4
     gallery = stored["galleries"]["3"]
@@ -86,17 +86,16 @@ def test_stored_folds(make_test_set, tiny_model, small_sizes, stored_folds):
     assert "marked" not in stored["galleries"]["0"]
     # rows of what could be read: product 7 and distractor 1 are left out, so later ones move up by one
     folds = [([3, 0], [1, 1], [2, 1]), ([5, 4, 1], [29, 38], None)]
-    by_hand = ByHand(encoder, test_set)
+    by_hand = ByHand(store)
     for key, name in (("unfilt_r@k", "recall"), ("filt_r@k", "recall_in_category"), ("unfilt_acc@k", "precision")):
         curves = torch.stack([by_hand.curves(*fold)[key] for fold in folds])
         assert means(gallery, name) == at_ks(curves.mean(0))
         assert gallery[name]["1"]["std"] == pytest.approx(curves.std(0)[0].item())
 
 
-def test_table(make_test_set, tiny_model, small_sizes, stored_folds):
-    results = evaluate_paper(
-        Encoder(tiny_model, "category"), ProductTestSet(make_test_set()), str(stored_folds), batch_size=8
-    )
+def test_table(make_test_set, tiny_model, make_store, small_sizes, stored_folds):
+    store = make_store(Encoder(tiny_model, "category"), ProductTestSet(make_test_set()), 8)
+    results = evaluate_paper(store, str(stored_folds))
     table = results_table({"model": "a model", **results})
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("R@1 ") == 4 and table.count("P@1 ") == 2
@@ -106,14 +105,14 @@ def test_table(make_test_set, tiny_model, small_sizes, stored_folds):
     assert "* 3: 16.67% of the draws of distractors are missing" in table
 
 
-def test_columns(make_test_set, tiny_model):
+def test_columns(make_test_set, tiny_model, make_store):
     test_set = ProductTestSet(make_test_set(products=4, distractors=9))
     products, distractors = category_numbers(test_set)  # Bags, Feet, Neck, Bags; Feet, Bags, Hats, None, Feet, ...
     assert products.tolist() == [0, 1, 2, 0] and distractors.tolist() == [1, 0, -1, -1, 1, 0, -1, -1, 1]
     assert product_ids(test_set) == ["p0", "p1", "p2", "p3"] and distractor_ids(test_set)[7:] == ["d7", "d8"]
     file = test_set.root / "distractors" / "1.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["CATEGORY"]), file)
-    encoder = Encoder(tiny_model, "category")
-    encoder.embed = None  # nothing may be embedded
+    store = make_store(Encoder(tiny_model, "category"), test_set)
+    store.fill = None  # nothing may be embedded
     with pytest.raises(ValueError, match="1.parquet has no column CATEGORY.* it has jpg, PRODUCT_ID"):
-        evaluate_paper(encoder, test_set)
+        evaluate_paper(store)

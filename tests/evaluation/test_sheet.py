@@ -14,8 +14,9 @@ import evaluate_lrvsf
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.evaluation import sheet
 from lrvsf.evaluation.arguments import PictureArguments
-from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
+from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.sheet import Retrieval, TopItems, choose, render_sheet, thumbnail, write_sheet
+from lrvsf.evaluation.store import EmbeddingStore
 
 
 def png(seed: int) -> bytes:
@@ -110,7 +111,7 @@ def test_thumbnail_is_the_picture():
     assert np.abs(middle - np.asarray(original, dtype=float)).mean() < 25  # of 255; another picture is above 70
 
 
-def test_the_script_writes_what_a_full_sort_finds(tiny_model, make_test_set, tmp_path, capsys):
+def test_the_script_writes_what_a_full_sort_finds(tiny_model, make_test_set, tmp_path, capsys, monkeypatch):
     """The second query cannot be read, nor the first distractor: rows are not positions."""
     root = make_test_set(bad={"COMPLEX_IMG": {1: b"broken"}, "jpg": {0: b""}})
     tiny_model.save_pretrained(tmp_path / "model")
@@ -122,28 +123,30 @@ def test_the_script_writes_what_a_full_sort_finds(tiny_model, make_test_set, tmp
     assert all(address.startswith("data:image/jpeg;base64,") for address in parsed.fetched) and "url(" not in page
     assert "11 queries, each asked once among all 11 targets and\n39 distractors" in parsed.text
 
-    encoder = Encoder(tiny_model, "category")
-    test_set = ProductTestSet(root)
-    products, distractors = embed_products(encoder, test_set, 5), embed_distractors(encoder, test_set, 5)
-    gallery = torch.cat([products.embeds["target"], distractors.embeds["distractor"]])
-    names = [f"product {row}" for row in products.rows] + [f"distractor {row}" for row in distractors.rows]
-    answers = naive_top(products.embeds["query"], gallery, range(50), 50)
+    store = EmbeddingStore(tmp_path / "out/embeds", Encoder(tiny_model, "category"), ProductTestSet(root), 5)
+    monkeypatch.setattr(Encoder, "embed", None)  # the page and this test take what the evaluation stored
+    store.fill()
+    queries, targets = store.products()
+    gallery = torch.cat([targets, *(embeds for embeds, _ in store.distractors())])
+    rows = store.rows("products").tolist()
+    names = [f"product {row}" for row in rows] + [f"distractor {row}" for row in store.rows("distractors")]
+    answers = naive_top(queries, gallery, range(50), 50)
     ranks = [1 + answer.index(place) for place, answer in enumerate(answers)]
     assert 1 < sum(1 < rank <= 10 for rank in ranks) < sum(rank > 1 for rank in ranks)  # some show their target
     first = [place for place in range(11) if ranks[place] == 1]
     worst = sorted(set(range(11)) - set(first), key=lambda place: -ranks[place])
-    assert [f"query-{products.rows[place]}" for place in first + worst] == list(parsed.articles)
+    assert [f"query-{rows[place]}" for place in first + worst] == list(parsed.articles)
     for place in first + worst:
-        figures = parsed.articles[f"query-{products.rows[place]}"]
+        figures = parsed.articles[f"query-{rows[place]}"]
         assert figures[2:] == [(item == place, names[item]) for item in answers[place][:10]]
     shown = [int(rank) for rank in re.findall(r"rank\s+(\d+)\s", parsed.text)]
     assert shown == [ranks[place] for place in first + worst]
 
 
-def test_everything_found(tiny_model, make_test_set, tmp_path):
+def test_everything_found(tiny_model, make_test_set, make_store, tmp_path):
     """Without a condition a query that is its target is found first, and framed."""
-    test_set = ProductTestSet(make_test_set(same=True))
-    write_sheet(Encoder(tiny_model, "none"), test_set, tmp_path / "a" / "sheet.html", count=20)
+    store = make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set(same=True)))
+    write_sheet(store, tmp_path / "a" / "sheet.html", count=20)
     parsed = Page((tmp_path / "a" / "sheet.html").read_text())
     assert "Every query found its target first." in parsed.text and "R@1 100.0 %" in parsed.text
     assert len(parsed.articles) == 12

@@ -1,0 +1,273 @@
+"""Embeddings on the disk: a test set's, of one model, made once by any number of processes and read block by block.
+
+    FOLDER/manifest.json                    what the embeddings were made with and of (`lrvsf.evaluation.fingerprint`)
+    FOLDER/query-00000.safetensors, ...     products: their queries' and their targets' embeddings, the same rows
+    FOLDER/target-00000.safetensors, ...
+    FOLDER/distractor-00000.safetensors, ...
+
+Shard k holds what could be read of the test set's rows k * ROWS to (k + 1) * ROWS: `embeds` (n, dim) float16 and `row`
+(n,) int64, ascending; the other rows, with reasons, are in its metadata. A shard is whole or absent, so a killed run
+embeds only what is missing. No batch reaches over a shard's end, so a shard's bytes depend neither on the number of
+processes nor on what was there already. (They do depend, in the last bits, on what `fingerprint` does not see: the
+batch size, and on a CPU the threads of each process.)
+
+What is measured is what the store gives, float16 with its lengths made good, whether it was just written or not. One
+run writes at a time; of several machines' processes all must see the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from lrvsf.data.images import BadImageCounter
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.durable import write_whole
+from lrvsf.evaluation.embed import Distractors, Embedded, Encoder, Products, embed_ranges, process_slice
+from lrvsf.evaluation.fingerprint import differences, fingerprint
+from lrvsf.evaluation.recall import NORM_TOLERANCE, unit_rows
+from lrvsf.training.checkpoints import on_main_process
+
+logger = logging.getLogger(__name__)
+
+ROWS = 2048  # of a shard: what a killed process loses at most, and the block that is in memory
+MANIFEST = "manifest.json"
+
+Part = Products | Distractors
+Range = tuple[int, int]  # rows of the test set: start, stop (excluded)
+Bad = list[tuple[int, str]]  # rows that could not be read, ascending, with reasons
+
+
+class DamagedShard(ValueError):
+    """A file of a store that is not what the store wrote."""
+
+
+class EmbeddingStore:
+    """The embeddings of a test set by a model, in a folder. Nothing is read or written before `fill`.
+
+    Args:
+        folder: made if it is not there; one that holds a part of these embeddings is completed.
+        batch_size: images per forward pass; a shard's last batch is smaller.
+        max_bad, max_in_a_row: bad images that are tolerated, of all, those found in the folder among them.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        encoder: Encoder,
+        test_set: ProductTestSet,
+        batch_size: int = 256,
+        max_bad: float = 0.01,
+        max_in_a_row: int = 100,
+    ) -> None:
+        self.folder, self.encoder, self.test_set, self.batch_size = Path(folder), encoder, test_set, batch_size
+        self._limits = max_bad, max_in_a_row
+        self._rows: dict[str, Tensor] = {}
+        self._skipped: dict[str, dict[str, int]] = {}
+
+    def fill(self) -> None:
+        """Embeds what is missing, on all processes together. Every process must call it; a second call does nothing.
+
+        Raises:
+            ValueError: the folder holds embeddings by another model, or of other data; an embedding is not finite.
+            OSError: the folder cannot be written, for what reason ever.
+            TooManyBadImages: more than the share `max_bad` are bad, and not just a few; or `max_in_a_row` in
+                succession.
+        """
+        if self._rows:
+            return
+        parts = Products(self.test_set), Distractors(self.test_set)
+        found = on_main_process(lambda: self._open(parts))
+        for part in parts:
+            self._embed_missing(part, found[part.what])
+        PartialState().wait_for_everyone()
+        for part in parts:
+            self._take_stock(part)
+
+    def rows(self, what: str) -> Tensor:
+        """(n,) the rows of the "products" or "distractors" that could be read, ascending."""
+        return self._rows[what]
+
+    def skipped(self, what: str) -> dict[str, int]:
+        """How many of the "products" or "distractors" could not be read, by reason."""
+        return self._skipped[what]
+
+    def products(self) -> tuple[Tensor, Tensor]:
+        """The queries and the targets of all products that could be read, (P, dim) float32 unit rows each."""
+        ranges = _ranges(self.test_set.n_products)
+        queries, targets = (torch.cat([self._read(kind, *of) for of in ranges]) for kind in Products.kinds)
+        return queries, targets
+
+    def distractors(self) -> Iterator[tuple[Tensor, int]]:
+        """This process's share, in blocks of at most ROWS: (n, dim) float32 unit rows, and the place of the first of
+        them among all distractors that could be read."""
+        ranges = _ranges(self.test_set.n_distractors)
+        for start, stop in ranges[slice(*process_slice(len(ranges)))]:
+            first = int(torch.searchsorted(self._rows["distractors"], start))
+            yield self._read("distractor", start, stop), first
+
+    def _path(self, kind: str, start: int) -> Path:
+        return self.folder / f"{kind}-{start // ROWS:05d}.safetensors"
+
+    def _open(self, parts: tuple[Part, ...]) -> dict[str, dict[Range, Bad]]:
+        """Makes the folder, or compares its manifest. What is there already, as `what` -> range -> its bad rows."""
+        made_with = {"rows_of_a_shard": ROWS, "dtype": "float16", **fingerprint(self.encoder, self.test_set)}
+        manifest = self.folder / MANIFEST
+        if manifest.is_file():
+            self._compare(manifest, made_with)
+        else:
+            if any(self.folder.glob("*.safetensors")):
+                raise ValueError(
+                    f"{self.folder} has .safetensors files but no {MANIFEST} that says what they are. Give another "
+                    "folder with --embeds."
+                )
+            source = {"model": self.encoder.model.name_or_path, "data_root": str(self.test_set.root)}
+            self._write(manifest, json.dumps({"made_with": made_with, "source": source}, indent=1).encode() + b"\n")
+        found: dict[str, dict[Range, Bad]] = {}
+        for part in parts:
+            found[part.what] = {}
+            for start, stop in _ranges(part.total):
+                try:
+                    found[part.what][start, stop] = self._header(part, start, stop)[1]
+                except FileNotFoundError:
+                    pass
+                except DamagedShard as error:
+                    logger.warning("%s It is made again.", error)
+        return found
+
+    def _compare(self, manifest: Path, made_with: dict[str, Any]) -> None:
+        try:
+            then = json.loads(manifest.read_text())["made_with"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{manifest} is damaged, or not of embeddings ({error!r}). Give another folder with --embeds."
+            ) from error
+        if lines := differences(then, json.loads(json.dumps(made_with))):
+            listed = "\n".join(lines)
+            raise ValueError(
+                f"{self.folder} holds embeddings by another model, or of other data:\n{listed}\n"
+                "Evaluate with the same, give another folder with --embeds, or remove this one."
+            )
+
+    def _embed_missing(self, part: Part, found: dict[Range, Bad]) -> None:
+        """Embeds this process's share of the ranges that were not found."""
+        missing = [of for of in _ranges(part.total) if of not in found]
+        own = missing[slice(*process_slice(len(missing)))]
+        counter = self._counter(part)
+        with closing(embed_ranges(self.encoder, part, own, self.batch_size, counter)) as embedded:
+            for of in _ranges(part.total):
+                if of in found:
+                    counter.recount(*of, found[of])
+                elif of in own:
+                    self._save(part, of, next(embedded))
+                else:
+                    counter.in_a_row = 0  # another process's: bad rows before it and after it are not in a row
+
+    def _save(self, part: Part, of: Range, embedded: Embedded) -> None:
+        rows, about = torch.tensor(embedded.rows, dtype=torch.int64), {"bad": json.dumps(embedded.bad)}
+        for kind in part.kinds:
+            lengths = torch.linalg.vector_norm(embedded.embeds[kind], dim=1)
+            wrong = ~((lengths - 1).abs() <= NORM_TOLERANCE)  # also where one is not a number
+            if wrong.any():
+                raise ValueError(
+                    f"Row {rows[wrong][0]} of the {part.what}: the model's {kind} embedding has length "
+                    f"{lengths[wrong][0]}, so its shard was not stored. Try --bf16 false, or look at the weights."
+                )
+            self._write(self._path(kind, of[0]), save({"embeds": embedded.embeds[kind].half(), "row": rows}, about))
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {path} could not be written. Make room, or give another folder with --embeds; what "
+                "is whole there stays, and the next run embeds only what is missing",
+            ) from error
+
+    def _take_stock(self, part: Part) -> None:
+        """Judges the bad rows of all shards in their order, and remembers which rows there are."""
+        counter, rows = self._counter(part), [torch.empty(0, dtype=torch.int64)]
+        for of in _ranges(part.total):
+            try:
+                own, bad = self._header(part, *of)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{error.filename} was made by another process and is not here. Processes on several machines need "
+                    "a folder that all of them see: give one with --embeds."
+                ) from error
+            counter.recount(*of, bad)
+            rows.append(own)
+        counter.finish()
+        self._rows[part.what], self._skipped[part.what] = torch.cat(rows), dict(counter.reasons)
+
+    def _counter(self, part: Part) -> BadImageCounter:
+        max_bad, max_in_a_row = self._limits
+        return BadImageCounter(part.what, max_bad, max_in_a_row=max_in_a_row)
+
+    def _header(self, part: Part, start: int, stop: int) -> tuple[Tensor, Bad]:
+        """What is known of a shard without its embeddings: its rows (n,), and the bad ones.
+
+        Raises:
+            FileNotFoundError: it is absent, or one of its files is.
+            DamagedShard: a file is not whole, or not of these rows.
+        """
+        headers = [self._header_of_file(self._path(kind, start), start, stop) for kind in part.kinds]
+        for rows, bad in headers[1:]:
+            if not torch.equal(rows, headers[0][0]) or bad != headers[0][1]:
+                raise DamagedShard(f"{self._path(part.kinds[-1], start)} has other rows than its {part.kinds[0]}.")
+        return headers[0]
+
+    def _header_of_file(self, path: Path, start: int, stop: int) -> tuple[Tensor, Bad]:
+        if not path.is_file():
+            raise FileNotFoundError(2, "missing", str(path))
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                bad = [(row, reason) for row, reason in json.loads((file.metadata() or {})["bad"])]
+                rows, embeds = file.get_tensor("row"), file.get_slice("embeds")
+                shape, dtype = embeds.get_shape(), embeds.get_dtype()
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise DamagedShard(f"{path} is damaged ({error}).") from error
+        if (shape, dtype) != ([len(rows), self.encoder.dim], "F16"):
+            raise DamagedShard(f"{path} has embeds of shape {shape}, {dtype}, for {len(rows)} rows.")
+        every = torch.cat([rows, torch.tensor([row for row, _ in bad], dtype=torch.int64)])
+        if not torch.equal(every.sort().values, torch.arange(start, stop)) or not torch.equal(rows, rows.sort().values):
+            raise DamagedShard(f"{path} has not each of the rows {start} to {stop - 1} once, in order.")
+        return rows, bad
+
+    def _read(self, kind: str, start: int, stop: int) -> Tensor:
+        """A shard's embeddings (n, dim), float32, of length 1 once more.
+
+        Raises ValueError: one that is not finite or not of length 1.
+        """
+        path = self._path(kind, start)
+        with safetensors.safe_open(path, "pt") as file:
+            embeds = file.get_tensor("embeds")
+        unit_rows(f"{path}, which may be removed to make it again", embeds)
+        return made_good(embeds)
+
+
+def made_good(embeds: Tensor) -> Tensor:
+    """float16 rows (n, dim) of nearly length 1 -> float32, of length 1 as far as float32 goes.
+
+    Squares of float16 add up in float64 without rounding, in whatever order: equal rows stay equal, as ties need.
+    """
+    exact = embeds.double()
+    return (exact / exact.square().sum(1, keepdim=True).sqrt()).float()
+
+
+def _ranges(total: int) -> list[Range]:
+    """The rows of each shard."""
+    return [(start, min(start + ROWS, total)) for start in range(0, total, ROWS)]
