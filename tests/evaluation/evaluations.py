@@ -1,0 +1,113 @@
+"""evaluate_lrvsf.py as processes that write down what they embed and meet a fault, many times over.
+
+    python evaluations.py
+
+It reads lines of JSON, [log, processes, fault, at, flags], and answers each with the exit statuses of so many processes
+that evaluate together; once one fails, the others are killed, as a launcher does. They are forks of this one, which
+spares them the imports. Each rank appends the sizes of the batches that the model is given to LOG.RANK, and what it
+prints to LOG.said. Shards have 8 rows. The last rank dies by SIGKILL at its own
+
+none
+batch       AT-th batch
+half        AT-th file of the store, half of it written
+unnamed     AT-th file, before it gets its name
+named       AT-th file, right after it got its name
+count       AT-th block of distractors whose ranks are counted
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from accelerate import PartialState
+
+import evaluate_lrvsf
+from lrvsf.evaluation import store
+from lrvsf.evaluation.embed import Encoder
+from lrvsf.evaluation.recall import RankCounter
+
+
+def evaluate(log: str, rank: int, fault: str, fault_at: int, flags: list[str]) -> None:
+    store.ROWS = 8
+    met: dict[str, int] = {}
+    embed, write, count = Encoder.embed, store.write_whole, RankCounter.add
+
+    def meet(point: str) -> bool:
+        """Whether to die here."""
+        met[point] = met.get(point, 0) + (rank == PartialState().num_processes - 1)
+        return (point, met[point]) == (fault, fault_at)
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def logged(self, pixels, *categories):
+        if meet("batch"):
+            die()
+        with open(f"{log}.{rank}", "a") as file:
+            file.write(f"{len(pixels)}\n")
+        return embed(self, pixels, *categories)
+
+    def around_the_writing(path, data):
+        for point, there in (("half", data[: len(data) // 2]), ("unnamed", data)):
+            if meet(point):
+                path.with_name(f"{path.name}.part").write_bytes(there)
+                die()
+        write(path, data)
+        if meet("named"):
+            die()
+
+    def counted(self, *block):
+        if meet("count"):
+            die()
+        count(self, *block)
+
+    Encoder.embed, store.write_whole, RankCounter.add = logged, around_the_writing, counted
+    evaluate_lrvsf.main(flags)
+
+
+def start(port: int, processes: int, log: str, rank: int, *run) -> int:
+    """A process that evaluates; its id."""
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        said = os.open(f"{log}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        if processes > 1:
+            together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}})
+        evaluate(log, rank, *run)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        log, processes, *run = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        running = {start(port, processes, log, rank, *run): rank for rank in range(processes)}
+        statuses = [0] * processes
+        while running:
+            process, status = os.wait()
+            statuses[running.pop(process)] = os.waitstatus_to_exitcode(status)
+            if status:
+                for other in running:
+                    os.kill(other, signal.SIGKILL)
+        print(json.dumps(statuses), flush=True)
+
+
+if __name__ == "__main__":
+    main()
