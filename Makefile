@@ -32,13 +32,17 @@ runs/mini/category/model.safetensors: data/mini/mini.json
 runs/mini/none/model.safetensors: data/mini/mini.json
 	$(TRAIN) --condition none --output_dir $(@D)
 
+# What stands on another model or other data is refused, and these rules run when either has changed.
 runs/mini/category/results.json: runs/mini/category/model.safetensors
+	rm -rf $(@D)/embeds
 	$(LAUNCH) evaluate_lrvsf.py --model $(@D) --data_root data/mini/test --output_dir $(@D)
 
 runs/mini/none/results.json: runs/mini/none/model.safetensors
+	rm -rf $(@D)/embeds
 	$(LAUNCH) evaluate_lrvsf.py --model $(@D) --data_root data/mini/test --output_dir $(@D)
 
 runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/mini.json
+	rm -rf $(@D)/embeds
 	$(LAUNCH) evaluate_lrvsf.py --model $(<D) --data_root data/mini/test --output_dir $(@D)
 
 demo: $(MODELS:%=runs/mini/%/results.json)

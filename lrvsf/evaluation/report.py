@@ -1,6 +1,6 @@
 """Results as a file, tables and a plot. All that is printed or drawn comes from the dictionary that results.json holds.
 
-model, conditioning, embedding_dim, compute_dtype, data_root, versions
+model, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
 skipped[products | distractors][reason]  counts of rows that could not be read
 galleries[SIZE]                          SIZE, as K, is a string

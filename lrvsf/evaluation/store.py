@@ -236,7 +236,8 @@ class EmbeddingStore:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 bad = [(row, reason) for row, reason in json.loads((file.metadata() or {})["bad"])]
-                rows, embeds = file.get_tensor("row"), file.get_slice("embeds")
+                # A copy, as what is kept of a file keeps all of it mapped into memory.
+                rows, embeds = file.get_tensor("row").clone(), file.get_slice("embeds")
                 shape, dtype = embeds.get_shape(), embeds.get_dtype()
         except (SafetensorError, KeyError, ValueError) as error:
             raise DamagedShard(f"{path} is damaged ({error}).") from error

@@ -9,9 +9,18 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
+from lrvsf.data.images import BadImageCounter
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation import embed
-from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products, load_model, map_ahead
+from lrvsf.evaluation.embed import (
+    Distractors,
+    Encoder,
+    embed_distractors,
+    embed_products,
+    embed_ranges,
+    load_model,
+    map_ahead,
+)
 from processing_condvit import CondViTProcessor
 
 
@@ -41,6 +50,23 @@ def test_products_and_distractors(make_test_set, tiny_model, conditioning, batch
     torch.testing.assert_close(products.embeds["target"], target, rtol=0, atol=1e-5)
     torch.testing.assert_close(distractors.embeds["distractor"], distractor, rtol=0, atol=1e-5)
     assert products.rows == list(range(7)) and distractors.rows == list(range(11))
+
+
+def test_ranges_are_read_in_one_go_where_they_meet_and_cut_the_batches(make_test_set, tiny_model, monkeypatch):
+    """Each range gives the bits that it gives alone."""
+    part = Distractors(ProductTestSet(make_test_set(products=2, distractors=40, bad={"jpg": {11: b""}})))
+    encoder, counter = Encoder(tiny_model, "none"), BadImageCounter()
+    ranges = [(2, 9), (9, 9), (9, 14), (14, 16), (20, 31), (31, 40)]
+    alone = [next(embed_ranges(encoder, part, [of], 4, counter)) for of in ranges]
+    read, items = [], part.items
+    monkeypatch.setattr(part, "items", lambda start, stop: read.append((start, stop)) or items(start, stop))
+    sizes, plain = [], encoder.embed
+    monkeypatch.setattr(encoder, "embed", lambda pixels: sizes.append(len(pixels)) or plain(pixels))
+    together = list(embed_ranges(encoder, part, ranges, 4, counter))
+    assert read == [(2, 16), (20, 40)] and sizes == [4, 3, 4, 2, 4, 4, 3, 4, 4, 1]
+    for one, other in zip(alone, together, strict=True):
+        assert one.rows == other.rows and torch.equal(one.embeds["distractor"], other.embeds["distractor"])
+    assert together[2].rows == [9, 10, 12, 13] and together[2].bad == [(11, "empty")]
 
 
 def test_bad_images_are_skipped_counted_and_named(make_test_set, tiny_model, caplog):
