@@ -193,8 +193,8 @@ class EmbeddingStore:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}: {path} could not be written. Make room, or give another folder with --embeds; what "
-                "is whole there stays, and the next run embeds only what is missing",
+                f"{error.strerror}: {path} could not be written. Make room or allow it, or give another folder with "
+                "--embeds; what is whole there stays, and the next run embeds only what is missing.",
             ) from error
 
     def _take_stock(self, part: Part) -> None:
@@ -225,8 +225,8 @@ class EmbeddingStore:
             DamagedShard: a file is not whole, or not of these rows.
         """
         headers = [self._header_of_file(self._path(kind, start), start, stop) for kind in part.kinds]
-        for rows, bad in headers[1:]:
-            if not torch.equal(rows, headers[0][0]) or bad != headers[0][1]:
+        for rows, _ in headers[1:]:
+            if not torch.equal(rows, headers[0][0]):
                 raise DamagedShard(f"{self._path(part.kinds[-1], start)} has other rows than its {part.kinds[0]}.")
         return headers[0]
 

@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
-from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.images import BadImageCounter, TooManyBadImages
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation import store as store_module
 from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
@@ -159,7 +161,9 @@ def test_a_full_disk(open_store, embedded, monkeypatch):
         plain(path, data)
 
     monkeypatch.setattr(store_module, "write_whole", full)
-    with pytest.raises(OSError, match="No space left on device: .*distractor-00003.* Make room, or give .*--embeds"):
+    with pytest.raises(
+        OSError, match="No space left on device: .*distractor-00003.* Make room or allow it, or give .*--embeds"
+    ):
         open_store().fill()
     monkeypatch.setattr(store_module, "write_whole", plain)
     embedded.clear()
@@ -184,7 +188,7 @@ def test_another_fingerprint_is_refused(open_store, test_set, make_model, tmp_pa
     with torch.no_grad():
         retrained = make_model()
         retrained.condition_position_embedding[0] += 2.0**-20
-    small = make_model(image_size=16)
+    small, other_eps = make_model(image_size=16), make_model(layer_norm_eps=1e-3)
     changed = ProductTestSet(shutil.copytree(test_set.root, tmp_path / "changed"))
     file = changed.files["distractors"][1]
     table = pq.read_table(file)
@@ -194,6 +198,7 @@ def test_another_fingerprint_is_refused(open_store, test_set, make_model, tmp_pa
     for name, then, choices in (
         ("model.weights", weights_digest(plain.model), {"encoder": Encoder(retrained, "category")}),
         ("model.image_size", "32 then, 16", {"encoder": Encoder(small, "category")}),
+        ("model.layer_norm_eps", "1e-05 then, 0.001", {"encoder": Encoder(other_eps, "category")}),
         ("conditioning", "'category' then, 'none'", {"encoder": Encoder(make_model(), "none")}),
         ("compute_dtype", "'float32' then, 'bfloat16'", {"encoder": Encoder(make_model(), "category", bf16=True)}),
         ("data.distractors", "2 files of", {"of": changed}),
@@ -279,11 +284,10 @@ def test_files_of_one_shard_must_agree(open_store, caplog):
     store = open_store()
     store.fill()
     everything = contents(store)
-    path = store.folder / "target-00001.safetensors"
-    save_file(load_file(path), path, {"bad": '[[99, "empty"]]'})  # rows 8 to 11 are whole
-    (store.folder / "query-00001.safetensors").write_bytes(everything["query-00000.safetensors"])
+    path = store.folder / "query-00001.safetensors"  # of rows 8 to 11
+    save_file({name: rows[:-1] for name, rows in load_file(path).items()}, path, {"bad": json.dumps([[11, "empty"]])})
     open_store().fill()
-    assert contents(store) == everything and "query-00001" in caplog.text
+    assert contents(store) == everything and "target-00001.safetensors has other rows than its query" in caplog.text
 
 
 def test_embeddings_that_are_none_are_not_stored(open_store, make_model):
@@ -324,22 +328,49 @@ def test_bad_images_are_counted_whoever_met_them(open_store, caplog):
     assert not caplog.text
 
 
-def test_a_series_of_bad_images_across_shards(open_store, make_test_set, tmp_path):
-    """Rows 13 to 18, of which 16 begins a shard; met by one run, by two, or only found."""
+def test_a_series_of_bad_images_across_shards(open_store, make_test_set, tmp_path, embedded):
+    """Rows 13 to 18, of which 16 begins a shard; met by one run, by two, or only found, before anything is embedded."""
     shutil.rmtree(tmp_path / "test")
     six = ProductTestSet(make_test_set(products=3, distractors=30, bad={"jpg": dict.fromkeys(range(13, 19), b"")}))
     open_store("six", of=six, max_in_a_row=7).fill()
-    for missing in ((), (1,), (2,), (1, 2)):
+    for missing in ((), (1,), (2,), (1, 2), (3,)):
         for number in missing:
             (tmp_path / f"six/distractor-{number:05d}.safetensors").unlink()
+        embedded.clear()
         with pytest.raises(TooManyBadImages, match="6 in a row, the last one row 18 of the distractors"):
             open_store("six", of=six, max_in_a_row=6).fill()
+        assert sum(embedded) == (5 if 1 in missing else 0)
         open_store("six", of=six, max_in_a_row=7).fill()
 
 
-def test_no_block_is_larger_than_a_shard(open_store, monkeypatch):
-    """So memory does not grow with the number of distractors, in either protocol."""
-    seen = {}
+def test_a_series_of_bad_images_across_processes(open_store, make_test_set, tmp_path, monkeypatch):
+    """Rows 5 to 7, 8, and 16 to 18. This process embeds nothing; what is missing another one makes, or does not."""
+    shutil.rmtree(tmp_path / "test")
+    seven = ProductTestSet(make_test_set(2, 30, bad={"jpg": dict.fromkeys([5, 6, 7, 8, 16, 17, 18], b"")}))
+    open_store("seven", of=seven, max_in_a_row=5).fill()
+    shard = tmp_path / "seven/distractor-00001.safetensors"
+    theirs = shard.read_bytes()
+    shard.unlink()
+    monkeypatch.setattr(store_module, "process_slice", lambda rows: (0, 0))
+    # 5 to 7 and 16 to 18 are not taken for a series of six.
+    with pytest.raises(FileNotFoundError, match="distractor-00001.* made by another process and is not here.*--embeds"):
+        open_store("seven", of=seven, max_in_a_row=4).fill()
+    monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: shard.write_bytes(theirs))
+    open_store("seven", of=seven, max_in_a_row=5).fill()
+    shard.unlink()
+    with pytest.raises(TooManyBadImages, match="4 in a row, the last one row 8"):
+        open_store("seven", of=seven, max_in_a_row=4).fill()
+
+
+def test_one_shard_is_in_memory_at_a_time(open_store, monkeypatch):
+    """So it does not grow with the number of distractors, in either protocol."""
+    seen, recount, store = {}, BadImageCounter.recount, open_store()
+
+    def unmapped(*args):
+        assert str(store.folder) not in Path("/proc/self/maps").read_text(), "what is kept of a shard keeps no file"
+        recount(*args)
+
+    monkeypatch.setattr(BadImageCounter, "recount", unmapped)
     for counter in (RankCounter, TopShares):
 
         def counted(self, embeds, *args, plain=counter.add, name=counter.__name__):
@@ -347,7 +378,6 @@ def test_no_block_is_larger_than_a_shard(open_store, monkeypatch):
             return plain(self, embeds, *args)
 
         monkeypatch.setattr(counter, "add", counted)
-    store = open_store()
     evaluate_bootstrap(store, BootstrapSettings([36], folds=2))
     evaluate_paper(store)
     assert seen["RankCounter"][:6] == seen["TopShares"] == [7, 7, 6, 8, 7, 1]
