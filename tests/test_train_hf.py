@@ -362,7 +362,6 @@ def test_bf16_loss_is_close_to_float32():
         ({"save_strategy": "best"}, "save_strategy=best without an eval_strategy"),
         ({"fsdp": "full_shard"}, "fsdp='full_shard': sharded training is not supported"),
         ({"auto_find_batch_size": True}, "must not change by itself"),
-        ({"label_smoothing_factor": 0.1}, "the contrastive loss has none"),
         ({"warmup_steps": 10}, "set phase1_steps"),
         ({"lr_scheduler_type": "cosine"}, "phase1_steps shapes it"),
         ({"save_only_model": True}, "cannot be resumed from"),
