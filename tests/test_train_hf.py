@@ -327,6 +327,18 @@ def test_phase1_leaves_the_tower_alone(train, clip, tmp_path):
     assert not torch.equal(before.visual_projection.weight, after.visual_projection.weight)
 
 
+def test_more_condition_tokens_and_nested_dimensions(train, trained, tmp_path):
+    folder, losses = trained
+    once = {"max_steps": 1, "phase1_steps": 0, "save_steps": 1}
+    assert train(tmp_path / "tokens", num_condition_tokens=3, **once) != losses[:1]
+    assert json.loads((tmp_path / "tokens/config.json").read_text())["num_condition_tokens"] == 3
+    assert train(tmp_path / "nested", matryoshka_dims=4, **once) != losses[:1]
+    with pytest.raises(ValueError, match=r"matryoshka_dims=\[16\] must be above 0 and below the embedding's 16"):
+        train(tmp_path / "whole", matryoshka_dims=16)
+    with pytest.raises(ValueError, match="num_condition_tokens=1, the run asks for 3"):
+        train(tmp_path / "on", model=folder, num_condition_tokens=3)
+
+
 def test_the_unconditioned_baseline_trains_by_the_same_recipe(train, tmp_path):
     losses = train(tmp_path, condition="none", save_steps=6, max_steps=6)
     assert len(losses) == 6
@@ -362,6 +374,7 @@ def test_bf16_loss_is_close_to_float32():
         ({"save_strategy": "best"}, "save_strategy=best without an eval_strategy"),
         ({"fsdp": "full_shard"}, "fsdp='full_shard': sharded training is not supported"),
         ({"auto_find_batch_size": True}, "must not change by itself"),
+        ({"label_smoothing_factor": 0.1}, "the contrastive loss has none"),
         ({"warmup_steps": 10}, "set phase1_steps"),
         ({"lr_scheduler_type": "cosine"}, "phase1_steps shapes it"),
         ({"save_only_model": True}, "cannot be resumed from"),

@@ -27,7 +27,10 @@ class ModelArguments:
     categories: list[str] | None = field(
         default=None, metadata={"help": "the conditions' names in index order; by default LRVS-F's ten"}
     )
-    num_condition_tokens: int = field(default=1, metadata={"help": "learned tokens per condition, from CLIP"})
+    num_condition_tokens: int | None = field(
+        default=None,
+        metadata={"help": "learned tokens per condition; from CLIP 1, as published"},
+    )
     logit_scale_init_value: float = field(
         default=4.6052, metadata={"help": "log of the inverse temperature at the start, from CLIP; published: ln 100"}
     )
@@ -68,18 +71,9 @@ class CondViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "draw each global batch from this many categories: harder negatives; by default from all"},
     )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "each layer's learning rate is this share of the one's above it"}
-    )
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "evaluate and keep this moving average of the weights, such as 0.999"}
-    )
-    patch_dropout: float = field(default=0.0, metadata={"help": "share of the patches that is left out in training"})
-    unconditioned_fraction: float = field(
-        default=0.0, metadata={"help": "share of a batch's queries that train without their condition"}
-    )
     matryoshka_dims: list[int] | None = field(
-        default=None, metadata={"help": "train the first so many dimensions too, each a whole embedding when cut there"}
+        default=None,
+        metadata={"help": "so many first dimensions are trained as embeddings too, which may be cut there: 64 128 256"},
     )
     grad_cache_chunk: int | None = field(
         default=None,
@@ -189,6 +183,7 @@ UNUSED = {
     "fsdp": ((None, "", [], False), "sharded training is not supported; --gradient_checkpointing True saves memory"),
     "deepspeed": ((None,), "it is not supported; --gradient_checkpointing True saves memory"),
     "auto_find_batch_size": ((False,), "the global batch is part of the loss and must not change by itself"),
+    "label_smoothing_factor": ((0,), "the contrastive loss has none"),
     "warmup_steps": ((0, None), "the published schedule climbs over phase 1; set phase1_steps"),
     "lr_scheduler_type": (("linear",), "the published schedule is the only one; phase1_steps shapes it"),
     "save_only_model": ((False,), "such a checkpoint cannot be resumed from"),

@@ -34,7 +34,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _Gather.apply(rows) if dist.is_initialized() and dist.get_world_size() > 1 else rows
 
 
-def info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
     """This process's share of the loss; the mean over processes is the global batch's loss.
 
     Args:
@@ -51,7 +51,19 @@ def info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor, label_smooth
         precision = torch.promote_types(queries.dtype, torch.float32)
         queries, targets = queries.to(precision), targets.to(precision)
         all_queries, all_targets = gather_rows(queries), gather_rows(targets)
-        return symmetric_cross_entropy(queries, targets, all_queries, all_targets, logit_scale, label_smoothing)
+        return symmetric_cross_entropy(queries, targets, all_queries, all_targets, logit_scale)
+
+
+def nested_info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor, dims: list[int]) -> Tensor:
+    """The mean of `info_nce` of whole rows and of their first d dimensions, normalised, for each d of `dims`.
+
+    Embeddings trained so may be cut at any of these (Matryoshka, arXiv 2205.13147). Arguments as for `info_nce`.
+    """
+    losses = [info_nce(queries, targets, logit_scale)]
+    for d in dims:
+        short = [F.normalize(rows[:, :d], dim=-1) for rows in (queries, targets)]
+        losses.append(info_nce(*short, logit_scale))
+    return torch.stack(losses).mean()
 
 
 def symmetric_cross_entropy(
@@ -60,23 +72,10 @@ def symmetric_cross_entropy(
     all_queries: Tensor,
     all_targets: Tensor,
     logit_scale: Tensor,
-    label_smoothing: float = 0.0,
 ) -> Tensor:
     """`info_nce` of rows that were gathered: (B, D) of this process, (world x B, D) of all."""
     first = dist.get_rank() * len(queries) if len(all_queries) > len(queries) else 0
     own = torch.arange(first, first + len(queries), device=queries.device)
     scale = logit_scale.to(queries.dtype).exp()
     logits = scale * queries @ all_targets.T, scale * targets @ all_queries.T  # (B, world x B) each
-    return sum(F.cross_entropy(each, own, label_smoothing=label_smoothing) for each in logits) / 2
-
-
-def nested_info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor, dims: list[int], **kwargs) -> Tensor:
-    """The mean loss of the first d dimensions, for each d of `dims` (Matryoshka, arXiv 2205.13147).
-
-    Such embeddings can be cut short and normalised again. Arguments as `info_nce`'s.
-    """
-    losses = [
-        info_nce(F.normalize(queries[:, :d], dim=-1), F.normalize(targets[:, :d], dim=-1), logit_scale, **kwargs)
-        for d in dims
-    ]
-    return torch.stack(losses).mean()
+    return sum(F.cross_entropy(each, own) for each in logits) / 2

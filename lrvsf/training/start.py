@@ -18,15 +18,16 @@ def start_model(args: ModelArguments) -> CondViTModel:
     options = {"dtype": torch.float32, "attn_implementation": args.attn_implementation}
     if config.get("model_type") != "condvit":
         options["logit_scale_init_value"] = args.logit_scale_init_value
-        options["num_condition_tokens"] = args.num_condition_tokens
+        options["num_condition_tokens"] = args.num_condition_tokens or 1
         condition = args.condition or "category"
         clip = CondViTModel.from_clip(args.model, categories=args.categories, condition=condition, **options)
         return use_patch_product(clip)
     model = CondViTModel.from_pretrained(args.model, **options)
-    asked = (args.condition or model.config.condition, args.categories or model.config.categories)
-    if asked != (model.config.condition, model.config.categories):
-        raise ValueError(
-            f"{args.model} was trained with condition={model.config.condition!r} and categories "
-            f"{model.config.categories}, the run asks for {asked}; leave them out or start from CLIP"
-        )
+    for name in ("condition", "categories", "num_condition_tokens"):
+        asked, trained = getattr(args, name), getattr(model.config, name)
+        if asked is not None and asked != trained:
+            raise ValueError(
+                f"{args.model} was trained with {name}={trained!r}, the run asks for {asked!r}; leave it out or start "
+                "from CLIP"
+            )
     return use_patch_product(model)

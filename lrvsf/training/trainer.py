@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,9 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.validation import validate
 from lrvsf.training import checkpoints, resuming
-from lrvsf.training.ema import WeightAverage
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import Guard, noticed_sigterm
-from lrvsf.training.layer_decay import decay_learning_rates
-from lrvsf.training.loss import info_nce, nested_info_nce
-from lrvsf.training.patch_dropout import drop_patches
+from lrvsf.training.loss import nested_info_nce
 from lrvsf.training.resuming import Resuming
 from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
@@ -55,8 +51,6 @@ class TemperatureAndPhases(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         with torch.no_grad():
             self.trainer.unwrapped.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        if self.trainer.average:
-            self.trainer.average.update(state.global_step)
 
 
 class CondViTTrainer(Trainer):
@@ -94,6 +88,10 @@ class CondViTTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
         )
+        if wrong := [d for d in args.matryoshka_dims or [] if not 0 < d < model.config.projection_dim]:
+            raise ValueError(
+                f"matryoshka_dims={wrong} must be above 0 and below the embedding's {model.config.projection_dim}"
+            )
         self.skipped = BadImageCounter(
             "images of training products", args.max_bad_fraction, max_in_a_row=args.max_bad_in_a_row
         )
@@ -107,9 +105,6 @@ class CondViTTrainer(Trainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._save_under, self.resumed_from = args.output_dir, None
-        self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
-        if args.patch_dropout:
-            drop_patches(model.vision_model, args.patch_dropout)
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
 
@@ -121,8 +116,6 @@ class CondViTTrainer(Trainer):
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
             if resuming.is_over(state, self.args, len(self.loader)):
                 return self._take(folder, state)
-        if folder is not None and self.average:
-            self.average.load(folder)
         with noticed_sigterm() as self.sigterm:
             return super().train(None if folder is None else str(folder), **kwargs)
 
@@ -192,8 +185,6 @@ class CondViTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
-            if self.average:
-                self.average.save(staging / name)
             checkpoints.seal(staging / name, self.identity())
             checkpoints.publish(staging / name, output / name)
             staging.rmdir()
@@ -209,13 +200,6 @@ class CondViTTrainer(Trainer):
         """Matrices only: tokens, positions and the temperature are no weights to shrink."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if "embedding." not in name and "condition_" not in name]
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
-        if self.args.layer_decay != 1:
-            layers = self.unwrapped.config.num_hidden_layers
-            decay_learning_rates(optimizer, self.unwrapped.named_parameters(), layers, self.args.layer_decay)
-        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.phase1_steps > num_training_steps:
@@ -262,23 +246,16 @@ class CondViTTrainer(Trainer):
         return self._loss(*self._embed(model, inputs), self.unwrapped.logit_scale)
 
     def _loss(self, queries: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
-        smoothing, dims = self.args.label_smoothing_factor, self.args.matryoshka_dims
-        if dims is None:
-            return info_nce(queries, targets, logit_scale, smoothing)
-        return nested_info_nce(queries, targets, logit_scale, [*dims, queries.shape[1]], label_smoothing=smoothing)
+        return nested_info_nce(queries, targets, logit_scale, self.args.matryoshka_dims or [])
 
     def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Queries and targets, in one call, so that distributed training sees one forward per step."""
-        pixels, targets = (self._normalised(inputs[name]) for name in ("pixel_values", "target_pixel_values"))
-        indices = inputs.get("category_indices")
-        plain = 0 if indices is None else round(self.args.unconditioned_fraction * len(pixels))
         output = model(
-            pixel_values=pixels[plain:],
-            category_indices=None if indices is None else indices[plain:],
-            target_pixel_values=torch.cat([targets, pixels[:plain]]),  # the tower without a condition
+            pixel_values=self._normalised(inputs["pixel_values"]),
+            category_indices=inputs.get("category_indices"),
+            target_pixel_values=self._normalised(inputs["target_pixel_values"]),
         )
-        targets, queries = output.target_embeds.split([len(targets), plain])
-        return torch.cat([queries, output.image_embeds]), targets
+        return output.image_embeds, output.target_embeds
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, S, S) -> float32, on the device: a quarter of the bytes travel."""
@@ -288,8 +265,7 @@ class CondViTTrainer(Trainer):
         """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes; loss."""
         encoder = Encoder(self.unwrapped, self.unwrapped.config.condition, self.args.bf16, self.args.device)
         limits = self.args.max_bad_fraction, self.args.max_bad_in_a_row
-        with self.average.applied() if self.average else nullcontext():
-            found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
+        found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -298,10 +274,6 @@ class CondViTTrainer(Trainer):
     def finish(self, dtype: torch.dtype = torch.float32) -> Path:
         """Saves a Hub repository: weights in `dtype`, code, processor. Adds up all ranks' bad images."""
         folder = Path(self.args.output_dir)
-        if self.average:
-            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-                self.average.load(Path(self.state.best_model_checkpoint))
-            self.average.swap()
         self.unwrapped.to(dtype)
         self.save_model(str(folder), _internal_call=True)  # which does not push: the card is still to come
         if self.is_world_process_zero():

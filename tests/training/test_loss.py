@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from lrvsf.training.loss import info_nce
+from lrvsf.training.loss import info_nce, nested_info_nce
 
 
 def test_golden_loss_and_gradients(golden):
@@ -30,6 +30,16 @@ def test_closed_forms():
     expected = -math.log(math.e / (math.e + 3))  # own logit 1, the three others 0
     assert info_nce(rows, rows, torch.tensor(0.0)).item() == pytest.approx(expected, abs=1e-6)
     assert info_nce(rows, rows.roll(1, 0), torch.tensor(0.0)).item() == pytest.approx(expected + 1, abs=1e-6)
+
+
+def test_nested_dimensions_are_embeddings_of_their_own():
+    generator = torch.Generator().manual_seed(0)
+    queries, targets = (F.normalize(torch.randn(6, 8, generator=generator), dim=-1) for _ in range(2))
+    scale = torch.tensor(3.0)
+    whole = info_nce(queries, targets, scale)
+    assert nested_info_nce(queries, targets, scale, []) == whole
+    short = info_nce(*(rows[:, :3] / rows[:, :3].norm(dim=1, keepdim=True) for rows in (queries, targets)), scale)
+    assert nested_info_nce(queries, targets, scale, [3]).item() == pytest.approx(((whole + short) / 2).item())
 
 
 def test_half_precision_is_raised_and_autocast_is_left():
