@@ -1,4 +1,5 @@
-"""Measures a model on a test set: R@K at several gallery sizes, as a table, results.json and recall.png.
+"""Measures a model on a test set: R@K at several gallery sizes, as a table, results.json, queries.parquet and
+recall.png.
 
     accelerate launch evaluate_lrvsf.py --model DIR --data_root OUT/test --output_dir RESULTS
         [--protocol leaderboard --product_folds bootstrapped_indices.pt | --protocol paper --stored_folds FILE]
@@ -22,6 +23,7 @@ from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.protocols import chosen_settings, evaluate_bootstrap
+from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.report import plot_recall, results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
@@ -48,16 +50,18 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Wrote {output / 'attention.png'}.")
     limits = args.max_bad_fraction, args.max_bad_in_a_row
     store = EmbeddingStore(args.embeds or output / "embeds", encoder, test_set, args.batch_size, *limits)
+    queries = QueryTable()
     if settings is None:
-        measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks)
+        measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries)
     else:
-        measured = evaluate_bootstrap(store, settings)
+        measured = evaluate_bootstrap(store, settings, queries)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
         save_results(results, output / "results.json")
+        queries.save(output / "queries.parquet")
         plot_recall({Path(args.model).name: results}, output / "recall.png")
         print(results_table(results))
-        print(f"\nWrote {output / 'results.json'} and {output / 'recall.png'}.")
+        print(f"\nWrote results.json, queries.parquet and recall.png to {output}.")
         print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
     if pictures.sheet:
         write_sheet(store, output / "sheet.html", pictures.sheet, args.seed, args.model)

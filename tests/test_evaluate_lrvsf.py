@@ -61,7 +61,8 @@ def test_one_process(flags, tmp_path, capsys):
     evaluate_lrvsf.main([*flags, "--output_dir", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert Image.open(tmp_path / "out" / "recall.png").format == "PNG"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeds", "recall.png", "results.json"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"embeds", "queries.parquet", "recall.png", "results.json"}
     printed = capsys.readouterr().out
     assert "category, 16 dimensions" in printed and "3 folds of 8 products, seed 5" in printed
 
@@ -115,6 +116,8 @@ def test_two_processes_give_the_same_results(flags, tmp_path, monkeypatch):
     for name in both:
         one, two = (json.loads((tmp_path / way / name / "results.json").read_text()) for way in ("one", "two"))
         assert one == two
+        tables = [pq.read_table(tmp_path / way / name / "queries.parquet") for way in ("one", "two")]
+        assert tables[0].equals(tables[1]) and len(tables[0]) >= 8
     one, two = ((tmp_path / way / "bootstrap/sheet.html").read_text() for way in ("one", "two"))
     assert one == two and one.count("<article") >= 3
 

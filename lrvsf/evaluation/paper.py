@@ -21,6 +21,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.columns import distractor_ids, product_ids
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.protocols import KS, EmbeddedTestSet, gallery_results, over_folds
+from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
 from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.stored_folds import StoredFolds
@@ -28,12 +29,18 @@ from lrvsf.evaluation.stored_folds import StoredFolds
 SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_015)
 
 
-def evaluate_paper(store: EmbeddingStore, stored_folds: str | None = None, bf16_ranks: bool = False) -> dict[str, Any]:
+def evaluate_paper(
+    store: EmbeddingStore,
+    stored_folds: str | None = None,
+    bf16_ranks: bool = False,
+    queries: QueryTable | None = None,
+) -> dict[str, Any]:
     """Embeds what the store lacks and measures it all. Every process must call it; all get the same results.
 
     Args:
         stored_folds: file of the published folds, as `lrvsf.evaluation.stored_folds` writes it.
         bf16_ranks: multiply in bfloat16 first, with the same ranks.
+        queries: what became of every query is added to it.
 
     Returns:
         What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
@@ -49,7 +56,7 @@ def evaluate_paper(store: EmbeddingStore, stored_folds: str | None = None, bf16_
     sizes = reached if reached[-1] == data.n_distractors else [*reached, data.n_distractors]
     everyone = torch.arange(len(data.rows))[None]
     prefixes = [torch.arange(size)[None] for size in sizes]
-    galleries = _galleries(data, sizes, everyone, prefixes, bf16_ranks)
+    galleries = _galleries(data, sizes, everyone, prefixes, bf16_ranks, queries, "galleries")
     if len(sizes) > len(reached):
         galleries[str(sizes[-1])]["marked"] = "all distractors of this test set; no published size"
     results = {
@@ -64,7 +71,7 @@ def evaluate_paper(store: EmbeddingStore, stored_folds: str | None = None, bf16_
         "galleries": galleries,
     }
     if matched is not None:
-        results["stored_folds"] = {"file": stored_folds, **matched.results(data, bf16_ranks)}
+        results["stored_folds"] = {"file": stored_folds, **matched.results(data, bf16_ranks, queries)}
     return results
 
 
@@ -77,7 +84,7 @@ class _Matched:
         ids = distractor_ids(test_set)
         self.distractors = [stored.distractors(size, ids) for size in stored.sizes]
 
-    def results(self, data: EmbeddedTestSet, bf16_ranks: bool) -> dict[str, Any]:
+    def results(self, data: EmbeddedTestSet, bf16_ranks: bool, queries: QueryTable | None) -> dict[str, Any]:
         """The folds' galleries. Draws of what could not be had are missing: a smaller gallery, a query less."""
         products = data.positions(self.products.rows)
         rows = data.distractor_rows  # a row's place in it is the number that it was counted under
@@ -87,7 +94,7 @@ class _Matched:
         for matched in self.distractors:
             found = [position[fold[fold < len(position)]] for fold in matched.rows]
             drawn.append([fold[fold >= 0] for fold in found])
-        galleries = _galleries(data, self.sizes, products, drawn, bf16_ranks)
+        galleries = _galleries(data, self.sizes, products, drawn, bf16_ranks, queries, "stored_folds")
         for size, matched, folds in zip(self.sizes[1:], self.distractors, drawn[1:], strict=True):
             missing = matched.draws - sum(map(len, folds))
             if missing:
@@ -104,7 +111,13 @@ class _Matched:
 
 
 def _galleries(
-    data: EmbeddedTestSet, sizes: list[int], product_folds: Folds, distractor_folds: Sequence[Folds], bf16_ranks: bool
+    data: EmbeddedTestSet,
+    sizes: list[int],
+    product_folds: Folds,
+    distractor_folds: Sequence[Folds],
+    bf16_ranks: bool,
+    queries: QueryTable | None,
+    name: str,
 ) -> dict[str, Any]:
     """The results of each size, in one pass over this process's distractors."""
     arguments = data.queries, data.targets, product_folds, distractor_folds
@@ -117,6 +130,8 @@ def _galleries(
         tops.add(embeds, first_row, categories)
     galleries = {}
     for size, ranks, restricted, shares in zip(sizes, whole.ranks(), within.ranks(), tops.shares(), strict=True):
+        if queries is not None:
+            queries.add(size, ranks, data.rows, data.category_names, name)
         precision = over_folds(shares)
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lrvsf.evaluation.columns import category_numbers
 from lrvsf.evaluation.precision import TopShares
+from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall, mean_and_std
 from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.stored_folds import read_indices
@@ -120,8 +121,12 @@ def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Te
     return torch.from_numpy(np.random.default_rng([seed, stream]).integers(0, items, (folds, draws)))
 
 
-def evaluate_bootstrap(store: EmbeddingStore, settings: BootstrapSettings) -> dict[str, Any]:
+def evaluate_bootstrap(
+    store: EmbeddingStore, settings: BootstrapSettings, queries: QueryTable | None = None
+) -> dict[str, Any]:
     """Embeds what the store lacks and counts ranks. Every process must call it; all get the same results.
+
+    With `queries`, what became of every query is added to it.
 
     Returns:
         What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
@@ -153,6 +158,8 @@ def evaluate_bootstrap(store: EmbeddingStore, settings: BootstrapSettings) -> di
     galleries = {}
     for size, ranks in zip(settings.gallery_sizes, counter.ranks(), strict=True):
         galleries[str(size)] = gallery_results(size, ranks, data.category_names)
+        if queries is not None:
+            queries.add(size, ranks, data.rows, data.category_names, "galleries")
         if size > data.n_distractors:
             galleries[str(size)]["marked"] = f"drawn with repeats from only {data.n_distractors} distractors"
     return {

@@ -1,4 +1,5 @@
-"""Results as a file, tables and a plot. All that is printed or drawn comes from the dictionary that results.json holds.
+"""Results as a file, tables and a plot. All that is printed or drawn comes from the dictionary that results.json holds,
+or, query by query, from queries.parquet beside it (`lrvsf.evaluation.queries`).
 
 model, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors

@@ -69,7 +69,7 @@ def whole(run, tmp_path):
     """What a run leaves that nothing disturbed."""
     assert run(tmp_path / "whole") == EMBEDS
     files = contents(tmp_path / "whole")
-    assert len(files) == 1 + 1 + 2 * 2 + 5  # results, manifest, shards
+    assert len(files) == 2 + 1 + 2 * 2 + 5  # results, manifest, shards
     return files
 
 

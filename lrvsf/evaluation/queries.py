@@ -1,0 +1,81 @@
+"""What became of every query, beside results.json: queries.parquet, one row for each gallery size and product.
+
+galleries        "galleries" or "stored_folds": the part of results.json that the row belongs to
+size             distractors in the gallery
+product_row      the product's row in products.parquet
+category         its category
+draws            how often the folds drew it as a query, at least 1
+mean_rank        the target's expected rank, mean over these draws
+hit_at_1, _5, _10  the share of these draws that found the target among the first 1, 5, 10
+
+A product that no fold drew has no row. The recalls of results.json are means over folds; where all folds count equally
+many queries, as they do unless draws are missing, that is the mean of hit_at_K weighted by draws.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lrvsf.evaluation.recall import GalleryRanks
+
+HITS = (1, 5, 10)
+COLUMNS = ("galleries", "size", "product_row", "category", "draws", "mean_rank", *(f"hit_at_{k}" for k in HITS))
+
+
+class QueryTable:
+    """Collects the queries of a protocol's galleries. Alike on every process, as the ranks are."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+
+    def add(
+        self, size: int, ranks: GalleryRanks, rows: Sequence[int], categories: Sequence[str], galleries: str
+    ) -> None:
+        """The P products of one gallery size: their rows in products.parquet and their categories, in rank order."""
+        draws = ranks.weights.sum(1)  # (P,)
+        drawn = draws > 0
+        rows, categories = torch.tensor(rows)[drawn], [name for name, on in zip(categories, drawn, strict=True) if on]
+        weights, expected, draws = ranks.weights[drawn].double(), ranks.expected[drawn].double(), draws[drawn]
+        columns = {
+            "galleries": pa.array([galleries] * len(rows), pa.string()),
+            "size": pa.array([size] * len(rows), pa.int64()),
+            "product_row": rows.numpy(),
+            "category": pa.array(categories, pa.string()),
+            "draws": draws.long().numpy(),
+            "mean_rank": ((weights * expected).sum(1) / draws).numpy(),
+        }
+        for k in HITS:
+            columns[f"hit_at_{k}"] = ((weights * (expected <= k)).sum(1) / draws).numpy()
+        self._parts.append(pa.table(columns))
+
+    def save(self, path: str | Path) -> None:
+        """Writes queries.parquet so that a reader never sees half of it."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        pq.write_table(pa.concat_tables(self._parts), part)
+        part.replace(path)
+
+
+def load_queries(folder: str | Path) -> pa.Table:
+    """Reads the queries.parquet of a results folder.
+
+    Raises:
+        FileNotFoundError: there is none; results of an earlier version had none.
+        ValueError: a table with other columns.
+    """
+    path = Path(folder, "queries.parquet")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Evaluate the model again: evaluate_lrvsf.py writes it.")
+    table = pq.read_table(path)
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(table.column_names)}. Evaluate the model again."
+        )
+    return table
