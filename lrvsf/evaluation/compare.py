@@ -1,8 +1,9 @@
-"""Several models' results in one table and one plot.
+"""Several models' results in one table and one plot; two models' difference with its interval.
 
 python -m lrvsf.evaluation.compare --plot runs/mini/recall.png "NAME=FOLDER" ["NAME=FOLDER" ...]
+python -m lrvsf.evaluation.compare --paired "NAME=FOLDER" "NAME=FOLDER"
 
-A FOLDER holds the results.json that evaluate_lrvsf.py wrote.
+A FOLDER holds what evaluate_lrvsf.py wrote.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lrvsf.evaluation.paired import compare_pair, differences_table
 from lrvsf.evaluation.report import comparison_table, load_results, plot_recall
 
 
@@ -18,15 +20,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="a row's name, and where its results.json is")
     parser.add_argument("--plot", help="PNG to write: R@1 against gallery size, one line per model")
+    parser.add_argument("--paired", action="store_true", help="two models: their difference, query by query")
     args = parser.parse_args(arguments)
-    results = {}
+    folders, results = [], {}
     for model in args.models:
         name, equals, folder = model.partition("=")
         path = Path(folder, "results.json")
         if not equals or not path.is_file():
             sys.exit(f"{model!r}: no {path}; give NAME=FOLDER with a folder that evaluate_lrvsf.py wrote")
+        if name in results:
+            sys.exit(f"{name!r} names two models; give each a name of its own")
+        folders.append(folder)
         results[name] = load_results(path)
+    if args.paired and len(folders) != 2:
+        sys.exit(f"--paired compares two models; {len(folders)} are given")
     print("Recall at K in %\n\n" + comparison_table(results))
+    if args.paired:
+        try:
+            differences = compare_pair(*folders)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(str(error))
+        print("\n" + differences_table(list(results), folders, differences))
     if args.plot:
         plot_recall(results, args.plot)
 
