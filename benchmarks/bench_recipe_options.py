@@ -3,8 +3,8 @@
     python benchmarks/bench_recipe_options.py [--steps 240] [--seeds 3] [--jobs 2] [--data data/mini]
 
 Every row is recipes/mini-demo.yaml, but with batches from all categories, with one change and as many steps as asked,
-the schedule fitted to them. Runs with one seed see the same products in the same order, so that differences from the recipe as it stands are paired; +- is the
-standard deviation over seeds. Jobs run side by side, one thread each.
+the schedule fitted to them. Runs with one seed see the same products in the same order, unless batches differ; +- is
+the standard deviation over seeds. Jobs run side by side, one thread each.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ COLUMNS = ("R@1", "R@10", "loss", f"R@10, {CUT} dims")
 def measure(change: dict, seed: int, steps: int, data: str) -> dict[str, float]:
     """Recalls in percent, and the loss, on the validation set after the last step."""
     recipe = yaml.safe_load((ROOT / "recipes/mini-demo.yaml").read_text())
-    recipe |= {"data": data, "max_steps": steps, "seed": seed, "categories_per_batch": None, "disable_tqdm": True, "report_to": "none", **change}
+    recipe |= {"data": data, "max_steps": steps, "seed": seed, "categories_per_batch": None}
+    recipe |= {"disable_tqdm": True, "report_to": "none", **change}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "recipe.yaml")
         path.write_text(yaml.safe_dump({**recipe, "output_dir": f"{folder}/model"}))
