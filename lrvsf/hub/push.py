@@ -22,7 +22,10 @@ from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
 
 # What a model repository is made of. All else stays here: checkpoints, optimizers, pickles, a copied validation set.
-PUSHED = ("README.md", "LICENSE", "*.json", "*.safetensors", "*.py", "runs/**/events.out.tfevents.*")
+PUSHED = (
+    *("README.md", "LICENSE", "*.json", "*.safetensors", "*.py"),
+    *(".eval_results/*.yaml", "runs/**/events.out.tfevents.*"),
+)
 NEEDED = ("README.md", "config.json", "preprocessor_config.json", "*.safetensors", "modeling_*.py")
 
 ANSWER_WITHIN = 90.0  # seconds without a byte from the Hub; its own gateway gives up after 60

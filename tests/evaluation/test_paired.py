@@ -120,12 +120,12 @@ def test_other_ground_is_refused(tmp_path, changes, says):
         compare_pair(first, second)
 
 
-def test_whole_evaluations(make_test_set, tiny_model, tmp_path, capsys):
+def test_whole_evaluations(make_test_set, make_store, tiny_model, tmp_path, capsys):
     """With and without the condition: the difference is that of the two recalls of results.json."""
     test_set, means = ProductTestSet(make_test_set()), {}
     for conditioning in ("category", "none"):
         queries, settings = QueryTable(), BootstrapSettings([10, 40], folds=3)
-        results = evaluate_bootstrap(Encoder(tiny_model, conditioning), test_set, settings, 8, queries=queries)
+        results = evaluate_bootstrap(make_store(Encoder(tiny_model, conditioning), test_set, 8), settings, queries)
         folder = tmp_path / conditioning
         save_results({"model": "m", "data_root": str(test_set.root), **results}, folder / "results.json")
         queries.save(folder / "queries.parquet")

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 
 from lrvsf.hub import push
 
-MODEL = ["README.md", "config.json", "model.safetensors", "modeling_condvit.py", "preprocessor_config.json"]
+SCORES = ".eval_results/lrvsf.yaml"
+MODEL = [SCORES, "README.md", "config.json", "model.safetensors", "modeling_condvit.py", "preprocessor_config.json"]
 LEFT = [
     "training_args.bin", "model.safetensors.tmp", "optimizer.pt", "checkpoint-3/model.safetensors",
     "checkpoint-3/trainer_state.json", "checkpoint-3/optimizer.pt", "validation/products.parquet",

@@ -1,0 +1,166 @@
+"""The leaderboard's results of a model -> its model card, in the form that the leaderboard reads.
+
+    python -m lrvsf.hub.leaderboard MODEL_FOLDER RESULTS_FOLDER [--dataset OWNER/NAME]
+
+RESULTS_FOLDER is what evaluate_lrvsf.py --protocol leaderboard wrote. Two things change in the model folder, and
+`lrvsf.hub.push` pushes both:
+
+README.md                 the `model-index` gets the results as the leaderboard's own code writes them: types such as
+                          recall_at_1|10000, values such as "93.44 ± 0.83", n_dists, embedding_dim, conditioning, and
+                          the tag lrvsf-benchmark. Other entries, such as the validation's, and the text stay.
+.eval_results/lrvsf.yaml  the same recalls as numbers, in the Hub's newer form.
+
+It is a command of its own, not a flag of the evaluation: an evaluation does not change what it measures, and a score is
+published after somebody has looked at it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
+
+from lrvsf.evaluation.report import load_results
+
+DATASET = "Slep/LAION-RVS-Fashion"
+DATASET_NAME = "LAION - Referred Visual Search - Fashion"
+SOURCE = {"source_name": "LRVSF Leaderboard", "source_url": "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"}
+TAG = "lrvsf-benchmark"
+TASK = "Retrieval"
+EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")
+
+
+def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET) -> list[str]:
+    """Writes results into a model folder's README.md and `.eval_results`, in place of earlier ones on the same dataset.
+
+    Args:
+        folder: what train_hf.py leaves.
+        results: what results.json holds.
+        dataset: the test set's name on the Hub.
+
+    Returns:
+        The gallery sizes that were left out, because the test set could not fill them.
+
+    Raises:
+        ValueError: another protocol or another model's results, or no gallery that is as large as it says.
+        FileNotFoundError: no README.md.
+    """
+    folder = Path(folder)
+    readme = folder / "README.md"
+    if not readme.is_file():
+        raise FileNotFoundError(f"{readme} does not exist. Give the model folder that train_hf.py left, card included.")
+    _check(folder, results)
+    galleries = {size: gallery for size, gallery in results["galleries"].items() if "marked" not in gallery}
+    if not galleries:
+        why = ", ".join(f"{size}: {gallery['marked']}" for size, gallery in results["galleries"].items())
+        raise ValueError(f"No gallery is as large as it says ({why}). Evaluate with more distractors.")
+    card = ModelCard.load(readme)
+    own = [one for one in card.data.eval_results or [] if not _is_ours(one, dataset)]
+    card.data.eval_results = own + model_index(results, galleries, dataset)
+    card.data.model_name = card.data.model_name or folder.resolve().name
+    card.data.tags = [*(card.data.tags or []), *([] if TAG in (card.data.tags or []) else [TAG])]
+    entries = eval_result_entries_to_yaml(eval_entries(results, galleries, dataset))
+    path = folder / EVAL_RESULTS
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(entries, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    card.save(readme)
+    return [size for size in results["galleries"] if size not in galleries]
+
+
+def model_index(results: Mapping[str, Any], galleries: Mapping[str, Any], dataset: str) -> list[EvalResult]:
+    """The entries that the leaderboard reads: each recall, then what it shows of the model."""
+    metrics = [
+        (f"recall_at_{k}|{size}", f"R@{k} +{short(int(size))} Dist.", _mean_and_std(recall))
+        for size, gallery in galleries.items()
+        for k, recall in gallery["recall"].items()
+    ]
+    metrics += [
+        ("n_dists", "Available Dists.", results["n_distractors"]),
+        ("embedding_dim", "Embedding Dimension", results["embedding_dim"]),
+        ("conditioning", "Conditioning", results["conditioning"]),
+    ]
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=dataset,
+            dataset_name=DATASET_NAME if dataset == DATASET else dataset,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=value,
+            **SOURCE,
+        )
+        for kind, name, value in metrics
+    ]
+
+
+def eval_entries(results: Mapping[str, Any], galleries: Mapping[str, Any], dataset: str) -> list[EvalResultEntry]:
+    """The recalls in % as numbers, under the model-index's types; what else there is to say is in the notes."""
+    return [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id=f"recall_at_{k}|{size}",
+            value=round(100 * recall["mean"], 2),
+            notes=(
+                f"conditioning {results['conditioning']}, ± {100 * recall['std']:.2f} over {results['folds']} folds, "
+                f"seed {results['seed']}, {results['n_distractors']} distractors available"
+            ),
+        )
+        for size, gallery in galleries.items()
+        for k, recall in gallery["recall"].items()
+    ]
+
+
+def short(number: int) -> str:
+    """10000 -> 10K, 1000000 -> 1M; other numbers as they are."""
+    for unit, letter in ((1_000_000, "M"), (1000, "K")):
+        if number and number % unit == 0:
+            return f"{number // unit}{letter}"
+    return str(number)
+
+
+def _check(folder: Path, results: Mapping[str, Any]) -> None:
+    if results["protocol"] != "leaderboard":
+        raise ValueError(
+            f"These are results of the protocol {results['protocol']!r}, which the leaderboard does not read. Evaluate "
+            "with --protocol leaderboard."
+        )
+    if results["restrict_to_category"]:
+        raise ValueError(
+            "restrict_to_category=True: these galleries hold only items of the target's category, not what the "
+            "leaderboard compares. Evaluate without --restrict_to_category."
+        )
+    if Path(results["model"]).resolve().name != folder.resolve().name:
+        raise ValueError(f"These are results of {results['model']}, not of {folder}. Evaluate {folder} itself.")
+
+
+def _is_ours(one: EvalResult, dataset: str) -> bool:
+    return (one.task_type, one.dataset_type, one.dataset_split) == (TASK, dataset, "test")
+
+
+def _mean_and_std(recall: Mapping[str, float]) -> str:
+    return f"{100 * recall['mean']:.2f} ± {100 * recall['std']:.2f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="what train_hf.py left")
+    parser.add_argument("results", type=Path, help="what evaluate_lrvsf.py --protocol leaderboard wrote")
+    parser.add_argument("--dataset", default=DATASET, help=f"the test set's name on the Hub; {DATASET} by default")
+    args = parser.parse_args(arguments)
+    try:
+        left_out = add_results(args.model, load_results(args.results / "results.json"), args.dataset)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    print(f"Wrote {args.model / 'README.md'} and {args.model / EVAL_RESULTS}.")
+    for size in left_out:
+        print(f"Left out: {int(size):,} distractors, which this test set cannot fill.")
+
+
+if __name__ == "__main__":
+    main()
