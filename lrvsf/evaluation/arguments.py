@@ -8,7 +8,7 @@ class EvaluateArguments:
     """What is measured, and how."""
 
     model: str = field(
-        metadata={"help": "Model folder, or name on the Hub: CondViT, or CLIP as the unconditioned baseline."}
+        metadata={"help": "Model folder, or name on the Hub: CondViT; CLIP, SigLIP or DINO as a baseline."}
     )
     data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
     output_dir: str = field(metadata={"help": "Where results.json and recall.png go."})

@@ -134,12 +134,12 @@ def write_attention(
         ValueError: a model that is not conditioned by category, a row or a category that there is not.
         BadImage: a query that cannot be read.
     """
-    known = encoder.model.config.categories
-    shown = list(categories or known)
     if encoder.conditioning != "category":
         raise ValueError(
             f"Attention is drawn per category; this model runs with conditioning={encoder.conditioning!r}."
         )
+    known = encoder.model.config.categories
+    shown = list(categories or known)
     if wrong := [row for row in rows if not 0 <= row < test_set.n_products]:
         raise ValueError(f"There is no query {wrong[0]}: the test set has rows 0 to {test_set.n_products - 1}.")
     if unknown := [name for name in shown if name not in known]:

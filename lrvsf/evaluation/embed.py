@@ -27,6 +27,7 @@ from transformers import PretrainedConfig
 
 from lrvsf.data.images import BadImage, BadImageCounter, decode_image
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.baselines import Baseline, load_baseline
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
@@ -56,8 +57,8 @@ class Embedded:
         return dict(Counter(reason for _, reason in self.bad))
 
 
-def load_model(path: str) -> CondViTModel:
-    """Loads CondViT from a folder or the Hub; anything else must be CLIP, which becomes an unconditioned CondViT."""
+def load_model(path: str) -> CondViTModel | Baseline:
+    """Loads CondViT, CLIP, which becomes an unconditioned CondViT, or another baseline, from a folder or the Hub."""
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path} has no config.json: give the model folder that training wrote.")
     if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
@@ -65,7 +66,9 @@ def load_model(path: str) -> CondViTModel:
     model_type = PretrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == "condvit":
         return CondViTModel.from_pretrained(path, dtype=torch.float32)
-    return CondViTModel.from_clip(path, condition="none")
+    if model_type in ("clip", "clip_vision_model"):
+        return CondViTModel.from_clip(path, condition="none")
+    return load_baseline(path)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -91,7 +94,7 @@ class Encoder:
     """
 
     def __init__(
-        self, model: CondViTModel, conditioning: str, bf16: bool = False, device: torch.device | None = None
+        self, model: CondViTModel | Baseline, conditioning: str, bf16: bool = False, device: torch.device | None = None
     ) -> None:
         if conditioning not in ("category", "none"):
             raise ValueError(f'conditioning={conditioning!r} is unknown. Use "category" or "none".')
@@ -105,8 +108,9 @@ class Encoder:
         self.conditioning, self.bf16 = conditioning, bf16
         self.image_size: int = model.config.image_size
         self.dim: int = model.config.projection_dim
-        self._mean = 255 * torch.tensor(IMAGE_MEAN, device=self.device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(IMAGE_STD, device=self.device).view(3, 1, 1)
+        self.mean, self.std = (model.mean, model.std) if isinstance(model, Baseline) else (IMAGE_MEAN, IMAGE_STD)
+        self._mean = 255 * torch.tensor(self.mean, device=self.device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(self.std, device=self.device).view(3, 1, 1)
 
     def pixels(self, data: bytes | None) -> np.ndarray:
         """Encoded bytes -> (3, S, S) uint8, S = the model's image size. Raises BadImage."""

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.baselines import Baseline
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.training.checkpoints import describe_model
-from processing_condvit import IMAGE_MEAN, IMAGE_STD
 
 
 def fingerprint(encoder: Encoder, test_set: ProductTestSet) -> dict[str, Any]:
@@ -24,16 +24,19 @@ def fingerprint(encoder: Encoder, test_set: ProductTestSet) -> dict[str, Any]:
 
     Raises OSError: a file of the test set cannot be read.
     """
-    config = encoder.model.config
+    model = encoder.model
+    if isinstance(model, Baseline):
+        described = {**model.describe(), "model.input_size": model.config.image_size}
+    else:
+        described = {**describe_model(model.config), "model.layer_norm_eps": model.config.layer_norm_eps}
     facts = {
-        "model.weights": weights_digest(encoder.model),
-        **describe_model(config),
-        "model.layer_norm_eps": config.layer_norm_eps,
+        "model.weights": weights_digest(model),
+        **described,
         "conditioning": encoder.conditioning,
         "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
         "preprocessing": "centred on a white square, resized bilinearly",  # as `pad_and_resize` does
-        "preprocessing.mean": list(IMAGE_MEAN),
-        "preprocessing.std": list(IMAGE_STD),
+        "preprocessing.mean": list(encoder.mean),
+        "preprocessing.std": list(encoder.std),
         "embedding_dim": encoder.dim,
     }
     for name, files in test_set.files.items():
