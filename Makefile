@@ -47,11 +47,11 @@ runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/mini.js
 
 demo: $(MODELS:%=runs/mini/%/results.json)
 	@echo
-	@$(BIN)/python -m lrvsf.evaluation.compare --plot runs/mini/recall.png \
+	@$(BIN)/python -m lrvsf.evaluation.compare --plots runs/mini \
 	  "Mini CLIP=runs/mini/mini-clip" "demo, none=runs/mini/none" \
 	  "demo, category=runs/mini/category" "Mini CondViT=runs/mini/mini-condvit"
 	@echo
-	@echo "plot:    runs/mini/recall.png"
+	@echo "plots:   runs/mini/recall.png  categories.png  ranks.png"
 	@echo "models:  runs/mini/category/  runs/mini/none/  (each with its results.json)"
 
 test: .venv/ready

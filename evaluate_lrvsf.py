@@ -1,12 +1,11 @@
-"""Measures a model on a test set: R@K at several gallery sizes, as a table, results.json, queries.parquet and
-recall.png.
+"""Measures a model on a test set: R@K at several gallery sizes, as a table, results.json, queries.parquet and plots.
 
     accelerate launch evaluate_lrvsf.py --model DIR --data_root OUT/test --output_dir RESULTS
         [--protocol leaderboard --product_folds bootstrapped_indices.pt | --protocol paper --stored_folds FILE]
 
-It takes what train_hf.py wrote, or any CLIP model as the unconditioned baseline, and a test set as prepare_lrvsf.py
-makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N` takes N GPUs or,
-where there is none, N processes on the CPU, with the same draws.
+It takes what train_hf.py wrote, or CLIP, SigLIP or DINO as an unconditioned baseline, and a test set as
+prepare_lrvsf.py makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N`
+takes N GPUs or, where there is none, N processes on the CPU, with the same draws.
 """
 
 import gc
@@ -22,9 +21,10 @@ from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
 from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
 from lrvsf.evaluation.paper import evaluate_paper
+from lrvsf.evaluation.plots import PLOTS, plot_all
 from lrvsf.evaluation.protocols import chosen_settings, evaluate_bootstrap
 from lrvsf.evaluation.queries import QueryTable
-from lrvsf.evaluation.report import plot_recall, results_table, save_results
+from lrvsf.evaluation.report import results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
 
@@ -59,9 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     if state.is_main_process:
         save_results(results, output / "results.json")
         queries.save(output / "queries.parquet")
-        plot_recall({Path(args.model).name: results}, output / "recall.png")
+        name = Path(args.model).name
+        plot_all({name: results}, {name: queries.table()}, output)
         print(results_table(results))
-        print(f"\nWrote results.json, queries.parquet and recall.png to {output}.")
+        print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
         print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
     if pictures.sheet:
         write_sheet(store, output / "sheet.html", pictures.sheet, args.seed, args.model)

@@ -62,7 +62,7 @@ def test_one_process(flags, tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert Image.open(tmp_path / "out" / "recall.png").format == "PNG"
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"embeds", "queries.parquet", "recall.png", "results.json"}
+    assert written == {"embeds", "queries.parquet", "results.json", "recall.png", "categories.png", "ranks.png"}
     printed = capsys.readouterr().out
     assert "category, 16 dimensions" in printed and "3 folds of 8 products, seed 5" in printed
 

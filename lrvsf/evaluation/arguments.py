@@ -11,7 +11,7 @@ class EvaluateArguments:
         metadata={"help": "Model folder, or name on the Hub: CondViT; CLIP, SigLIP or DINO as a baseline."}
     )
     data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
-    output_dir: str = field(metadata={"help": "Where results.json and recall.png go."})
+    output_dir: str = field(metadata={"help": "Where results.json, queries.parquet and the plots go."})
     embeds: str | None = field(
         default=None,
         metadata={

@@ -1,6 +1,6 @@
-"""Several models' results in one table and one plot; two models' difference with its interval.
+"""Several models' results in one table and in plots; two models' difference with its interval.
 
-python -m lrvsf.evaluation.compare --plot runs/mini/recall.png "NAME=FOLDER" ["NAME=FOLDER" ...]
+python -m lrvsf.evaluation.compare --plots runs/mini "NAME=FOLDER" ["NAME=FOLDER" ...]
 python -m lrvsf.evaluation.compare --paired "NAME=FOLDER" "NAME=FOLDER"
 
 A FOLDER holds what evaluate_lrvsf.py wrote.
@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 
 from lrvsf.evaluation.paired import compare_pair, differences_table
-from lrvsf.evaluation.report import comparison_table, load_results, plot_recall
+from lrvsf.evaluation.plots import PLOTS, plot_all
+from lrvsf.evaluation.queries import load_queries
+from lrvsf.evaluation.report import comparison_table, load_results
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="a row's name, and where its results.json is")
-    parser.add_argument("--plot", help="PNG to write: R@1 against gallery size, one line per model")
+    parser.add_argument("--plots", help=f"folder to write {', '.join(PLOTS)} to")
     parser.add_argument("--paired", action="store_true", help="two models: their difference, query by query")
     args = parser.parse_args(arguments)
     folders, results = [], {}
@@ -41,8 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         except (ValueError, FileNotFoundError) as error:
             sys.exit(str(error))
         print("\n" + differences_table(list(results), folders, differences))
-    if args.plot:
-        plot_recall(results, args.plot)
+    if args.plots:
+        queries = {name: load_queries(folder) for name, folder in zip(results, folders, strict=True)}
+        plot_all(results, queries, args.plots)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,16 @@ class QueryTable:
             columns[f"hit_at_{k}"] = ((weights * (expected <= k)).sum(1) / draws).numpy()
         self._parts.append(pa.table(columns))
 
+    def table(self) -> pa.Table:
+        """All rows."""
+        return pa.concat_tables(self._parts)
+
     def save(self, path: str | Path) -> None:
         """Writes queries.parquet so that a reader never sees half of it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        pq.write_table(pa.concat_tables(self._parts), part)
+        pq.write_table(self.table(), part)
         part.replace(path)
 
 

@@ -27,9 +27,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 Results = Mapping[str, Any]
 
 
@@ -129,37 +126,6 @@ def comparison_table(named_results: Mapping[str, Results], size: int | None = No
         recalls = [results["galleries"][str(n)]["recall"][k]["mean"] for n in common for k in ks]
         lines.append(f"{name:<{width}}" + "".join(f"{100 * recall:>7.1f}" for recall in recalls))
     return "\n".join(lines)
-
-
-def plot_recall(named_results: Mapping[str, Results], path: str | Path) -> None:
-    """Writes a PNG: R@1 against the number of distractors, one line per model, bars of one standard deviation."""
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    sizes = sorted({int(size) for results in named_results.values() for size in results["galleries"]})
-    for name, results in named_results.items():
-        own = sorted(map(int, results["galleries"]))
-        recalls = [results["galleries"][str(size)]["recall"]["1"] for size in own]
-        mean, std = ([100 * recall[key] for recall in recalls] for key in ("mean", "std"))
-        axes.errorbar(own, mean, yerr=std, marker="o", markersize=4, capsize=3, label=name)
-    if sizes[0]:
-        axes.set_xscale("log")
-    else:  # a gallery of products alone
-        axes.set_xscale("symlog", linthresh=sizes[1] if len(sizes) > 1 else 1)
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("distractors in the gallery")
-    axes.set_ylabel("R@1 (%)")
-    axes.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    figure.savefig(part, format="png")
-    part.replace(path)
 
 
 def _percent(recall: Mapping[str, float]) -> str:

@@ -76,9 +76,7 @@ def test_the_checkpoint_says_size_and_normalisation(tmp_path):
 
 def test_another_family_is_refused_by_name(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="of type .bert., which cannot be evaluated. Known are condvit, .*dinov3"
-    ):
+    with pytest.raises(ValueError, match="of type .bert., which cannot be evaluated. Known are condvit, .*dinov3"):
         load_model(str(tmp_path))
     model, _ = MADE["dinov2"]()
     model.save_pretrained(tmp_path / "dino")

@@ -9,14 +9,13 @@ def results(recall):
     return {"galleries": {"500": {"recall": {k: {"mean": recall, "std": 0.01} for k in ("1", "5", "10")}}}}
 
 
-def test_a_table_and_a_plot_of_several_models(tmp_path, capsys):
+def test_a_table_of_several_models(tmp_path, capsys):
     for name, recall in (("a", 0.25), ("b", 0.5)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(results(recall)))
-    plot = tmp_path / "recall.png"
-    compare.main([f"first={tmp_path / 'a'}", f"second={tmp_path / 'b'}", "--plot", str(plot)])
+    compare.main([f"first={tmp_path / 'a'}", f"second={tmp_path / 'b'}"])
     table = capsys.readouterr().out
-    assert "first" in table and "25.0" in table and "50.0" in table and plot.stat().st_size > 1000
+    assert "first" in table and "25.0" in table and "50.0" in table
 
 
 def test_a_folder_without_results_is_named(tmp_path):

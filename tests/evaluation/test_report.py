@@ -1,11 +1,10 @@
-"""Tables and the plot, from results written by hand."""
+"""Tables, from results written by hand."""
 
 import json
 
 import pytest
-from PIL import Image
 
-from lrvsf.evaluation.report import comparison_table, load_results, plot_recall, results_table, save_results
+from lrvsf.evaluation.report import comparison_table, load_results, results_table, save_results
 
 
 def results(scale: float = 1.0, sizes=(500, 2000)) -> dict:
@@ -60,12 +59,6 @@ def test_comparison_needs_a_common_size():
         comparison_table({"a": results(sizes=(500,)), "b": results(sizes=(900,))})
     with pytest.raises(ValueError, match="no results"):
         comparison_table({})
-
-
-def test_plot_of_several_models(tmp_path):
-    plot_recall({"a": results(), "b": results(0.3, sizes=(500,))}, tmp_path / "new" / "recall.png")
-    assert Image.open(tmp_path / "new" / "recall.png").size == (960, 630)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["recall.png"]
 
 
 def test_file_round_trip_and_no_half_written_file(tmp_path):
