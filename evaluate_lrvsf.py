@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
 from lrvsf.evaluation.attention import write_attention
+from lrvsf.evaluation.conditions import measure_conditions, write_conditions
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.plots import PLOTS, plot_all
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         measured = evaluate_bootstrap(store, settings, queries)
     results = {"model": args.model, "data_root": args.data_root, **measured}
+    if pictures.conditioning_page:
+        results["conditions"] = measure_conditions(store, args.batch_size)
     if state.is_main_process:
         save_results(results, output / "results.json")
         queries.save(output / "queries.parquet")
@@ -64,6 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(results_table(results))
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
         print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
+        if pictures.conditioning_page:
+            write_conditions(results["conditions"], output / "conditioning.html", args.model)
+            print(f"Wrote {output / 'conditioning.html'}.")
     if pictures.sheet:
         write_sheet(store, output / "sheet.html", pictures.sheet, args.seed, args.model)
         state.print(f"Wrote {output / 'sheet.html'}.")

@@ -99,7 +99,7 @@ def test_two_processes_give_the_same_results(flags, tmp_path, monkeypatch):
     convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
     paper = [*flags[:6], "--protocol", "paper", "--stored_folds", str(tmp_path / "folds.safetensors"), "--bf16", "0"]
     # In float32 the composition of batches moves no rank.
-    both = {"bootstrap": [*flags, "--sheet", "3", "--bf16", "0"], "paper": paper}
+    both = {"bootstrap": [*flags, "--sheet", "3", "--conditioning_page", "1", "--bf16", "0"], "paper": paper}
     monkeypatch.setattr(store, "ROWS", 8)  # two shards of products, four of distractors
     for name, given in both.items():
         evaluate_lrvsf.main([*given, "--output_dir", str(tmp_path / "one" / name)])

@@ -88,6 +88,11 @@ class PictureArguments:
         default=0, metadata={"help": "Successes and worst failures that sheet.html shows, of each so many; 0: none."}
     )
 
+    conditioning_page: bool = field(
+        default=False,
+        metadata={"help": "conditioning.html: does the condition help, and what does another one change?"},
+    )
+
     def __post_init__(self) -> None:
         if self.attention_categories and not self.attention:
             raise ValueError(f"attention_categories={self.attention_categories} needs --attention, the rows to draw.")

@@ -178,7 +178,8 @@ class EmbeddedTestSet:
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
             encoder's device, as are `category_names` and, where categories were asked for, `product_categories` (P,).
-        distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read.
+        distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read; where categories
+            were asked for, `distractor_categories` (N,), -1 for what no product has.
         facts: what results.json says of the model, the test set and the versions.
 
     Raises ValueError: no product can be read; and as `EmbeddingStore.fill` does.
@@ -200,10 +201,10 @@ class EmbeddedTestSet:
         self.n_distractors = len(self.distractor_rows)
         names = test_set.categories()
         self.category_names = [names[row] for row in self.rows]
-        self._distractor_categories = None
+        self.distractor_categories = None
         if numbers is not None:
             self.product_categories = numbers[0][self.rows]
-            self._distractor_categories = numbers[1][self.distractor_rows]
+            self.distractor_categories = numbers[1][self.distractor_rows]
         self.facts = {
             "conditioning": encoder.conditioning,
             "embedding_dim": encoder.dim,
@@ -222,7 +223,7 @@ class EmbeddedTestSet:
         """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first among the
         `n_distractors`, and with categories those (n,), -1 for what no product has."""
         for embeds, first in self._store.distractors():
-            categories = self._distractor_categories
+            categories = self.distractor_categories
             yield embeds, first, None if categories is None else categories[first : first + len(embeds)]
 
     def positions(self, folds: Iterable[Tensor]) -> list[Tensor]:

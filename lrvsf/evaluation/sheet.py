@@ -56,6 +56,9 @@ class TopItems:
 
     def keep(self, scores: Tensor, items: Tensor) -> None:
         """The best of what was kept and of scores (Q, B) of items (Q, B), from a block or from another process."""
+        if self.scores.shape[1] == self.count:  # what no query ranks among its best need not be sorted
+            wanted = (scores.to(self.scores) >= self.scores[:, -1:]).any(0)
+            scores, items = scores[:, wanted], items[:, wanted]
         scores = torch.cat([self.scores, scores.to(self.scores)], dim=1)
         items = torch.cat([self.items, items.to(self.items)], dim=1)
         items, order = items.sort(dim=1)
