@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         conditioning=args.conditioning or model.config.condition,
         bf16=has_fast_bf16(state.device) if args.bf16 is None else args.bf16,
         device=state.device,
+        dims=args.dims,
     )
     output = Path(args.output_dir)
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late

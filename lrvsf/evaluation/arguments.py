@@ -57,6 +57,10 @@ class EvaluateArguments:
             "choices": ["category", "none"],
         },
     )
+    dims: int | None = field(
+        default=None,
+        metadata={"help": "Keep so many first dimensions, for a model trained with matryoshka_dims. Default: all."},
+    )
     batch_size: int = field(default=256, metadata={"help": "Images per forward pass, on each process."})
     bf16: bool | None = field(
         default=None, metadata={"help": "Run the model in bfloat16. Default: on GPUs and CPUs where it is much faster."}

@@ -76,7 +76,7 @@ class Baseline(nn.Module):
 def load_baseline(path: str) -> Baseline:
     """A checkpoint of one of `FAMILIES`, from a folder or the Hub.
 
-    Raises ValueError: of another family, or made for images that are no squares.
+    Raises ValueError: of another family, not whole, without a pooled embedding, or made for images that are no squares.
     """
     config, _ = PretrainedConfig.get_config_dict(path)
     family = config.get("model_type")
@@ -84,7 +84,11 @@ def load_baseline(path: str) -> Baseline:
         known = ", ".join(["condvit", "clip", "clip_vision_model", *FAMILIES])
         raise ValueError(f"{path} is a checkpoint of type {family!r}, which cannot be evaluated. Known are {known}.")
     model_class, (mean, std) = FAMILIES[family]
-    tower = model_class.from_pretrained(path, dtype=torch.float32)
+    tower, loaded = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"{path} lacks {', '.join(missing[:5])}. Give a checkpoint with its whole vision tower.")
+    if not getattr(tower.config, "vision_use_head", True):
+        raise ValueError(f"{path} has vision_use_head=False, so it pools no embedding. Give one with its head.")
     try:
         found, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except OSError:  # the checkpoint has none

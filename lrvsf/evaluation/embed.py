@@ -88,13 +88,19 @@ class Encoder:
         model: put into evaluation mode and on `device`.
         conditioning: "category" or "none"; it decides for queries only, targets and distractors never have a condition.
         bf16: run the tower under bfloat16 autocast. Embeddings are normalised and returned in float32 all the same.
+        dims: keep so many first dimensions, normalised again, for a model trained with `matryoshka_dims`; None all.
 
     Raises:
-        ValueError: conditioning by category asked of a model that has none.
+        ValueError: conditioning by category asked of a model that has none, more dimensions than it has.
     """
 
     def __init__(
-        self, model: CondViTModel | Baseline, conditioning: str, bf16: bool = False, device: torch.device | None = None
+        self,
+        model: CondViTModel | Baseline,
+        conditioning: str,
+        bf16: bool = False,
+        device: torch.device | None = None,
+        dims: int | None = None,
     ) -> None:
         if conditioning not in ("category", "none"):
             raise ValueError(f'conditioning={conditioning!r} is unknown. Use "category" or "none".')
@@ -107,7 +113,9 @@ class Encoder:
         self.model = model.eval().to(self.device)
         self.conditioning, self.bf16 = conditioning, bf16
         self.image_size: int = model.config.image_size
-        self.dim: int = model.config.projection_dim
+        self.dim: int = model.config.projection_dim if dims is None else dims
+        if not 0 < self.dim <= model.config.projection_dim:
+            raise ValueError(f"dims={dims} must be above 0 and at most the model's {model.config.projection_dim}.")
         self.mean, self.std = (model.mean, model.std) if isinstance(model, Baseline) else (IMAGE_MEAN, IMAGE_STD)
         self._mean = 255 * torch.tensor(self.mean, device=self.device).view(3, 1, 1)
         self._std = 255 * torch.tensor(self.std, device=self.device).view(3, 1, 1)
@@ -130,6 +138,8 @@ class Encoder:
             indices = torch.tensor([known.index(name) for name in categories], device=self.device)  # (B,)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embeds = self.model(pixel_values=(batch - self._mean) / self._std, category_indices=indices).image_embeds
+        if self.dim < embeds.shape[1]:
+            embeds = torch.nn.functional.normalize(embeds[:, : self.dim], dim=1)
         return embeds.float().cpu()
 
 

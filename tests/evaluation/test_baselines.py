@@ -84,6 +84,17 @@ def test_another_family_is_refused_by_name(tmp_path):
         Encoder(load_model(str(tmp_path / "dino")), "category")
 
 
+def test_half_a_checkpoint_is_refused(tmp_path):
+    SiglipVisionModel(SiglipVisionConfig(**TOWER, vision_use_head=False)).save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match="vision_use_head=False, so it pools no embedding"):
+        load_model(str(tmp_path / "headless"))
+    state = SiglipVisionModel(SiglipVisionConfig(**TOWER))
+    weights = {name: value for name, value in state.state_dict().items() if "head" not in name}
+    state.save_pretrained(tmp_path / "half", state_dict=weights)
+    with pytest.raises(ValueError, match="lacks .*head.*Give a checkpoint with its whole vision tower"):
+        load_model(str(tmp_path / "half"))
+
+
 def test_a_store_tells_baselines_apart(tmp_path, make_test_set):
     test_set, model = ProductTestSet(make_test_set()), MADE["dinov2"]()[0]
     model.save_pretrained(tmp_path)

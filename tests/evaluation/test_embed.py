@@ -4,6 +4,7 @@ import io
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -119,6 +120,14 @@ def test_a_clip_folder_is_an_unconditioned_baseline(tiny_shape, tmp_path, pixel_
 def test_a_condvit_folder_keeps_its_condition(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "model")
     assert load_model(str(tmp_path / "model")).config.condition == "category"
+
+
+def test_the_first_dimensions_are_embeddings_too(tiny_model):
+    pixels = list(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
+    whole, cut = (Encoder(tiny_model, "category", dims=dims).embed(pixels, ["Bags", "Feet"]) for dims in (None, 5))
+    torch.testing.assert_close(cut, whole[:, :5] / whole[:, :5].norm(dim=1, keepdim=True))
+    with pytest.raises(ValueError, match="dims=17 must be above 0 and at most the model's 16"):
+        Encoder(tiny_model, "category", dims=17)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
