@@ -92,8 +92,9 @@ class EmbeddingStore:
         for part in parts:
             self._embed_missing(part, found[part.what])
         PartialState().wait_for_everyone()
-        for part in parts:
-            self._take_stock(part)
+        stock = {part.what: self._take_stock(part) for part in parts}
+        self._rows = {what: rows for what, (rows, _) in stock.items()}
+        self._skipped = {what: skipped for what, (_, skipped) in stock.items()}
 
     def rows(self, what: str) -> Tensor:
         """(n,) the rows of the "products" or "distractors" that could be read, ascending."""
@@ -106,16 +107,16 @@ class EmbeddingStore:
     def products(self) -> tuple[Tensor, Tensor]:
         """The queries and the targets of all products that could be read, (P, dim) float32 unit rows each."""
         ranges = _ranges(self.test_set.n_products)
-        queries, targets = (torch.cat([self._read(kind, *of) for of in ranges]) for kind in Products.kinds)
+        queries, targets = (torch.cat([self._read(kind, start) for start, _ in ranges]) for kind in Products.kinds)
         return queries, targets
 
     def distractors(self) -> Iterator[tuple[Tensor, int]]:
         """This process's share, in blocks of at most ROWS: (n, dim) float32 unit rows, and the place of the first of
         them among all distractors that could be read."""
         ranges = _ranges(self.test_set.n_distractors)
-        for start, stop in ranges[slice(*process_slice(len(ranges)))]:
+        for start, _ in ranges[slice(*process_slice(len(ranges)))]:
             first = int(torch.searchsorted(self._rows["distractors"], start))
-            yield self._read("distractor", start, stop), first
+            yield self._read("distractor", start), first
 
     def _path(self, kind: str, start: int) -> Path:
         return self.folder / f"{kind}-{start // ROWS:05d}.safetensors"
@@ -197,8 +198,8 @@ class EmbeddingStore:
                 "--embeds; what is whole there stays, and the next run embeds only what is missing.",
             ) from error
 
-    def _take_stock(self, part: Part) -> None:
-        """Judges the bad rows of all shards in their order, and remembers which rows there are."""
+    def _take_stock(self, part: Part) -> tuple[Tensor, dict[str, int]]:
+        """The rows that there are, (n,), and counts of the bad ones by reason, judged over all shards in order."""
         counter, rows = self._counter(part), [torch.empty(0, dtype=torch.int64)]
         for of in _ranges(part.total):
             try:
@@ -211,7 +212,7 @@ class EmbeddingStore:
             counter.recount(*of, bad)
             rows.append(own)
         counter.finish()
-        self._rows[part.what], self._skipped[part.what] = torch.cat(rows), dict(counter.reasons)
+        return torch.cat(rows), dict(counter.reasons)
 
     def _counter(self, part: Part) -> BadImageCounter:
         max_bad, max_in_a_row = self._limits
@@ -248,7 +249,7 @@ class EmbeddingStore:
             raise DamagedShard(f"{path} has not each of the rows {start} to {stop - 1} once, in order.")
         return rows, bad
 
-    def _read(self, kind: str, start: int, stop: int) -> Tensor:
+    def _read(self, kind: str, start: int) -> Tensor:
         """A shard's embeddings (n, dim), float32, of length 1 once more.
 
         Raises ValueError: one that is not finite or not of length 1.
