@@ -22,10 +22,11 @@ sizes_not_reached, stored_folds (file, folds, products_per_fold, missing_draws, 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lrvsf.durable import write_whole
 
 Results = Mapping[str, Any]
 
@@ -34,9 +35,7 @@ def save_results(results: Results, path: str | Path) -> None:
     """Writes results.json so that a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, (json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
