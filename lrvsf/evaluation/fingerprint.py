@@ -39,8 +39,7 @@ def fingerprint(encoder: Encoder, test_set: ProductTestSet) -> dict[str, Any]:
         "preprocessing.std": list(encoder.std),
         "embedding_dim": encoder.dim,
     }
-    for name, files in test_set.files.items():
-        facts[f"data.{name}"] = _described(files)
+    facts |= {f"data.{name}": described for name, described in describe_files(test_set).items()}
     if encoder.conditioning == "category":  # exactly, as swapped ones may leave a file's size as it was
         facts["data.categories"] = _digest(repr(test_set.categories()).encode())
     return facts
@@ -59,6 +58,11 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each fact that differs, with both values."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     return [f"  {name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names]
+
+
+def describe_files(test_set: ProductTestSet) -> dict[str, str]:
+    """What the files of "products" and of "distractors" are, wherever they lie. Raises OSError: one cannot be read."""
+    return {name: _described(files) for name, files in test_set.files.items()}
 
 
 def _described(files: Iterable[Path]) -> str:

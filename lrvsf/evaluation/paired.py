@@ -25,7 +25,7 @@ from lrvsf.evaluation.report import load_results
 
 RESAMPLES = 10_000
 AT_A_TIME = 500  # resamples in memory: 4 MB for 1,000 products
-SAME = ("protocol", "seed", "folds", "products_per_fold", "gallery_sizes", "n_products", "n_distractors", "skipped")
+SAME = ("test_set", "protocol", "seed", "folds", "products_per_fold", "gallery_sizes", "skipped")
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,6 @@ def _check_same(one: Mapping[str, Any], two: Mapping[str, Any], first: str | Pat
                 f"{name} is {one.get(name)} in {first} but {two.get(name)} in {second}: not the same queries among the "
                 "same items. Evaluate both with the same flags."
             )
-    roots = [results["data_root"] for results in (one, two)]
-    if Path(roots[0]).resolve() != Path(roots[1]).resolve():
-        raise ValueError(
-            f"data_root is {roots[0]} in {first} but {roots[1]} in {second}. Evaluate both on one test set, under one "
-            "--data_root."
-        )
 
 
 def _check_draws(one: pa.Table, two: pa.Table, size: int, first: str | Path, second: str | Path) -> None:

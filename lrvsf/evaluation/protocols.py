@@ -24,6 +24,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from lrvsf.evaluation.columns import category_numbers
+from lrvsf.evaluation.fingerprint import describe_files
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall, mean_and_std
@@ -210,6 +211,7 @@ class EmbeddedTestSet:
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
             "store_dtype": "float16",
+            "test_set": describe_files(test_set),
             "n_products": len(self.rows),
             "n_distractors": self.n_distractors,
             "skipped": {what: store.skipped(what) for what in ("products", "distractors")},

@@ -3,6 +3,7 @@ or, query by query, from queries.parquet beside it (`lrvsf.evaluation.queries`).
 
 model, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
+test_set[products | distractors]         what its files are, wherever they lie
 skipped[products | distractors][reason]  counts of rows that could not be read
 galleries[SIZE]                          SIZE, as K, is a string
     recall[K]                            {"mean", "std"} over folds, between 0 and 1

@@ -51,8 +51,8 @@ def test_one_product_has_no_interval():
 
 
 RESULTS = {
-    "protocol": "bootstrap", "seed": 0, "folds": 2, "products_per_fold": 3, "gallery_sizes": [500], "n_products": 3,
-    "n_distractors": 600, "skipped": {"products": {}, "distractors": {}}, "data_root": "data/test",
+    "protocol": "bootstrap", "seed": 0, "folds": 2, "products_per_fold": 3, "gallery_sizes": [500],
+    "test_set": {"products": "1 file", "distractors": "4 files"}, "skipped": {"products": {}, "distractors": {}},
     "conditioning": "category", "galleries": {"500": {"recall": {k: {"mean": 0.5} for k in ("1", "5", "10")}}},
 }  # fmt: skip
 
@@ -104,8 +104,8 @@ def test_table(pair):
         ({"seed": 3}, "seed is 0 in .*a but 3 in .*b"),
         ({"protocol": "leaderboard"}, "protocol is bootstrap in"),
         ({"gallery_sizes": [500, 900]}, r"gallery_sizes is \[500\] in .* but \[500, 900\] in"),
-        ({"n_distractors": 599}, "n_distractors is 600 in"),
-        ({"data_root": "data/other"}, "data_root is data/test in .* but data/other in .*under one --data_root"),
+        ({"skipped": {"products": {"empty": 1}}}, "skipped is .* but {'products': {'empty': 1}} in"),
+        ({"test_set": {"products": "2 files"}}, "test_set is .* but {'products': '2 files'} in .*not the same queries"),
         ({"weights": ((1, 1), (1, 1), (0, 1))}, None),
         ({"weights": ((1, 1), (1, 0), (1, 1))}, r"draws begins with \[2, 2, 1\] in .* but with \[2, 1, 2\] in"),
     ],
