@@ -12,6 +12,7 @@ galleries[SIZE]                          SIZE, as K, is a string
     ties                                 queries over all folds, those that tie, and the items they tie with
     recall_at_1_by_category[CATEGORY]    {"mean", "queries"} over the queries of all folds
     marked                               where the size is not what it says, why
+conditions                               with --conditioning_page: see `lrvsf.evaluation.conditions`
 
 Protocol "leaderboard" and "bootstrap" add product_folds, restrict_to_category, bf16_ranks and missing_draws[products]:
 draws of a file that name a product that cannot be read. Protocol "paper", one fold of all products, adds
