@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
 from lrvsf.evaluation.attention import write_attention
-from lrvsf.evaluation.conditions import measure_conditions, write_conditions
+from lrvsf.evaluation.conditions import check_conditions, measure_conditions, write_conditions
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.plots import PLOTS, plot_all
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
         write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")
+    if pictures.conditioning_page:
+        check_conditions(encoder, test_set)
     limits = args.max_bad_fraction, args.max_bad_in_a_row
     store = EmbeddingStore(args.embeds or output / "embeds", encoder, test_set, args.batch_size, *limits)
     queries = QueryTable()

@@ -145,6 +145,8 @@ def test_a_run_goes_on_only_with_what_it_began_with(train, trained, tmp_path):
     folder, _ = trained
     with pytest.raises(ValueError, match="seed: 42 then, 1 now"):
         train(tmp_path, resume_from_checkpoint=folder / "checkpoint-6", seed=1)
+    with pytest.raises(ValueError, match="phase1_steps: 2 then, 3 now"):
+        train(tmp_path, resume_from_checkpoint=folder / "checkpoint-6", phase1_steps=3)
     with pytest.raises(ValueError, match="checkpoint-6 of an earlier run; add --resume_from_checkpoint True"):
         train(folder)
 
@@ -377,6 +379,7 @@ def test_bf16_loss_is_close_to_float32():
         ({"label_smoothing_factor": 0.1}, "the contrastive loss has none"),
         ({"warmup_steps": 10}, "set phase1_steps"),
         ({"lr_scheduler_type": "cosine"}, "phase1_steps shapes it"),
+        ({"data_seed": 5}, "drawn by seed"),
         ({"save_only_model": True}, "cannot be resumed from"),
         ({"save_on_each_node": True}, "share one output_dir"),
         ({"remove_unused_columns": True}, "not dataset columns"),

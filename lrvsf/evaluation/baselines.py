@@ -94,7 +94,9 @@ def load_baseline(path: str) -> Baseline:
     except OSError:  # the checkpoint has none
         found = {}
     size = found.get("crop_size") if found.get("do_center_crop") else found.get("size")
-    sides = set(size.values()) if size else {tower.config.image_size}
+    sides = {size} if isinstance(size, int) else set(size.values()) if size else {tower.config.image_size}
     if len(sides) > 1 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"{path} is made for images of {size or sides}; only squares can be evaluated.")
+    if isinstance(tower, SiglipVisionModel) and sides != {tower.config.image_size}:
+        raise ValueError(f"{path} is for {tower.config.image_size} pixels, its preprocessor_config.json gives {sides}.")
     return Baseline(tower, found.get("image_mean") or mean, found.get("image_std") or std, sides.pop())

@@ -19,6 +19,13 @@ from lrvsf.evaluation.report import comparison_table, load_results
 
 
 def main(arguments: list[str] | None = None) -> None:
+    try:
+        compare(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+
+
+def compare(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="a row's name, and where its results.json is")
     parser.add_argument("--plots", help=f"folder to write {', '.join(PLOTS)} to")
@@ -36,12 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
         results[name] = load_results(path)
     if args.paired and len(folders) != 2:
         sys.exit(f"--paired compares two models; {len(folders)} are given")
+    if len(protocols := {of.get("protocol") for of in results.values()}) > 1:
+        raise ValueError(f"These are results of different protocols, {protocols}, whose numbers do not compare.")
+    differences = compare_pair(*folders) if args.paired else None
     print("Recall at K in %\n\n" + comparison_table(results))
-    if args.paired:
-        try:
-            differences = compare_pair(*folders)
-        except (ValueError, FileNotFoundError) as error:
-            sys.exit(str(error))
+    if differences:
         print("\n" + differences_table(list(results), folders, differences))
     if args.plots:
         queries = {name: load_queries(folder) for name, folder in zip(results, folders, strict=True)}

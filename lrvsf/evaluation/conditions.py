@@ -20,7 +20,9 @@ from accelerate.utils import gather_object
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from lrvsf.evaluation.embed import THREADS, map_ahead, process_slice
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.columns import category_numbers
+from lrvsf.evaluation.embed import THREADS, Encoder, map_ahead, process_slice
 from lrvsf.evaluation.paired import bootstrap_interval
 from lrvsf.evaluation.protocols import EmbeddedTestSet
 from lrvsf.evaluation.recall import RankCounter
@@ -46,11 +48,7 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str
     Raises ValueError: a model without conditions, or distractors without categories.
     """
     encoder, test_set = store.encoder, store.test_set
-    if encoder.conditioning != "category":
-        raise ValueError(
-            f"The page on conditions needs a model that is asked by category; this one is asked with "
-            f"conditioning={encoder.conditioning!r}."
-        )
+    check_conditions(encoder, test_set)
     data = EmbeddedTestSet(store, with_categories=True)
     names = list(dict.fromkeys(test_set.categories()))  # by number
     asked = [name for name in encoder.model.config.categories if name in names]
@@ -63,7 +61,7 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str
     found = {condition: top_of(data, queries) for condition, queries in asking.items()}  # each (P, 10) twice
     ways = {}
     for way, hit in hits.items():
-        by_category = {name: hit[own == number, 0].mean().item() for name, number in zip(asked, numbers, strict=True)}
+        by_category = {name: _mean(hit[own == number, 0]) for name, number in zip(asked, numbers, strict=True)}
         recall = {str(k): hit[:, column].mean().item() for column, k in enumerate(KS)}
         ways[way] = {"recall": recall, "recall_at_1_by_category": by_category}
     as_meant = torch.stack([found[names[number]][1][row] for row, number in enumerate(own.tolist())])
@@ -79,6 +77,16 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str
             WAYS[1]: _confusion(found[None][1], own, numbers),
         },
     }
+
+
+def check_conditions(encoder: Encoder, test_set: ProductTestSet) -> None:
+    """Raises ValueError, before anything is embedded, where `measure_conditions` would."""
+    if encoder.conditioning != "category":
+        raise ValueError(
+            f"The page on conditions needs a model that is asked by category; this one is asked with "
+            f"conditioning={encoder.conditioning!r}."
+        )
+    category_numbers(test_set)
 
 
 def queries_under(

@@ -65,7 +65,10 @@ def load_model(path: str) -> CondViTModel | Baseline:
         raise FileNotFoundError(f"there is no folder {path}, and a name on the Hub looks like OWNER/MODEL.")
     model_type = PretrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == "condvit":
-        return CondViTModel.from_pretrained(path, dtype=torch.float32)
+        model, loaded = CondViTModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"{path} lacks the weights {', '.join(missing[:5])}. Restore its model.safetensors.")
+        return model
     if model_type in ("clip", "clip_vision_model"):
         return CondViTModel.from_clip(path, condition="none")
     return load_baseline(path)

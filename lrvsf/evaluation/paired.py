@@ -132,6 +132,9 @@ def _line(one: Difference) -> str:
 
 def _check_same(one: Mapping[str, Any], two: Mapping[str, Any], first: str | Path, second: str | Path) -> None:
     """Both were measured on the same ground, as far as results.json tells."""
+    for results, folder in ((one, first), (two, second)):
+        if "test_set" not in results:
+            raise ValueError(f"{folder} does not say what test set it is of. Evaluate the model again.")
     for name in SAME:
         if one.get(name) != two.get(name):
             raise ValueError(

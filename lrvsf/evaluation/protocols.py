@@ -82,6 +82,10 @@ class BootstrapSettings:
             raise ValueError(
                 f"gallery_sizes={self.gallery_sizes}: give one or more numbers of distractors, each at least 1."
             )
+        if len(set(self.gallery_sizes)) < len(self.gallery_sizes):
+            raise ValueError(f"gallery_sizes={self.gallery_sizes} names a size twice; give each once.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be at least 0.")
         if self.products_per_fold is not None and self.products_per_fold < 1:
             raise ValueError(f"products_per_fold={self.products_per_fold} must be at least 1.")
 
@@ -106,7 +110,7 @@ def chosen_settings(protocol: str, given: Mapping[str, Any]) -> BootstrapSetting
     """
     names = {name for others in FLAGS.values() for name in others}
     for name in sorted(names.difference(FLAGS[protocol])):
-        if given[name]:
+        if given[name] is not None and given[name] is not False:
             raise ValueError(f"--{name} has no meaning in the {protocol} protocol; leave it out.")
     if protocol == "paper":
         return None

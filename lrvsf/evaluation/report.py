@@ -41,8 +41,11 @@ def save_results(results: Results, path: str | Path) -> None:
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Reads results.json."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Reads results.json. Raises ValueError: it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Evaluate the model again.") from error
 
 
 def results_table(results: Results) -> str:

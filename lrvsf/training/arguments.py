@@ -188,6 +188,8 @@ UNUSED = {
     "lr_scheduler_type": (("linear",), "the published schedule is the only one; phase1_steps shapes it"),
     "save_only_model": ((False,), "such a checkpoint cannot be resumed from"),
     "save_on_each_node": ((False,), "nodes share one output_dir"),
+    "data_seed": ((None,), "the order of products is drawn by seed"),
+    "dataloader_drop_last": ((False,), "the last, partial global batch is always dropped"),
     "remove_unused_columns": ((False,), "batches are not dataset columns"),
     "ddp_find_unused_parameters": (
         (False, None),

@@ -18,7 +18,7 @@ def start_model(args: ModelArguments) -> CondViTModel:
     options = {"dtype": torch.float32, "attn_implementation": args.attn_implementation}
     if config.get("model_type") != "condvit":
         options["logit_scale_init_value"] = args.logit_scale_init_value
-        options["num_condition_tokens"] = args.num_condition_tokens or 1
+        options["num_condition_tokens"] = 1 if args.num_condition_tokens is None else args.num_condition_tokens
         condition = args.condition or "category"
         clip = CondViTModel.from_clip(args.model, categories=args.categories, condition=condition, **options)
         return use_patch_product(clip)

@@ -88,7 +88,10 @@ class CondViTTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
         )
-        if wrong := [d for d in args.matryoshka_dims or [] if not 0 < d < model.config.projection_dim]:
+        dims = args.matryoshka_dims or []
+        if len(set(dims)) < len(dims):
+            raise ValueError(f"matryoshka_dims={dims} names a dimension twice; give each once")
+        if wrong := [d for d in dims if not 0 < d < model.config.projection_dim]:
             raise ValueError(
                 f"matryoshka_dims={wrong} must be above 0 and below the embedding's {model.config.projection_dim}"
             )
@@ -155,6 +158,7 @@ class CondViTTrainer(Trainer):
         """What a resumed run must have in common with the one that it resumes; kept in every checkpoint."""
         batches = self.loader.batch_sampler
         order = {"seed": self.args.seed, "global_batch": batches.global_size, "categories_per_batch": batches.parts}
+        order |= {"phase1_steps": self.phase1_steps, "matryoshka_dims": self.args.matryoshka_dims}
         return {**order, "data": self.shards.fingerprint, **checkpoints.describe_model(self.unwrapped.config)}
 
     def _get_output_dir(self, trial) -> str:

@@ -74,6 +74,16 @@ def test_the_checkpoint_says_size_and_normalisation(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_older_forms_of_size_and_a_wrong_one(tmp_path):
+    model, _ = MADE["siglip_vision_model"]()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 24}))
+    assert load_model(str(tmp_path)).config.image_size == 24
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 48}))
+    with pytest.raises(ValueError, match="is for 24 pixels, its preprocessor_config.json gives .48."):
+        load_model(str(tmp_path))
+
+
 def test_another_family_is_refused_by_name(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of type .bert., which cannot be evaluated. Known are condvit, .*dinov3"):

@@ -93,6 +93,14 @@ def test_the_page_holds_the_figures_and_fetches_nothing(measured, tmp_path):
     assert page.count('class="own"') == 3 * 3
 
 
+def test_a_category_whose_product_cannot_be_read_has_no_figure(make_test_set, tiny_model, make_store, tmp_path):
+    test_set = ProductTestSet(make_test_set(products=3, bad={"SIMPLE_IMG": {1: b""}}))  # the only one of Feet
+    found = measure_conditions(make_store(Encoder(tiny_model, "category"), test_set, 4, 0.5))
+    assert found["queries"] == [1, 0, 1] and found["ways"][WAYS[0]]["recall_at_1_by_category"]["Feet"] is None
+    write_conditions(json.loads(json.dumps(found, allow_nan=False)), tmp_path / "page.html", "")
+    assert "<td>-</td>" in (tmp_path / "page.html").read_text()
+
+
 def test_a_model_without_conditions_is_refused(make_test_set, tiny_model, make_store):
     with pytest.raises(ValueError, match="needs a model that is asked by category; .*conditioning='none'"):
         measure_conditions(make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set())))

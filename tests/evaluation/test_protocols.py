@@ -205,3 +205,12 @@ def test_flags_of_another_protocol_are_refused():
     for protocol, name in [("bootstrap", "product_folds"), ("leaderboard", "gallery_sizes"), ("paper", "folds")]:
         with pytest.raises(ValueError, match=f"--{name} has no meaning in the {protocol} protocol"):
             chosen_settings(protocol, none | {name: 1})
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [({"gallery_sizes": [5, 9, 5]}, r"\[5, 9, 5\] names a size twice"), ({"seed": -1}, "seed=-1 must")],
+)
+def test_settings_that_would_mislead_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        BootstrapSettings(**{"gallery_sizes": [5], **wrong})
