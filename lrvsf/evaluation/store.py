@@ -142,7 +142,7 @@ class EmbeddingStore:
                 try:
                     found[part.what][start, stop] = self._header(part, start, stop)[1]
                 except FileNotFoundError:
-                    pass
+                    pass  # still to be made
                 except DamagedShard as error:
                     logger.warning("%s It is made again.", error)
         return found
