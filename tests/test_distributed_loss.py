@@ -1,4 +1,4 @@
-"""All checks of the distributed loss, in one spawn of two processes and one of four."""
+"""All checks of the distributed loss and of split weights, in one spawn of two processes and one of four."""
 
 import gc
 import os
@@ -10,12 +10,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from configuration_condvit import CondViTConfig
+from lrvsf.training import sharding
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.loss import gather_rows, info_nce
+from lrvsf.training.patches import use_patch_product
+from modeling_condvit import CondViTModel
 
 GOLDEN = Path(__file__).parent / "golden" / "contrastive_loss.safetensors"
 
@@ -85,9 +90,55 @@ def check_gather(rank, world):
     assert (rows.grad == sum(range(1, world + 1))).all(), "1 from rank 0, 2 from rank 1, ..."
 
 
+def tower():
+    """Two layers and ten categories, which four processes cannot split evenly; wide enough to tell images apart."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"image_size": 16, "patch_size": 8, "projection_dim": 12}
+    model = CondViTModel(CondViTConfig(**shape, logit_scale_init_value=1.0, initializer_factor=5.0)).double()
+    model._embed = lambda pooled: F.normalize(model.visual_projection(pooled), dim=-1)  # in float64
+    return use_patch_product(model)
+
+
+def tower_loss(model, images, categories):
+    output = model(images[0], categories, images[1])
+    return info_nce(output.image_embeds, output.target_embeds, sharding.whole_parameter(model.logit_scale))
+
+
+def tower_batch():
+    images = torch.randn(2, 12, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return images, torch.arange(12) % 10
+
+
+def check_split_tower(rank, world):
+    """Each process holds its share of the weights, which have the whole batch's gradients; saved they are as before."""
+    expected = torch.load(os.environ["EXPECTED_TOWER"], weights_only=True)
+    before, model = tower(), tower()
+    sharding.shard(model, Accelerator(cpu=True))
+    images, categories = tower_batch()
+    mine = slice(12 // world * rank, 12 // world * (rank + 1))
+    tower_loss(model, images[:, mine], categories[mine]).backward()
+    sharding.average_gradient(model.logit_scale)
+    held = 0
+    for name, parameter in model.named_parameters():
+        held += parameter.to_local().numel()
+        gradient = parameter.grad.full_tensor()
+        assert (gradient - expected[name]).norm() <= 1e-12 * max(expected[name].norm(), 1), name
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert_near(norm, torch.stack([gradient.norm() for gradient in expected.values()]).norm())
+    total = sum(parameter.numel() for parameter in before.parameters())
+    assert held < 1.1 * total / world
+    everywhere, on_first = sharding.whole_model(model, everywhere=True), sharding.whole_model(model, everywhere=False)
+    assert (on_first is None) == (rank > 0)
+    for plain in filter(None, (everywhere, on_first)):
+        for kind in ("named_parameters", "named_buffers"):
+            for (name, old), (_, new) in zip(getattr(before, kind)(), getattr(plain, kind)(), strict=True):
+                assert torch.equal(old, new), name
+
+
 def worker(rank, world):
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    for check in (check_gather, check_golden_gradients, check_encoder_gradients):
+    for check in (check_gather, check_golden_gradients, check_encoder_gradients, check_split_tower):
         check(rank, world)
     gc.collect()  # what still holds the group would take it down with the interpreter, where its threads abort
     dist.destroy_process_group()
@@ -100,6 +151,10 @@ def test_several_processes_equal_one(tmp_path, monkeypatch, world):
     loss = contrast(model, scale, *batch())
     loss.backward()
     torch.save((loss.detach(), [p.grad for p in model.parameters()], scale.grad), tmp_path / "expected.pt")
+    reference = tower()
+    tower_loss(reference, *tower_batch()).backward()
+    torch.save({name: p.grad for name, p in reference.named_parameters()}, tmp_path / "tower.pt")
+    monkeypatch.setenv("EXPECTED_TOWER", str(tmp_path / "tower.pt"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

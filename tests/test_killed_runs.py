@@ -158,11 +158,25 @@ def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes, worke
     assert_same_run(tmp_path, uninterrupted(processes), processes)
 
 
-def test_chunks_on_two_processes_give_the_losses_of_whole_batches(flags, uninterrupted, tmp_path):
-    run(tmp_path, [*flags, "--grad_cache_chunk", "1"], processes=2)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_chunks_on_two_processes_give_the_losses_of_whole_batches(flags, uninterrupted, tmp_path, sharded):
+    run(tmp_path, [*flags, "--grad_cache_chunk", "1", "--shard_weights", str(sharded)], processes=2)
     for rank, whole in zip(logged(tmp_path, 2), logged(uninterrupted(2), 2), strict=True):
         for step, (ids, loss) in whole.items():
             assert rank[step][0] == ids and rank[step][1] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.survives(
+    "SIGKILL with weights split over the processes or whole", "resumes the other way, bit for bit (two processes)"
+)
+def test_split_weights_train_the_same_and_are_saved_whole(flags, uninterrupted, tmp_path):
+    """Two terms have one sum in any order: two processes give the same bits. The optimizer knows half of the weights
+    when phase 1 is interrupted."""
+    sharded = [*flags, "--shard_weights", "True", "--eval_strategy", "steps", "--eval_steps", "2"]
+    run(tmp_path, flags, processes=2, fault="kill", at=2, status=-signal.SIGKILL)
+    run(tmp_path, sharded, processes=2, fault="kill", at=5, status=-signal.SIGKILL)
+    run(tmp_path, flags, processes=2)
+    assert_same_run(tmp_path, uninterrupted(2), 2)
 
 
 @pytest.mark.survives("one of several processes raises", "all end, its traceback comes first")

@@ -374,7 +374,8 @@ def test_bf16_loss_is_close_to_float32():
         ({"grad_cache_chunk": 0}, "must be 1 or more"),
         ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
         ({"save_strategy": "best"}, "save_strategy=best without an eval_strategy"),
-        ({"fsdp": "full_shard"}, "fsdp='full_shard': sharded training is not supported"),
+        ({"fsdp": "full_shard"}, "fsdp='full_shard': take --shard_weights True"),
+        ({"shard_weights": True}, "on one process: there is nobody to share with"),
         ({"auto_find_batch_size": True}, "must not change by itself"),
         ({"label_smoothing_factor": 0.1}, "the contrastive loss has none"),
         ({"warmup_steps": 10}, "set phase1_steps"),
@@ -390,6 +391,20 @@ def test_bf16_loss_is_close_to_float32():
 def test_arguments_that_would_train_something_else_are_refused(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wrong)
+
+
+def test_sharding_by_accelerate_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
+    with pytest.raises(ValueError, match="told to use FSDP, .* add --shard_weights True"):
+        CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
+@pytest.mark.parametrize("other", [{"torch_compile": True}, {"optim": "adafactor"}])
+def test_what_split_weights_were_never_tried_with_is_refused(tmp_path, monkeypatch, other):
+    monkeypatch.setattr(CondViTTrainingArguments, "world_size", 2)
+    ((name, value),) = other.items()
+    with pytest.raises(ValueError, match=f"shard_weights=True with {name}={value} was never tried"):
+        CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, shard_weights=True, **other)
 
 
 def test_one_process_does_not_split_its_batch_over_gpus(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -82,6 +83,13 @@ class CondViTTrainingArguments(TrainingArguments):
             "price of a second forward pass"
         },
     )
+    shard_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "split weights, gradients and optimizer state over the processes (FSDP): for towers that one GPU "
+            "cannot train"
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "end the run after so many evaluations without a better metric"}
     )
@@ -137,6 +145,7 @@ class CondViTTrainingArguments(TrainingArguments):
                 "CUDA_VISIBLE_DEVICES=0"
             )
         self._check_batches()
+        self._check_sharding()
         self._check_evaluation()
         if self.push_to_hub and self.hub_strategy != "end":
             raise ValueError(
@@ -163,6 +172,25 @@ class CondViTTrainingArguments(TrainingArguments):
         if self.phase1_steps is not None and self.phase1_steps < 0:
             raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
 
+    def _check_sharding(self) -> None:
+        for plugin in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{plugin}", "false") == "true":
+                raise ValueError(
+                    f"accelerate was told to use {plugin}, which is not supported; launch with --multi_gpu, and add "
+                    "--shard_weights True for a tower that one GPU cannot train"
+                )
+        if not self.shard_weights:
+            return
+        if self.world_size == 1:
+            raise ValueError("shard_weights=True on one process: there is nobody to share with; launch several")
+        for name in ("torch_compile", "fp16"):
+            if getattr(self, name):
+                raise ValueError(f"shard_weights=True with {name}=True was never tried; leave one of them out")
+        if not self.optim.startswith("adamw_torch"):
+            raise ValueError(
+                f"shard_weights=True with optim={self.optim.value} was never tried; take adamw_torch_fused"
+            )
+
     def _check_evaluation(self) -> None:
         evaluated = self.eval_strategy != "no"
         if self.early_stopping_patience is not None:
@@ -180,8 +208,8 @@ class CondViTTrainingArguments(TrainingArguments):
 
 # Trainer's flags that would be ignored in silence, or do harm: the values that are taken, and why no others.
 UNUSED = {
-    "fsdp": ((None, "", [], False), "sharded training is not supported; --gradient_checkpointing True saves memory"),
-    "deepspeed": ((None,), "it is not supported; --gradient_checkpointing True saves memory"),
+    "fsdp": ((None, "", [], False), "take --shard_weights True, whose checkpoints are like any other run's"),
+    "deepspeed": ((None,), "it is not supported; --shard_weights True splits weights and optimizer"),
     "auto_find_batch_size": ((False,), "the global batch is part of the loss and must not change by itself"),
     "label_smoothing_factor": ((0,), "the contrastive loss has none"),
     "warmup_steps": ((0, None), "the published schedule climbs over phase 1; set phase1_steps"),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from lrvsf.data.stream import PairLoader, ProductBatches
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.validation import validate
-from lrvsf.training import checkpoints, resuming
+from lrvsf.training import checkpoints, resuming, sharding
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import Guard, noticed_sigterm
 from lrvsf.training.loss import nested_info_nce
@@ -102,6 +104,8 @@ class CondViTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
         self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
         self.unwrapped = model
+        if args.shard_weights:
+            sharding.shard(model, self.accelerator)
         self.add_callback(TemperatureAndPhases(self))
         self.add_callback(Guard(self))
         self.add_callback(Resuming(self))
@@ -228,6 +232,7 @@ class CondViTTrainer(Trainer):
             loss = super().training_step(model, inputs, *args, **kwargs)
         else:
             loss = self._chunked_step(model, inputs)
+        sharding.average_gradient(self.unwrapped.logit_scale)
         if self.state.global_step < self.phase1_steps:
             for name, parameter in self.unwrapped.named_parameters():
                 if not trains_in_phase1(name):
@@ -243,11 +248,11 @@ class CondViTTrainer(Trainer):
             with self.compute_loss_context_manager():
                 return self._embed(model, part)
 
-        chunk, scale = self.args.grad_cache_chunk, self.unwrapped.logit_scale
+        chunk, scale = self.args.grad_cache_chunk, sharding.whole_parameter(self.unwrapped.logit_scale)
         return cached_step(model, inputs, chunk, embed, self._loss, scale, self.accelerator.backward)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs) -> Tensor:
-        return self._loss(*self._embed(model, inputs), self.unwrapped.logit_scale)
+        return self._loss(*self._embed(model, inputs), sharding.whole_parameter(self.unwrapped.logit_scale))
 
     def _loss(self, queries: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
         return nested_info_nce(queries, targets, logit_scale, self.args.matryoshka_dims or [])
@@ -267,7 +272,8 @@ class CondViTTrainer(Trainer):
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes; loss."""
-        encoder = Encoder(self.unwrapped, self.unwrapped.config.condition, self.args.bf16, self.args.device)
+        model = sharding.whole_model(self.unwrapped, everywhere=True) if self.args.shard_weights else self.unwrapped
+        encoder = Encoder(model, model.config.condition, self.args.bf16, self.args.device)
         limits = self.args.max_bad_fraction, self.args.max_bad_in_a_row
         found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -275,11 +281,39 @@ class CondViTTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.shard_weights:
+            sharding.shard_state(optimizer)
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.shard_weights and not self.args.should_save:
+            self.optimizer.state_dict()  # its share of what the main process saves
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._plain_model():
+            super().save_model(output_dir, _internal_call)
+
+    @contextmanager
+    def _plain_model(self) -> Iterator[None]:
+        """`model` as it is saved: not split over the processes."""
+        model = self.model
+        if self.args.shard_weights:
+            self.model = sharding.whole_model(self.unwrapped, everywhere=False)
+        try:
+            yield
+        finally:
+            self.model = model
+
     def finish(self, dtype: torch.dtype = torch.float32) -> Path:
         """Saves a Hub repository: weights in `dtype`, code, processor. Adds up all ranks' bad images."""
         folder = Path(self.args.output_dir)
-        self.unwrapped.to(dtype)
-        self.save_model(str(folder), _internal_call=True)  # which does not push: the card is still to come
+        with self._plain_model():
+            if self.args.should_save:
+                self.model.to(dtype)
+            super().save_model(str(folder), _internal_call=True)  # which does not push: the card is still to come
         if self.is_world_process_zero():
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
         counted = gather_object([(self.skipped.good, self.skipped.reasons)])
