@@ -60,8 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         measured = evaluate_bootstrap(store, settings, queries)
     results = {"model": args.model, "data_root": args.data_root, **measured}
-    if pictures.conditioning_page:
-        results["conditions"] = measure_conditions(store, args.batch_size)
     if state.is_main_process:
         save_results(results, output / "results.json")
         queries.save(output / "queries.parquet")
@@ -70,7 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(results_table(results))
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
         print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
-        if pictures.conditioning_page:
+    if pictures.conditioning_page:
+        results["conditions"] = measure_conditions(store, args.batch_size)
+        if state.is_main_process:
+            save_results(results, output / "results.json")
             write_conditions(results["conditions"], output / "conditioning.html", args.model)
             print(f"Wrote {output / 'conditioning.html'}.")
     if pictures.sheet:

@@ -18,6 +18,8 @@ from PIL import Image
 import evaluate_lrvsf
 from lrvsf.data.images import TooManyBadImages
 from lrvsf.evaluation import store
+from lrvsf.evaluation.embed import load_model
+from lrvsf.evaluation.fingerprint import weights_digest
 from lrvsf.evaluation.stored_folds import convert
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,7 @@ def test_one_process(flags, tmp_path, capsys):
     facts = {"protocol": "bootstrap", "seed": 5, "folds": 3, "products_per_fold": 8, "gallery_sizes": [10, 29]}
     facts |= {"n_products": 8, "n_distractors": 29, "conditioning": "category", "embedding_dim": 16}
     facts |= {"skipped": {"products": {"not an image": 1}, "distractors": {"empty": 2}}}
+    facts |= {"model_weights": weights_digest(load_model(str(tmp_path / "model")))}
     assert {key: results[key] for key in facts} == facts
     assert set(results["versions"]) == {"python", "torch", "transformers", "numpy"}
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel
 
 import evaluate_lrvsf
@@ -339,6 +340,18 @@ def test_more_condition_tokens_and_nested_dimensions(train, trained, tmp_path):
         train(tmp_path / "whole", matryoshka_dims=16)
     with pytest.raises(ValueError, match="num_condition_tokens=1, the run asks for 3"):
         train(tmp_path / "on", model=folder, num_condition_tokens=3)
+    with pytest.raises(ValueError, match="num_condition_tokens=2 with condition='none'"):
+        train(tmp_path / "none", condition="none", num_condition_tokens=2)
+
+
+def test_a_condvit_that_lost_a_weight_is_not_trained_on(train, trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder, tmp_path / "lossy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(tmp_path / "lossy/model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "lossy/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lossy lacks the weights visual_projection.weight; restore"):
+        train(tmp_path / "on", model=tmp_path / "lossy")
 
 
 def test_the_unconditioned_baseline_trains_by_the_same_recipe(train, tmp_path):
@@ -380,6 +393,8 @@ def test_bf16_loss_is_close_to_float32():
         ({"label_smoothing_factor": 0.1}, "the contrastive loss has none"),
         ({"warmup_steps": 10}, "set phase1_steps"),
         ({"lr_scheduler_type": "cosine"}, "phase1_steps shapes it"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "the published schedule takes none"),
+        ({"train_sampling_strategy": "sequential"}, "drawn by seed"),
         ({"data_seed": 5}, "drawn by seed"),
         ({"save_only_model": True}, "cannot be resumed from"),
         ({"save_on_each_node": True}, "share one output_dir"),

@@ -1,6 +1,7 @@
 """Flags of evaluate_lrvsf.py: what is measured, and what is drawn."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -75,6 +76,8 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+        if Path(self.output_dir).is_file():
+            raise ValueError(f"output_dir={self.output_dir} is a file. Give a folder's name.")
 
 
 @dataclass

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from lrvsf.evaluation.columns import category_numbers
-from lrvsf.evaluation.fingerprint import describe_files
+from lrvsf.evaluation.fingerprint import describe_files, weights_digest
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall, mean_and_std
@@ -211,6 +211,7 @@ class EmbeddedTestSet:
             self.product_categories = numbers[0][self.rows]
             self.distractor_categories = numbers[1][self.distractor_rows]
         self.facts = {
+            "model_weights": weights_digest(encoder.model),
             "conditioning": encoder.conditioning,
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",

@@ -1,7 +1,7 @@
 """Results as a file, tables and a plot. All that is printed or drawn comes from the dictionary that results.json holds,
 or, query by query, from queries.parquet beside it (`lrvsf.evaluation.queries`).
 
-model, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
+model, model_weights, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
 test_set[products | distractors]         what its files are, wherever they lie
 skipped[products | distractors][reason]  counts of rows that could not be read

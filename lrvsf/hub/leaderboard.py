@@ -17,6 +17,7 @@ published after somebody has looked at it.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
+from lrvsf.evaluation.embed import load_model
+from lrvsf.evaluation.fingerprint import weights_digest
 from lrvsf.evaluation.report import load_results
 
 DATASET = "Slep/LAION-RVS-Fashion"
@@ -47,7 +50,8 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
         The gallery sizes that were left out, because the test set could not fill them.
 
     Raises:
-        ValueError: another protocol or another model's results, or no gallery that is as large as it says.
+        ValueError: another protocol or other weights' results, no gallery that is as large as it says, or a dataset
+            that is not OWNER/NAME.
         FileNotFoundError: no README.md.
     """
     folder = Path(folder)
@@ -59,6 +63,8 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
     if not galleries:
         why = ", ".join(f"{size}: {gallery['marked']}" for size, gallery in results["galleries"].items())
         raise ValueError(f"No gallery is as large as it says ({why}). Evaluate with more distractors.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
+        raise ValueError(f"{dataset!r} is no dataset's name on the Hub. Give OWNER/NAME.")
     card = ModelCard.load(readme)
     own = [one for one in card.data.eval_results or [] if not _is_ours(one, dataset)]
     card.data.eval_results = own + model_index(results, galleries, dataset)
@@ -135,8 +141,10 @@ def _check(folder: Path, results: Mapping[str, Any]) -> None:
             "restrict_to_category=True: these galleries hold only items of the target's category, not what the "
             "leaderboard compares. Evaluate without --restrict_to_category."
         )
-    if Path(results["model"]).resolve().name != folder.resolve().name:
-        raise ValueError(f"These are results of {results['model']}, not of {folder}. Evaluate {folder} itself.")
+    if results.get("model_weights") != weights_digest(load_model(str(folder))):
+        raise ValueError(
+            f"These are results of {results['model']}, whose weights are not {folder}'s. Evaluate {folder}."
+        )
 
 
 def _is_ours(one: EvalResult, dataset: str) -> bool:

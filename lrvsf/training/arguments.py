@@ -135,7 +135,7 @@ class CondViTTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = metric != "loss"
         for name, (wanted, why) in UNUSED.items():
-            if (value := getattr(self, name)) not in wanted:
+            if (value := getattr(self, name, wanted[0])) not in wanted:  # some versions of Trainer lack some
                 raise ValueError(f"{name}={value!r}: {why}. Leave it out")
         super().__post_init__()
         if self.n_gpu > 1:
@@ -214,6 +214,9 @@ UNUSED = {
     "label_smoothing_factor": ((0,), "the contrastive loss has none"),
     "warmup_steps": ((0, None), "the published schedule climbs over phase 1; set phase1_steps"),
     "lr_scheduler_type": (("linear",), "the published schedule is the only one; phase1_steps shapes it"),
+    "lr_scheduler_kwargs": ((None, {}), "the published schedule takes none; phase1_steps shapes it"),
+    "train_sampling_strategy": (("random",), "the order of products is drawn by seed"),
+    "prediction_loss_only": ((False,), "an evaluation always measures recall and loss"),
     "save_only_model": ((False,), "such a checkpoint cannot be resumed from"),
     "save_on_each_node": ((False,), "nodes share one output_dir"),
     "data_seed": ((None,), "the order of products is drawn by seed"),

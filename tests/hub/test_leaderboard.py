@@ -6,11 +6,18 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, parse_eval_result_entries
 
+from lrvsf.evaluation.fingerprint import weights_digest
 from lrvsf.hub import leaderboard
 from lrvsf.hub.leaderboard import add_results, short
 
 
-def results(**changes):
+@pytest.fixture
+def results(tiny_model):
+    """results(**changes): what an evaluation of the folder's weights says."""
+    return lambda **changes: made_up_results(**{"model_weights": weights_digest(tiny_model), **changes})
+
+
+def made_up_results(**changes):
     def gallery(mean):
         return {"recall": {k: {"mean": mean, "std": 0.00834} for k in ("1", "5", "10", "20", "50")}}
 
@@ -21,7 +28,7 @@ def results(**changes):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, tiny_model):
     """A model folder whose card has an evaluation on a validation set, and a text."""
     validation = EvalResult(
         "image-feature-extraction", "me/shop", "me/shop, validation", "recall_at_1", 40.62, dataset_split="validation"
@@ -30,7 +37,7 @@ def folder(tmp_path):
         license="cc-by-nc-4.0", tags=["fashion"], datasets=["me/shop"], model_name="Bags", eval_results=[validation]
     )
     folder = tmp_path / "bags"
-    folder.mkdir()
+    tiny_model.save_pretrained(folder)
     ModelCard(f"---\n{data.to_yaml()}\n---\n# Bags\n\nWhat é the card says.\n").save(folder / "README.md")
     return folder
 
@@ -39,7 +46,7 @@ def entries(folder):
     return parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "lrvsf.yaml").read_text("utf-8")))
 
 
-def test_the_card_has_what_the_leaderboard_reads(folder):
+def test_the_card_has_what_the_leaderboard_reads(folder, results):
     """Plain dictionaries, as in the README of a published model."""
     assert add_results(folder, results()) == []
     metadata = metadata_load(folder / "README.md")
@@ -60,7 +67,7 @@ def test_the_card_has_what_the_leaderboard_reads(folder):
     assert ours["source"]["url"] == "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"
 
 
-def test_the_hubs_classes_read_the_same_back(folder):
+def test_the_hubs_classes_read_the_same_back(folder, results):
     add_results(folder, results())
     card = ModelCard.load(folder / "README.md")
     kept, *ours = card.data.eval_results
@@ -77,7 +84,7 @@ def test_the_hubs_classes_read_the_same_back(folder):
     assert card.text.rstrip() == "# Bags\n\nWhat é the card says." and card.data.datasets == ["me/shop"]
 
 
-def test_later_results_replace_earlier_ones(folder):
+def test_later_results_replace_earlier_ones(folder, results):
     add_results(folder, results())
     before = (folder / "README.md").read_text("utf-8")
     add_results(folder, results())
@@ -90,14 +97,14 @@ def test_later_results_replace_earlier_ones(folder):
     assert ("Slep/LAION-RVS-Fashion", "category") not in said
 
 
-def test_a_card_without_model_index_and_tags_gets_them(folder):
+def test_a_card_without_model_index_and_tags_gets_them(folder, results):
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Bags\n")
     add_results(folder, results())
     data = ModelCard.load(folder / "README.md").data
     assert data.model_name == "bags" and data.tags == ["lrvsf-benchmark"] and len(data.eval_results) == 23
 
 
-def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, tmp_path, capsys):
+def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, results, tmp_path, capsys):
     short_of = results(n_distractors=600_000)
     short_of["galleries"]["1000000"]["marked"] = "drawn with repeats from only 600000 distractors"
     (tmp_path / "results.json").write_text(json.dumps(short_of))
@@ -112,11 +119,14 @@ def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, tmp_path, caps
     [
         ({"protocol": "paper"}, "protocol 'paper'.* with --protocol leaderboard"),
         ({"restrict_to_category": True}, "without --restrict_to_category"),
-        ({"model": "runs/shoes"}, "results of runs/shoes, not of .*bags. Evaluate .*bags itself"),
+        (
+            {"model": "runs/shoes", "model_weights": "0123"},
+            "runs/shoes, whose weights are not .*bags's. Evaluate .*bags",
+        ),
         ({"galleries": {"10000": {"marked": "drawn with repeats from only 9"}}}, "10000: drawn with repeats from only"),
     ],
 )
-def test_other_results_are_refused_and_nothing_is_written(folder, tmp_path, changes, says):
+def test_other_results_are_refused_and_nothing_is_written(folder, results, tmp_path, changes, says):
     before = (folder / "README.md").read_text()
     (tmp_path / "results.json").write_text(json.dumps(results(**changes)))
     with pytest.raises(SystemExit, match=says):
@@ -124,9 +134,14 @@ def test_other_results_are_refused_and_nothing_is_written(folder, tmp_path, chan
     assert (folder / "README.md").read_text() == before and not (folder / ".eval_results").exists()
 
 
-def test_a_folder_without_a_card_is_refused(tmp_path):
+def test_a_folder_without_a_card_is_refused(tmp_path, results):
     with pytest.raises(FileNotFoundError, match="README.md does not exist. Give the model folder"):
         add_results(tmp_path, results())
+
+
+def test_a_dataset_has_an_owner(folder, results):
+    with pytest.raises(ValueError, match="'LRVSF' is no dataset's name on the Hub. Give OWNER/NAME"):
+        add_results(folder, results(), dataset="LRVSF")
 
 
 def test_short_numbers():
