@@ -59,7 +59,7 @@ def best_checkpoint(state: TrainerState, folders: list[Path]) -> str | None:
 
 
 class Resuming(TrainerCallback):
-    """Catches up when training begins."""
+    """Catches up when training begins, and sets each epoch's order."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -75,3 +75,7 @@ class Resuming(TrainerCallback):
                 state.stateful_callbacks.setdefault(name, callback.state())
         if self.trainer.resumed_from is not None:
             self.trainer.catch_up()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # A loader that skips batches passes the epoch on in some versions of Trainer only.
+        self.trainer.loader.set_epoch(state.global_step // len(self.trainer.loader))
