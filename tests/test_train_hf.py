@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
 import evaluate_lrvsf
 import train_hf
@@ -109,7 +109,7 @@ def test_the_output_is_a_complete_hub_folder(trained, mini):
     assert {"config.json", "model.safetensors", "README.md", "preprocessor_config.json"} <= names
     assert {"configuration_condvit.py", "modeling_condvit.py", "processing_condvit.py"} <= names
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     assert processor.categories == model.config.categories and processor.size["height"] == 32
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n") and "library_name: transformers" in card and "arXiv:2306.02928" in card

@@ -23,11 +23,11 @@ CARD = """---
 ```python
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel, AutoProcessor
 
 path = "{name}"  # a folder or a Hub repository
 model = AutoModel.from_pretrained(path, trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
 
 scene, product = Image.open("scene.jpg"), Image.open("product.jpg")
 with torch.inference_mode():
