@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from transformers import TrainerState
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from modeling_condvit import CondViTModel
+
+logger = logging.getLogger(__name__)
+
+EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")  # what lrvsf.hub.leaderboard writes beside the card
 
 CARD = """---
 {metadata}
@@ -77,7 +82,16 @@ def write_training_card(
     model: CondViTModel,
     validation: ProductTestSet | None = None,
 ) -> None:
-    """Writes README.md into a model folder, with the evaluation of these weights on `validation` if there was one."""
+    """Writes README.md into a model folder, with the evaluation of these weights on `validation` if there was one.
+
+    The leaderboard's results that an earlier model of the folder had are removed.
+    """
+    if (folder / EVAL_RESULTS).is_file():
+        (folder / EVAL_RESULTS).unlink()
+        logger.warning(
+            "%s held results of the model that was there before; `python -m lrvsf.hub.leaderboard` writes this one's.",
+            folder / EVAL_RESULTS,
+        )
     conditioned, categories = model.config.condition == "category", model.config.categories
     name = training.hub_model_id or folder.name
     dataset = args.dataset_name or hub_dataset(args.data)

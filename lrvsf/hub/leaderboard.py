@@ -29,13 +29,13 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_
 from lrvsf.evaluation.embed import load_model
 from lrvsf.evaluation.fingerprint import weights_digest
 from lrvsf.evaluation.report import load_results
+from lrvsf.hub.card import EVAL_RESULTS
 
 DATASET = "Slep/LAION-RVS-Fashion"
 DATASET_NAME = "LAION - Referred Visual Search - Fashion"
 SOURCE = {"source_name": "LRVSF Leaderboard", "source_url": "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"}
 TAG = "lrvsf-benchmark"
 TASK = "Retrieval"
-EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")
 
 
 def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
-from lrvsf.hub.card import hub_dataset, write_training_card
+from lrvsf.hub.card import EVAL_RESULTS, hub_dataset, write_training_card
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 
 VALIDATION = SimpleNamespace(n_products=500, n_distractors=1000)
@@ -88,3 +88,12 @@ def test_the_data_may_be_named_by_hand(write):
 )
 def test_only_a_hub_address_names_a_dataset(data, name):
     assert hub_dataset(data) == name
+
+
+def test_results_of_an_earlier_model_do_not_stay(write, tmp_path, caplog):
+    """They would be pushed as this one's."""
+    results = tmp_path / EVAL_RESULTS
+    results.parent.mkdir()
+    results.write_text("- value: 93.4\n")
+    write(LOG)
+    assert not results.exists() and "held results of the model that was there before" in caplog.text
