@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -136,9 +137,28 @@ def check_split_tower(rank, world):
                 assert torch.equal(old, new), name
 
 
+def check_split_tower_under_bf16(rank, world):
+    """Accelerate's autocast reaches it: embeddings are those of the whole tower under autocast, not float32's."""
+    AcceleratorState._reset_state()
+    images, categories = tower_batch()
+    model = tower().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(images[0].float(), categories).image_embeds
+    exact = model(images[0].float(), categories).image_embeds
+    sharding.shard(model, Accelerator(cpu=True, mixed_precision="bf16"))
+    got = model(images[0].float(), categories).image_embeds
+    assert torch.equal(got, expected.float()) and not torch.equal(got, exact)
+
+
 def worker(rank, world):
     dist.init_process_group("gloo", rank=rank, world_size=world)
-    for check in (check_gather, check_golden_gradients, check_encoder_gradients, check_split_tower):
+    for check in (
+        check_gather,
+        check_golden_gradients,
+        check_encoder_gradients,
+        check_split_tower,
+        check_split_tower_under_bf16,
+    ):
         check(rank, world)
     gc.collect()  # what still holds the group would take it down with the interpreter, where its threads abort
     dist.destroy_process_group()

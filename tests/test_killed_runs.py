@@ -160,7 +160,8 @@ def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes, worke
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_chunks_on_two_processes_give_the_losses_of_whole_batches(flags, uninterrupted, tmp_path, sharded):
-    run(tmp_path, [*flags, "--grad_cache_chunk", "1", "--shard_weights", str(sharded)], processes=2)
+    with_layers = ["--shard_weights", str(sharded), "--gradient_checkpointing", str(sharded)]
+    run(tmp_path, [*flags, "--grad_cache_chunk", "1", *with_layers], processes=2)
     for rank, whole in zip(logged(tmp_path, 2), logged(uninterrupted(2), 2), strict=True):
         for step, (ids, loss) in whole.items():
             assert rank[step][0] == ids and rank[step][1] == pytest.approx(loss, rel=1e-4)

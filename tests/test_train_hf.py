@@ -409,12 +409,18 @@ def test_arguments_that_would_train_something_else_are_refused(tmp_path, wrong, 
 
 
 def test_sharding_by_accelerate_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "True")  # as `accelerate launch --use_fsdp` does
     with pytest.raises(ValueError, match="told to use FSDP, .* add --shard_weights True"):
         CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
 
 
-@pytest.mark.parametrize("other", [{"torch_compile": True}, {"optim": "adafactor"}])
+def test_a_precision_that_only_accelerate_knows_of_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # as a saved configuration does
+    with pytest.raises(ValueError, match="told mixed_precision=fp16, .* launch with --mixed_precision no"):
+        CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
+@pytest.mark.parametrize("other", [{"torch_compile": True}, {"optim": "adamw_torch_8bit"}])
 def test_what_split_weights_were_never_tried_with_is_refused(tmp_path, monkeypatch, other):
     monkeypatch.setattr(CondViTTrainingArguments, "world_size", 2)
     ((name, value),) = other.items()

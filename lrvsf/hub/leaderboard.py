@@ -141,7 +141,11 @@ def _check(folder: Path, results: Mapping[str, Any]) -> None:
             "restrict_to_category=True: these galleries hold only items of the target's category, not what the "
             "leaderboard compares. Evaluate without --restrict_to_category."
         )
-    if results.get("model_weights") != weights_digest(load_model(str(folder))):
+    if "model_weights" not in results:
+        raise ValueError(
+            "These results do not say of which weights they are: an older version made them. Evaluate again."
+        )
+    if results["model_weights"] != weights_digest(load_model(str(folder))):
         raise ValueError(
             f"These are results of {results['model']}, whose weights are not {folder}'s. Evaluate {folder}."
         )

@@ -145,6 +145,7 @@ class CondViTTrainingArguments(TrainingArguments):
                 "CUDA_VISIBLE_DEVICES=0"
             )
         self._check_batches()
+        self._check_launcher()
         self._check_sharding()
         self._check_evaluation()
         if self.push_to_hub and self.hub_strategy != "end":
@@ -172,13 +173,22 @@ class CondViTTrainingArguments(TrainingArguments):
         if self.phase1_steps is not None and self.phase1_steps < 0:
             raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
 
-    def _check_sharding(self) -> None:
+    def _check_launcher(self) -> None:
+        """What `accelerate launch`, or its saved configuration, asks for beside the flags."""
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if asked != "no" and not (self.bf16 or self.fp16):
+            raise ValueError(
+                f"accelerate was told mixed_precision={asked}, but the evaluation goes by the flags, which say neither "
+                "bf16 nor fp16; launch with --mixed_precision no, and add --bf16 True or --fp16 True if that is meant"
+            )
         for plugin in ("FSDP", "DEEPSPEED"):
-            if os.environ.get(f"ACCELERATE_USE_{plugin}", "false") == "true":
+            if os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() == "true":
                 raise ValueError(
                     f"accelerate was told to use {plugin}, which is not supported; launch with --multi_gpu, and add "
                     "--shard_weights True for a tower that one GPU cannot train"
                 )
+
+    def _check_sharding(self) -> None:
         if not self.shard_weights:
             return
         if self.world_size == 1:
@@ -186,7 +196,7 @@ class CondViTTrainingArguments(TrainingArguments):
         for name in ("torch_compile", "fp16"):
             if getattr(self, name):
                 raise ValueError(f"shard_weights=True with {name}=True was never tried; leave one of them out")
-        if not self.optim.startswith("adamw_torch"):
+        if self.optim not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(
                 f"shard_weights=True with optim={self.optim.value} was never tried; take adamw_torch_fused"
             )

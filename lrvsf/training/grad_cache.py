@@ -25,7 +25,8 @@ def cached_step(
     """Adds the whole batch's gradients to the parameters and returns the loss, without its graph.
 
     Args:
-        model: called once a chunk and pass; under DistributedDataParallel gradients are averaged in the last chunk.
+        model: called once a chunk and pass; under DistributedDataParallel gradients are averaged in the last chunk,
+            of split weights in each, as holding back would keep them whole.
         inputs: the model's tensors, B rows each.
         chunk: rows of one call; the last call takes what is left.
         embed: (model, rows of `inputs`) -> embeddings, a tuple of tensors with one row for each of the inputs'.

@@ -57,7 +57,7 @@ class Guard(TrainerCallback):
         if bad:
             raise NonFinite(
                 f"step {state.global_step + 1}: the loss is {self.trainer.last_loss.item():g} on process "
-                f"{args.process_index}, the norm of the gradient {norm.item():g}. The weights are as they were. "
+                f"{args.process_index}, the norm of its gradient {norm.item():g}. The weights are as they were. "
                 f"Products of this process's batch: {', '.join(self.trainer.last_products)}. "
                 "Look at them, lower learning_rate, or set max_grad_norm; then resume from the newest checkpoint."
             )

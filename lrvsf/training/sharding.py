@@ -35,8 +35,8 @@ def shard(model: CondViTModel, accelerator: Accelerator) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params={model.logit_scale})
     model.register_load_state_dict_pre_hook(_split_weights)
-    accelerator.prepare_model(model, evaluation_mode=True)  # which is autocast alone
-    model._is_accelerate_prepared = True  # else it would be wrapped in DistributedDataParallel, too
+    # Gives it autocast and marks it as prepared, so that it is not wrapped in DistributedDataParallel, too.
+    accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def shard_state(optimizer: torch.optim.Optimizer) -> None:
@@ -50,6 +50,8 @@ def shard_state(optimizer: torch.optim.Optimizer) -> None:
 
 def whole_model(model: CondViTModel, everywhere: bool) -> CondViTModel | None:
     """A plain copy of a sharded model, which all processes must ask for together.
+
+    It is for reading: it shares the configuration, and may share `logit_scale`, with the model that trains.
 
     Args:
         everywhere: a copy on every process, on its device; else one on the first process's CPU, None on the others.
@@ -86,7 +88,7 @@ def _split(whole: Tensor, like: DTensor) -> DTensor:
 
 def _split_weights(model: nn.Module, weights: dict[str, Any], *_: Any) -> None:
     for name, parameter in model.named_parameters():
-        if name in weights and not isinstance(weights[name], DTensor):
+        if name in weights:
             weights[name] = _split(weights[name], parameter)
 
 

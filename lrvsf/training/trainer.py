@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from lrvsf.data.images import BadImageCounter
@@ -282,8 +282,9 @@ class CondViTTrainer(Trainer):
         return metrics
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.args.shard_weights:
+        if self.args.shard_weights and new:
             sharding.shard_state(optimizer)
         return optimizer
 
@@ -291,6 +292,14 @@ class CondViTTrainer(Trainer):
         if self.args.shard_weights and not self.args.should_save:
             self.optimizer.state_dict()  # its share of what the main process saves
         super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer would load all of the optimizer's state onto every device before it is split."""
+        if not self.args.shard_weights or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        state = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", mmap=True, weights_only=True)
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self._plain_model():

@@ -139,6 +139,11 @@ def test_a_folder_without_a_card_is_refused(tmp_path, results):
         add_results(tmp_path, results())
 
 
+def test_results_that_name_no_weights_are_refused(folder):
+    with pytest.raises(ValueError, match="an older version made them. Evaluate again"):
+        add_results(folder, made_up_results())
+
+
 def test_a_dataset_has_an_owner(folder, results):
     with pytest.raises(ValueError, match="'LRVSF' is no dataset's name on the Hub. Give OWNER/NAME"):
         add_results(folder, results(), dataset="LRVSF")
