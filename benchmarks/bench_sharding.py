@@ -25,17 +25,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from train_parts import SHAPES
+
 from configuration_condvit import CondViTConfig
 from lrvsf.training import sharding
 from lrvsf.training.loss import info_nce
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
-
-TOWERS = {  # hidden, MLP, layers, heads, patch, embedding
-    "B/32": (768, 3072, 12, 12, 32, 512),
-    "L/14": (1024, 4096, 24, 16, 14, 768),
-    "H/14": (1280, 5120, 32, 16, 14, 1024),
-}
 
 
 def megabytes(tensors) -> float:
@@ -47,8 +43,16 @@ def train(rank: int, sharded: bool, tower: str, pairs: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
-    config = CondViTConfig(**dict(zip((*names, "projection_dim"), TOWERS[tower], strict=True)), image_size=224)
+    shape = SHAPES[tower]
+    config = CondViTConfig(
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        patch_size=shape.patch,
+        image_size=shape.size,
+        projection_dim=shape.projection,
+    )
     model = use_patch_product(CondViTModel(config)).train()
     model.gradient_checkpointing_enable()
     if sharded:
@@ -56,9 +60,9 @@ def train(rank: int, sharded: bool, tower: str, pairs: int, port: int) -> None:
     replica = model if sharded else DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     for _ in range(2):
-        pixels = torch.randn(2, pairs, 3, 224, 224)
+        pixels = torch.randn(2, pairs, 3, shape.size, shape.size)
         with torch.autocast("cpu", torch.bfloat16):
-            output = replica(pixels[0], torch.arange(pairs) % 10, pixels[1])
+            output = replica(pixels[0], torch.arange(pairs) % shape.categories, pixels[1])
             scale = sharding.whole_parameter(model.logit_scale)
             info_nce(output.image_embeds, output.target_embeds, scale).backward()
         sharding.average_gradient(model.logit_scale)
@@ -78,7 +82,7 @@ def train(rank: int, sharded: bool, tower: str, pairs: int, port: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tower", choices=TOWERS, default="L/14")
+    parser.add_argument("--tower", choices=SHAPES, default="L/14")
     parser.add_argument("--pairs", type=int, default=2, help="of each process")
     args = parser.parse_args()
     print(f"{args.tower}, MB of one of two processes")
