@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,3 +21,19 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
         one of DAMAGE: it is not a whole Parquet file.
     """
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
+
+
+def rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """`batch.to_pylist()`, but that of a float32 or float16 column gives numpy's numbers.
+
+    Python has one float, which does not tell that 16777217 became 16777216 in the file (see `names.identifier`).
+    """
+    columns = []
+    for column in batch.columns:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+            columns.append(list(column.cast(kind).to_numpy(zero_copy_only=False)))
+        else:
+            columns.append(column.to_pylist())
+    names = batch.schema.names
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]

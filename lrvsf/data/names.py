@@ -1,0 +1,165 @@
+"""What a cell says: one rule for ids, categories and texts, whatever a column's type. It loses nothing, or refuses.
+
+Things are joined by ids and categories, so two that become one are wrong without a word, and one that becomes two is
+lost in halves. A cell is therefore taken only where another one could not have given the same name. This file imports
+little, so that a wrong name can be found before anything else is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from decimal import Decimal
+from numbers import Integral
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+NOTHING = {"nan", "-nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat", "undefined"}
+# As spreadsheets, pandas and databases write whole numbers that were floats. A "+" stands in all of them; an article
+# number such as 12E5 has none.
+SHORTENED = re.compile(r"[+-]?\d+([.,]\d+)?[eE]\+\d+")
+FLOAT = re.compile(r"[+-]?(\d+)\.0+")
+# Characters that move, hide or turn round what stands next to them, on a screen or in a file.
+CONTROLS = {"Cc", "Zl", "Zp"}
+TURNING = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+ORDINARY = set("\t\n\r")  # in a text
+
+
+class UnusableCell(ValueError):
+    """A cell that cannot be taken. `reason` is one of a few, so that it can be counted, and ends with the remedy."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def identifier(cell: Any) -> str | None:
+    """A product id or a category as text without outer blanks; None for an empty cell.
+
+    Whole numbers are the same in columns of integers, floats and decimals: pandas writes 12.0 for 12 where a column has
+    gaps, and NaN in the gaps. A cell of a float32 column must come as numpy.float32 (see `parquet.rows`), for from 2^24
+    on such numbers are no longer told apart.
+
+    Raises:
+        UnusableCell: the cell is of another kind, or another cell could have become the same text.
+    """
+    name = _as_text(cell)
+    if name is None:
+        return None
+    if not name.isprintable() and any(map(_is_control, name)):
+        raise UnusableCell("a control character; remove it")
+    if name[0] in "+-0123456789" and (
+        SHORTENED.fullmatch(name) or ((whole := FLOAT.fullmatch(name)) and int(whole[1]) >= 2**53)
+    ):
+        raise UnusableCell("a number that was shortened (as 2.38e+16 is); save the column as text")
+    return name
+
+
+def text(cell: Any) -> str | None:
+    """A caption without outer blanks, which may have several lines; None for an empty cell.
+
+    Raises:
+        UnusableCell: the cell is of another kind, is not UTF-8, or holds control characters.
+    """
+    words = _as_text(cell)
+    if words and any(unicodedata.category(c) == "Cc" and c not in ORDINARY for c in words if not c.isprintable()):
+        raise UnusableCell("a control character; remove it")
+    return words
+
+
+def _as_text(cell: Any) -> str | None:
+    if isinstance(cell, float | np.floating):
+        cell = _whole(cell)
+    elif isinstance(cell, Decimal):
+        # A decimal is exact and its column has one scale, so 12.50 stays 12.50.
+        cell = None if cell.is_nan() else format(cell.to_integral_value() if cell == int(cell) else cell, "f")
+    elif isinstance(cell, bytes):
+        try:
+            cell = cell.decode()
+        except UnicodeDecodeError as error:
+            raise UnusableCell("bytes that are not UTF-8; save them as text") from error
+    elif isinstance(cell, bool | np.bool_):
+        raise UnusableCell("true or false in place of a name; save the column as text")
+    elif isinstance(cell, Integral | UUID):
+        cell = str(cell)
+    if cell is None:
+        return None
+    if not isinstance(cell, str):
+        raise UnusableCell(f"a {type(cell).__name__} in place of a text; save the column as text")
+    words = cell.strip()
+    if not words.isascii() and any(unicodedata.category(character) == "Cs" for character in words):
+        raise UnusableCell("a name that is not UTF-8; rename it")  # Python gives half a character for each such byte
+    if len(words) < 10 and words.lower() in NOTHING:
+        raise UnusableCell("a word for nothing (nan, None, NULL); leave the cell empty, or give it another name")
+    return words or None
+
+
+def _whole(number: float | np.floating) -> str | None:
+    if math.isnan(number):
+        return None
+    digits = np.finfo(type(number)).nmant + 1  # 53 for Python's
+    if math.isinf(number) or abs(number) >= 2.0**digits:
+        raise UnusableCell(f"a float of 2^{digits} or more, where whole numbers are rounded; save the column as text")
+    if number != int(number):
+        raise UnusableCell("a number with a fraction, whose last zeros are lost (12.10 is 12.1); save it as text")
+    return str(int(number))
+
+
+def _is_control(character: str) -> bool:
+    return character in TURNING or unicodedata.category(character) in CONTROLS
+
+
+def appearance(name: str, case: bool = False) -> str:
+    """What a reader sees of a name: without invisible characters, accents and widths in one form, blanks joined.
+
+    Args:
+        case: whether capitals count.
+    """
+    if name.isascii():
+        return " ".join((name if case else name.lower()).split())
+    form = unicodedata.normalize("NFKC", name)
+    form = form if case else unicodedata.normalize("NFKC", form.casefold())
+    # Soft hyphens, joiners, zero-width spaces and marks of direction (Cf); and the sixteen selectors of a variant.
+    seen = (c for c in form if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
+    return " ".join("".join(seen).split())
+
+
+def lookalikes(names: Iterable[str], case: bool = False) -> list[list[str]]:
+    """Groups of different names that a reader takes for one, each sorted, in the order of their appearances.
+
+    Args:
+        case: whether capitals tell names apart, as they do in ids.
+    """
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        groups[appearance(name, case)].add(name)
+    return [sorted(groups[seen]) for seen in sorted(groups) if len(groups[seen]) > 1]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A sentence that begins with a blank and proposes the nearest of the names, or "" where none is near.
+
+    >>> "Unknown category 'bags'." + did_you_mean("bags", ["Bags", "Neck"])
+    "Unknown category 'bags'. Did you mean 'Bags'?"
+    """
+    seen = {appearance(other): other for other in names if other != name}
+    near = difflib.get_close_matches(appearance(name), seen, n=1, cutoff=0.7)
+    return f" Did you mean {quoted(seen[near[0]])}?" if near else ""
+
+
+def quoted(name: str) -> str:
+    """A name in quotes, in which what cannot be seen is written out: 'Lower\\xa0Body', 'Bag\\u200bs'.
+
+    Letters with accents stay as they are, unless they are of two parts.
+    """
+    shown = "".join(
+        character if character.isprintable() and not unicodedata.combining(character) else ascii(character)[1:-1]
+        for character in name
+    )
+    return f"'{shown}'"
