@@ -1,9 +1,94 @@
-"""Files that are whole or absent, whatever ends the process or the machine."""
+"""Files that are whole or absent, whatever ends the process or the machine; folders in which one run works alone."""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import logging
 import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
+from typing import TextIO
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+_HELD: set[Path] = set()  # the locks of this process
+
+
+class InUse(ValueError):
+    """Another run works in the folder."""
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Lets one run at a time work in a folder, which is made if it is not there. Within one process it may be nested.
+
+    The lock is the kernel's, of the process that asked for it: it ends with that process, however that ends, and
+    processes that were forked from it hold nothing. A file system without locks lets every run in, with a warning.
+
+    Args:
+        what: what the run does there, for the message that another one gets: "a training".
+
+    Raises:
+        InUse: another run works there; the message names its process, machine, command and start.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / LOCK
+    if path in _HELD:
+        yield
+        return
+    with _lock_file(path) as file:
+        _HELD.add(path)
+        words = takewhile(lambda word: not word.startswith("-"), sys.argv)  # flags may hold a token
+        about = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(words)}
+        file.truncate(0)
+        file.write(json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is still locked: see `_lock_file`
+            _HELD.remove(path)
+
+
+def _lock_file(path: Path) -> TextIO:
+    """The file, open and locked."""
+    while True:
+        file = path.open("a+")
+        try:
+            # Not flock, which a forked worker would share and keep when its parent has died.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            with file:
+                raise InUse(_in_use(path.parent, file)) from error
+        except OSError as error:
+            logger.warning(
+                "%s cannot be locked (%s): see to it that no other run writes there.", path.parent, error.strerror
+            )
+            return file
+        # A run that ends removes its file: one that was opened just before is locked for nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()
+
+
+def _in_use(folder: Path, file: TextIO) -> str:
+    """The message, from what the other run wrote into its lock."""
+    file.seek(0)
+    try:
+        other = json.loads(file.read())
+        by = "{what}: {command}, process {pid} on {host}, since {since}.".format(**other)
+    except (ValueError, KeyError, TypeError):  # it has only just begun
+        by = "another run."
+    return f"{folder} is in use by {by} Wait until it has ended, end it, or take another folder."
 
 
 def write_whole(path: Path, data: bytes) -> None:
