@@ -1,6 +1,6 @@
 """Pairs per second of a training step, ours and the published way, and what share of the machine it uses.
 
-    python benchmarks/bench_train.py [--models B/32 B/16] [--batch N] [--steps N] [--torch_compile True]
+    python benchmarks/bench_train.py [--models B/32 B/16] [--batch N] [--steps N] [--torch_compile True] [--markdown]
 
 A step is both towers, symmetric InfoNCE, backward, AdamW, at 224 pixels with random weights.
 - published: plain PyTorch, two calls, float32 on a CPU, float16 with a gradient scaler on a GPU (published_model.py);
@@ -8,8 +8,8 @@ A step is both towers, symmetric InfoNCE, backward, AdamW, at 224 pixels with ra
 Before anything is timed the two must give the same embeddings from the same weights.
 
 On a CPU rates are per second of processor time, so they hold on a busy machine, and one thread is used, so they are of
-one core; --attn auto takes what is fastest here. On a GPU rates are of the wall, and two sections follow: the largest
-batch that fits, and training from JPEGs on disk with each side's own loader.
+one core; --attn auto takes what is fastest here. On a GPU rates are of the wall, batches lie on the device, and two
+sections follow: the largest batch that fits, and training from JPEGs on disk with each side's own loader.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from train_parts import (
     both_models,
     make_steps,
     matrix_rate,
+    on_device,
     pair_flops,
     random_batch,
 )
@@ -44,6 +45,7 @@ from train_stream import BATCHES, fed_rate, our_batches, published_batches, writ
 CPU_BATCH = {"B/32": 16, "B/16": 8}
 GPU_BATCH = {"B/32": 512, "B/16": 256, "L/14": 64, "H/14": 32}
 SECTIONS = ("step", "profile", "batch", "stream")
+WAYS = ("published", "ours", "ours, compiled", "ours, layers compiled")
 
 
 def fastest_attention(shape: Shape, batch: int, device: torch.device) -> str:
@@ -64,11 +66,15 @@ def step_section(name: str, args: argparse.Namespace, device: torch.device) -> l
     attention = args.attn_of(name)
     steps = make_steps(shape, attention, device, args.variants)
     data = random_batch(shape, batch, device)
-    fed = {way: as_floats(data) if way == "published" else data for way in steps}
+    fed = {way: on_device(as_floats(data) if way == "published" else data, device) for way in steps}
     seconds: dict[str, list[float]] = {way: [] for way in steps}
     rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    started, memory = {}, {}
     for way, step in steps.items():
+        clock = Clock(device)
         step(*fed[way])  # compiles, allocates, makes the optimizer's state
+        started[way] = clock.lap()
+        memory[way] = peak_memory(step, fed[way], device)
     for _ in range(args.turns):
         for way, step in steps.items():
             clock = Clock(device)
@@ -76,7 +82,7 @@ def step_section(name: str, args: argparse.Namespace, device: torch.device) -> l
                 step(*fed[way])
             seconds[way].append(clock.lap() / args.steps)
         for dtype, found in rates.items():
-            found.append(matrix_rate(device, dtype))
+            found.append(matrix_rate(device, dtype, args.matrix_side))
     rate = {dtype: statistics.median(found) for dtype, found in rates.items()}
     rows = []
     for way, found in seconds.items():
@@ -85,13 +91,24 @@ def step_section(name: str, args: argparse.Namespace, device: torch.device) -> l
         flops = pair_flops(shape, batch) * batch / took
         shares = [f"{100 * flops / rate[dtype]:.0f} %" for dtype in (torch.bfloat16, torch.float32)]
         kind = "sdpa" if way == "published" else attention  # what MultiheadAttention takes without need_weights
-        rows.append([name, batch, way, kind, f"{batch / took:.3g}", f"{times:.2f}", f"{flops / 1e12:.3g}", *shares])
+        row = [name, batch, way, kind, f"{batch / took:.3g}", f"{times:.2f}", f"{flops / 1e12:.3g}", *shares]
+        rows.append([*row, memory[way], f"{started[way]:.1f}"])
     print(
         f"{name}: {pair_flops(shape, batch) / 1e9:.1f} GFLOP a pair; matrix products "
         + ", ".join(f"{str(dtype).removeprefix('torch.')} {value / 1e12:.3g} TFLOP/s" for dtype, value in rate.items()),
         flush=True,
     )
     return rows
+
+
+def peak_memory(step: Callable, data: tuple, device: torch.device) -> str:
+    """GB that a step needs beyond other steps' weights and optimizers; "-" on a CPU."""
+    if device.type != "cuda":
+        return "-"
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(*data)
+    return f"{(torch.cuda.max_memory_allocated() - before) / 2**30:.1f}"
 
 
 def profile_section(name: str, args: argparse.Namespace, device: torch.device) -> list[list[str]]:
@@ -107,40 +124,47 @@ def profile_section(name: str, args: argparse.Namespace, device: torch.device) -
     return [[name, event.key, f"{100 * getattr(event, own) / total:.1f} %", event.count] for event in events[:12]]
 
 
-def largest(fits: Callable[[int], bool], start: int = 16) -> int:
-    """The largest batch that fits, to a sixteenth: doubled until one does not, then halved in between."""
-    if not fits(start):
-        return 0
-    low, high = start, 2 * start
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def largest(memory: Callable[[int], float], room: float, small: int = 16) -> int:
+    """The batch that fills the room, if memory grows with the batch as a straight line: from two small batches."""
+    low, high = memory(small), memory(2 * small)
+    each = (high - low) / small
+    return max(0, int((room - (low - small * each)) / each))
 
 
 def batch_section(name: str, args: argparse.Namespace, device: torch.device) -> list[list[str]]:
-    found: dict[str, int] = {}
-    for way in (*args.variants, "ours, checkpointed"):
+    """The largest batch of each way, run; compiled steps are left out, as each batch would compile anew."""
+    ways, found, used = ("published", "ours", "ours, checkpointed"), {}, {}
+    for way in ways:
         step = make_steps(SHAPES[name], args.attn_of(name), device, [way])[way]
 
-        def fits(batch: int, step: Callable = step, floats: bool = way == "published") -> bool:
-            data = random_batch(SHAPES[name], batch, torch.device("cpu"))
-            try:
-                for _ in range(2):  # the second has the optimizer's state beside it
-                    step(*(as_floats(data) if floats else data)).item()
-                return True
-            except torch.OutOfMemoryError:
-                return False
-            finally:
-                step.optimizer.zero_grad(set_to_none=True)
-                gc.collect()
-                torch.cuda.empty_cache()
+        def memory(batch: int, step: Callable = step, floats: bool = way == "published") -> float:
+            data = on_device(random_batch(SHAPES[name], min(batch, 64), torch.device("cpu")), device)
+            data = tuple(part.repeat(-(-batch // len(part)), *[1] * (part.ndim - 1))[:batch] for part in data)
+            data = as_floats(data) if floats else data
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            for _ in range(2):  # the second has the optimizer's state beside it
+                step(*data).item()
+            step.optimizer.zero_grad(set_to_none=True)
+            return torch.cuda.max_memory_reserved()
 
-        found[way] = largest(fits)
-        del step
-    return [[name, way, batch, f"{batch / max(1, found['published']):.2f}"] for way, batch in found.items()]
+        room = 0.95 * torch.cuda.get_device_properties(device).total_memory
+        batch = largest(memory, room, 64)
+        while batch:  # what is predicted is run, and made smaller until it fits
+            try:
+                used[way] = memory(batch) / 2**30
+                break
+            except torch.OutOfMemoryError:
+                batch = batch * 15 // 16
+        found[way] = batch
+        del step, memory
+        gc.collect()
+        torch.cuda.empty_cache()
+    return [
+        [name, way, batch, f"{batch / max(1, found['published']):.2f}", f"{used.get(way, 0):.0f}"]
+        for way, batch in found.items()
+    ]
 
 
 def stream_section(name: str, args: argparse.Namespace, device: torch.device) -> list[list[str]]:
@@ -156,6 +180,7 @@ def stream_section(name: str, args: argparse.Namespace, device: torch.device) ->
                 data, fed = as_floats(data), published_batches(tars, shape.size, batch, args.workers)
             else:
                 fed = our_batches(shards, shape.size, batch, args.workers, device.type == "cuda")
+            data = on_device(data, device)
             at_rest = fed_rate(step, (data for _ in range(BATCHES)), BATCHES)
             rates[way] = fed_rate(step, fed, BATCHES), at_rest
     return [
@@ -165,22 +190,37 @@ def stream_section(name: str, args: argparse.Namespace, device: torch.device) ->
 
 
 HEADERS = {
-    "step": ["model", "batch", "way", "attention", "pairs/s", "x publ.", "TFLOP/s", "of bf16", "of fp32"],
+    "step": [
+        "model",
+        "batch",
+        "way",
+        "attention",
+        "pairs/s",
+        "x publ.",
+        "TFLOP/s",
+        "of bf16",
+        "of fp32",
+        "GB",
+        "start",
+    ],
     "profile": ["model", "operation", "of our step", "calls"],
-    "batch": ["model", "way", "largest batch", "x publ."],
+    "batch": ["model", "way", "largest batch", "x publ.", "GB"],
     "stream": ["model", "batch", "way", "pairs/s", "x publ.", "of data at rest"],
 }
 
 
-def show(header: list[str], rows: list[list[object]]) -> None:
+def table(header: list[str], rows: list[list[object]], markdown: bool = False) -> str:
+    """Columns in step, for a terminal or for a page."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(flush=True)
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    if not markdown:
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def parse() -> tuple[argparse.Namespace, torch.device]:
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, torch.device]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
     parser.add_argument("--models", nargs="+", default=["B/32", "B/16"], choices=SHAPES)
@@ -193,16 +233,19 @@ def parse() -> tuple[argparse.Namespace, torch.device]:
     parser.add_argument(
         "--torch_compile", type=lambda text: text == "True", default=gpu, help="a third row: our step compiled"
     )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="by default published, ours and, if asked, compiled")
+    parser.add_argument("--matrix_side", type=int, help="of the square products that say what the machine can do")
+    parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     sections = SECTIONS if gpu else ("step", "profile")
     parser.add_argument("--sections", nargs="+", default=sections, choices=SECTIONS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     device = torch.device("cuda" if gpu else "cpu")
     if not gpu:
         torch.set_num_threads(args.threads)
         if "batch" in args.sections:
             parser.error("the largest batch that fits is looked for on a GPU only: a CPU would swap")
     args.batch_of = lambda name: args.batch or (GPU_BATCH if gpu else CPU_BATCH).get(name, 4)
-    args.variants = ["published", "ours", *(["ours, compiled"] if args.torch_compile else [])]
+    args.variants = args.ways or ["published", "ours", *(["ours, compiled"] if args.torch_compile else [])]
     chosen = {"auto": {}, "sdpa": dict.fromkeys(SHAPES, "sdpa"), "eager": dict.fromkeys(SHAPES, "eager")}[args.attn]
 
     def attention_of(name: str) -> str:
@@ -214,14 +257,14 @@ def parse() -> tuple[argparse.Namespace, torch.device]:
     return args, device
 
 
-def main() -> None:
-    args, device = parse()
+def main(arguments: list[str] | None = None) -> None:
+    args, device = parse(arguments)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} CPU thread(s)"
     print(f"torch {torch.__version__} on {machine}; both models give the same embeddings, or it stops")
     sections = {"step": step_section, "profile": profile_section, "batch": batch_section, "stream": stream_section}
     for section in args.sections:
         rows = [row for name in args.models for row in sections[section](name, args, device)]
-        show(HEADERS[section], rows)
+        print(f"\n{table(HEADERS[section], rows, args.markdown)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ SHAPES = {
     "B/16": Shape(16, 768, 12, 12, 512),
     "L/14": Shape(14, 1024, 24, 16, 768),
     "H/14": Shape(14, 1280, 32, 16, 1024),
+    "tiny": Shape(8, 64, 2, 2, 16, size=32),  # to rehearse with
 }
 
 
@@ -77,9 +78,10 @@ class Clock:
         return self.start - before
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of square matrix products that are large enough to reach the machine's rate."""
-    side, times = (8192, 20) if device.type == "cuda" else (2048, 8 if dtype == torch.bfloat16 else 2)
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """FLOP/s of square matrix products that are large enough to reach the machine's rate, unless `side` says less."""
+    usual, times = (8192, 20) if device.type == "cuda" else (2048, 8 if dtype == torch.bfloat16 else 2)
+    side = side or usual
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     a @ b
     clock = Clock(device)
@@ -135,10 +137,14 @@ def random_batch(shape: Shape, batch: int, device: torch.device) -> tuple[Tensor
     return tuple(part.pin_memory() for part in parts) if device.type == "cuda" else parts
 
 
+def on_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(part.to(device) for part in batch)
+
+
 def as_floats(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The same batch as the published loader gives it: normalised float32."""
-    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     queries, categories, targets = batch
+    mean, std = (255 * torch.tensor(v, device=queries.device).view(3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     return (queries - mean) / std, categories, (targets - mean) / std
 
 
@@ -161,7 +167,8 @@ def both_models(shape: Shape, attention: str, device: torch.device) -> tuple[Pub
 
 
 def make_steps(shape: Shape, attention: str, device: torch.device, variants: list[str]) -> dict[str, Callable]:
-    """Steps by name, each over weights of its own: "published", "ours", "ours, compiled", "ours, checkpointed"."""
+    """Steps by name, each over weights of its own: "published", "ours", "ours, compiled", "ours, layers compiled" (one
+    layer is compiled and serves for all), "ours, checkpointed"."""
     steps: dict[str, Callable] = {}
     for name in variants:
         published, ours = both_models(shape, attention, device)
@@ -170,5 +177,8 @@ def make_steps(shape: Shape, attention: str, device: torch.device, variants: lis
             continue
         if name == "ours, checkpointed":
             ours.gradient_checkpointing_enable()
+        if name == "ours, layers compiled":
+            for layer in ours.vision_model.encoder.layers:
+                layer.compile()
         steps[name] = OurStep(ours, name == "ours, compiled")
     return steps
