@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train_parts import SHAPES, both_models, random_batch
 from train_stream import our_batches
 
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.recall import RankCounter
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.loss import info_nce
@@ -124,6 +126,26 @@ def step_checks(folder: Path, device: torch.device, tiny: bool) -> list[list]:
     shape = SHAPES["tiny" if tiny else "B/32"]
     _, random = both_models(shape, "sdpa", CPU)
     return rows + compare_ways("random weights, noise", random, random_batch(shape, 12, CPU), device, compiled=False)
+
+
+def encoder_checks(folder: Path, device: torch.device, tiny: bool) -> list[list]:
+    """The evaluation's embeddings of test pictures on the device against the CPU's in float32."""
+    test_set = ProductTestSet(folder / "test")
+    products = list(test_set.products(0, 8 if tiny else 500))
+    categories = [test_set.categories()[product.row] for product in products]
+    found, rows = {}, []
+    for where in (CPU, device):
+        for bf16 in (False, True):
+            model = CondViTModel.from_pretrained(MINI, dtype=torch.float32)  # with CLIP's own convolution
+            encoder = Encoder(model, "category", bf16, where)
+            pixels = [encoder.pixels(product.query_image) for product in products]
+            embeds = found[str(where), bf16] = encoder.embed(pixels, categories)
+            off = relative(embeds, found[str(CPU), False])
+            cosine = (embeds * found[str(CPU), False]).sum(1).min().item()
+            fine = off <= (HALF if bf16 else EXACT)[0]
+            shown = [f"{off:.1e}", f"{cosine:.6f}", "yes" if fine else "NO"]
+            rows.append([where, "bfloat16" if bf16 else "float32", *shown])
+    return rows
 
 
 def sharded_check(folder: Path) -> None:
@@ -235,6 +257,8 @@ def tables(folder: Path, work: Path, device: torch.device, tiny: bool) -> Iterat
     rows = [*step_checks(folder, device, tiny), sharded_row(folder)]
     header = ["model, batch", "way", "loss off by", "embeddings off by", "gradients off by", "within bounds"]
     yield "Against the tower in float64 on the CPU (relative errors)", header, rows
+    header = ["device", "computed in", "off by", "least cosine", "within bounds"]
+    yield "Embeddings as the evaluation makes them, against the CPU's", header, encoder_checks(folder, device, tiny)
     header = ["device", "product in", "queries with a tie", "the CPU's ranks"]
     yield "Ranks, with ties and near ties planted", header, rank_checks(device, tiny)
     header = ["training of Mini CLIP", "weights against the first run's"]

@@ -12,7 +12,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -139,11 +139,21 @@ class Encoder:
         if categories is not None and self.conditioning == "category":
             known = self.model.config.categories
             indices = torch.tensor([known.index(name) for name in categories], device=self.device)  # (B,)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with _exact_convolution(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embeds = self.model(pixel_values=(batch - self._mean) / self._std, category_indices=indices).image_embeds
         if self.dim < embeds.shape[1]:
             embeds = torch.nn.functional.normalize(embeds[:, : self.dim], dim=1)
         return embeds.float().cpu()
+
+
+@contextmanager
+def _exact_convolution() -> Iterator[None]:
+    """GPUs round a float32 convolution's inputs to TF32 unless told not to: the patch embedding would lose 13 bits."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Products:

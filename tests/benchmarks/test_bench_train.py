@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from bench_stream import write_tar
-from bench_train import largest
 from published_model import PublishedCondViT, PublishedStep
 from train_parts import OurStep, Shape, as_floats, both_models, forward_flops, pair_flops, random_batch
 from train_stream import PublishedPairs, published_batches
@@ -68,12 +67,6 @@ def test_flops_are_those_that_torch_counts():
         ours(queries, categories, targets)
     assert counter.get_total_flops() == 4 * (forward_flops(TINY, 18) + forward_flops(TINY, 17))
     assert pair_flops(TINY, 4) == 3 * (forward_flops(TINY, 18) + forward_flops(TINY, 17) + 2 * 2 * 4 * 16)
-
-
-@pytest.mark.parametrize("limit", [15, 16, 31, 32, 100, 1000, 4097])
-def test_the_largest_batch_is_found_to_a_sixteenth(limit):
-    found = largest(lambda batch: batch <= limit)
-    assert found <= limit and (found >= limit * 15 / 16 - 1 or limit < 16)
 
 
 def test_the_published_loader_pairs_scene_and_product(tmp_path):
