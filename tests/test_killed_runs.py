@@ -23,7 +23,7 @@ from lrvsf.data.stream import ProductBatches
 from lrvsf.training import checkpoints
 from lrvsf.training.guards import STOPPED
 
-SCRIPT = Path(__file__).parent / "logged_run.py"
+SCRIPT = Path(__file__).parent / "trainings.py"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 STEPS = 7  # of 3 an epoch: two whole epochs and a step of the third
 SEVERAL = pytest.mark.parametrize("processes", [1, 2])
@@ -47,7 +47,7 @@ def flags(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(flags, tmp_path_factory):
+def uninterrupted(run, flags, tmp_path_factory):
     """uninterrupted(processes): the folder of a run that nothing disturbed."""
     folders = {}
 
@@ -60,13 +60,40 @@ def uninterrupted(flags, tmp_path_factory):
     return run_once
 
 
-def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0, global_batch=4):
-    """Runs until the end or the fault, which must give this exit status; resumes where it can. What it said."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    flags = [*flags, "--output_dir", str(folder / "model"), "--dataloader_num_workers", str(workers)]
-    flags += ["--per_device_train_batch_size", str(global_batch // processes)]
+@pytest.fixture(scope="module")
+def trainings():
+    """The process that trainings are forks of."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, str(SCRIPT)], env=environment, text=True, **pipes) as process:
+        yield process
+        process.stdin.close()  # it ends
+
+
+@pytest.fixture(scope="module")
+def run(trainings):
+    """run(folder, flags, ...) trains until the end or the fault, which must give this exit status; resumes where it
+    can. Gives what it said."""
+
+    def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0, global_batch=4):
+        request = [str(folder / "log"), processes, fault, at]
+        trainings.stdin.write(
+            json.dumps([*request, with_sizes(folder, flags, processes, workers, global_batch)]) + "\n"
+        )
+        trainings.stdin.flush()
+        statuses = json.loads(trainings.stdout.readline())
+        said = (folder / "log.said").read_text()
+        (folder / "log.said").unlink()
+        assert status in statuses and (status or not any(statuses)), said[-3000:]
+        return said
+
+    return run
+
+
+def launch(folder, flags, *, processes, workers, fault, at):
+    """`run` by torchrun: its exit status, and what was said."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    flags = with_sizes(folder, flags, processes, workers, global_batch=4)
     command = [*launcher, str(SCRIPT), str(folder / "log"), fault, str(at), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -75,9 +102,12 @@ def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0, 
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    # Of several processes the faulty one ends, and the launcher ends the others.
-    assert process.returncode == (1 if status and processes > 1 else status), said[-3000:]
-    return said
+    return process.returncode, said
+
+
+def with_sizes(folder, flags, processes, workers, global_batch):
+    flags = [*flags, "--output_dir", str(folder / "model"), "--dataloader_num_workers", str(workers)]
+    return [*flags, "--per_device_train_batch_size", str(global_batch // processes)]
 
 
 def logged(folder, processes):
@@ -103,7 +133,7 @@ def assert_same_run(folder, whole, processes):
 
 @pytest.mark.survives("SIGKILL at a step, in the first epoch, at its end, in the second", "resumes bit for bit")
 @SEVERAL
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one(flags, uninterrupted, tmp_path, processes):
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(run, flags, uninterrupted, tmp_path, processes):
     # In the first epoch, right after its end, in the second: with and without loading workers.
     for at, workers in ((2, 0), (4, 2), (6, 0)):
         run(tmp_path, flags, processes=processes, workers=workers, fault="kill", at=at, status=-signal.SIGKILL)
@@ -118,7 +148,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(flags, uninterrupted,
 
 
 @pytest.mark.survives("a run of one process killed, resumed with two", "the same products in the same global batches")
-def test_resumed_with_another_number_of_processes(flags, uninterrupted, tmp_path):
+def test_resumed_with_another_number_of_processes(run, flags, uninterrupted, tmp_path):
     run(tmp_path, flags, fault="kill", at=4, status=-signal.SIGKILL)
     run(tmp_path, flags, processes=2)
     (whole,) = logged(uninterrupted(1), 1)
@@ -133,7 +163,7 @@ def test_resumed_with_another_number_of_processes(flags, uninterrupted, tmp_path
     "SIGKILL while a checkpoint is saved: model, optimizer, random state, trainer's state, manifest, rename",
     "resumes bit for bit from the one before",
 )
-def test_killed_during_a_save(flags, uninterrupted, tmp_path):
+def test_killed_during_a_save(run, flags, uninterrupted, tmp_path):
     files = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", checkpoints.MANIFEST, "rename")
     for at, fault in enumerate(files, start=2):
         run(tmp_path, flags, fault=fault, at=at, status=-signal.SIGKILL)
@@ -149,9 +179,13 @@ def test_killed_during_a_save(flags, uninterrupted, tmp_path):
     "saves a checkpoint, exits with status 143, resumes bit for bit",
 )
 @pytest.mark.parametrize("processes, workers, fault", [(1, 2, "group"), (2, 2, "launcher"), (2, 0, "terminate")])
-def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes, workers, fault):
+def test_sigterm_saves_and_ends(run, flags, uninterrupted, tmp_path, processes, workers, fault):
     without_saving = [*flags, "--save_strategy", "no"]
-    run(tmp_path, without_saving, processes=processes, workers=workers, fault=fault, at=5, status=STOPPED)
+    how = {"processes": processes, "workers": workers, "fault": fault, "at": 5}
+    if fault == "launcher":
+        assert launch(tmp_path, without_saving, **how)[0] == 1
+    else:
+        run(tmp_path, without_saving, **how, status=STOPPED)
     (saved,) = checkpoints.checkpoints_in(tmp_path / "model")
     assert saved.name in ("checkpoint-5", "checkpoint-6"), "a launcher takes its time to pass a signal on"
     run(tmp_path, flags, processes=processes)
@@ -159,7 +193,7 @@ def test_sigterm_saves_and_ends(flags, uninterrupted, tmp_path, processes, worke
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_chunks_on_two_processes_give_the_losses_of_whole_batches(flags, uninterrupted, tmp_path, sharded):
+def test_chunks_on_two_processes_give_the_losses_of_whole_batches(run, flags, uninterrupted, tmp_path, sharded):
     with_layers = ["--shard_weights", str(sharded), "--gradient_checkpointing", str(sharded)]
     run(tmp_path, [*flags, "--grad_cache_chunk", "1", *with_layers], processes=2)
     for rank, whole in zip(logged(tmp_path, 2), logged(uninterrupted(2), 2), strict=True):
@@ -170,7 +204,7 @@ def test_chunks_on_two_processes_give_the_losses_of_whole_batches(flags, uninter
 @pytest.mark.survives(
     "SIGKILL with weights split over the processes or whole", "resumes the other way, bit for bit (two processes)"
 )
-def test_split_weights_train_the_same_and_are_saved_whole(flags, uninterrupted, tmp_path):
+def test_split_weights_train_the_same_and_are_saved_whole(run, flags, uninterrupted, tmp_path):
     """Two terms have one sum in any order: two processes give the same bits. The optimizer knows half of the weights
     when phase 1 is interrupted."""
     sharded = [*flags, "--shard_weights", "True", "--eval_strategy", "steps", "--eval_steps", "2"]
@@ -182,7 +216,8 @@ def test_split_weights_train_the_same_and_are_saved_whole(flags, uninterrupted, 
 
 @pytest.mark.survives("one of several processes raises", "all end, its traceback comes first")
 def test_a_rank_that_raises_ends_all(flags, tmp_path):
-    said = run(tmp_path, flags, processes=2, fault="raise", at=3, status=1)
+    status, said = launch(tmp_path, flags, processes=2, workers=0, fault="raise", at=3)
+    assert status == 1
     first = said[said.index("Traceback (most recent call last)") :]
     assert "ValueError: made to fail" in first[: first.index("Error:") + 100], said[-3000:]
 
@@ -190,7 +225,7 @@ def test_a_rank_that_raises_ends_all(flags, tmp_path):
 @pytest.mark.survives(
     "a loss that is not a number, on one of several processes", "all end; step and products are named"
 )
-def test_a_loss_that_is_no_number_ends_all(flags, uninterrupted, tmp_path):
+def test_a_loss_that_is_no_number_ends_all(run, flags, uninterrupted, tmp_path):
     said = run(tmp_path, flags, processes=2, fault="nan", at=5, status=1)
     ids = ", ".join(logged(uninterrupted(2), 2)[1][5][0])
     assert "step 5: the loss is nan on process 1" in said and ids in said, said[-3000:]
@@ -199,12 +234,12 @@ def test_a_loss_that_is_no_number_ends_all(flags, uninterrupted, tmp_path):
 
 
 @pytest.mark.survives("a data-loading process dies", "the run ends and names it")
-def test_a_dead_worker_is_an_error(flags, tmp_path):
+def test_a_dead_worker_is_an_error(run, flags, tmp_path):
     said = run(tmp_path, flags, workers=2, fault="worker", at=2, status=1)
     assert "DataLoader worker (pid" in said
 
 
-def test_three_processes_share_what_one_trains_on(flags, tmp_path):
+def test_three_processes_share_what_one_trains_on(run, flags, tmp_path):
     """13 products in two shards, one product unreadable: two global batches of 6 an epoch, STEPS of them."""
     data = Path(flags[flags.index("--data") + 1])
     rows = pq.read_table(data / "train/00000.parquet").to_pylist()

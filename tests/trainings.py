@@ -1,8 +1,11 @@
-"""train_hf.py, run as a process that writes down what it trains on and meets a fault.
+"""train_hf.py as processes that write down what they train on and meet a fault, many times over.
 
-    python logged_run.py LOG FAULT STEP FLAGS...
+    python trainings.py                             reads lines of JSON, [log, processes, fault, at, flags]
+    torchrun ... trainings.py LOG FAULT AT FLAGS... is one process of one training
 
-Each rank appends a line of JSON for each step to LOG.RANK: [step, product ids, loss]. The fault comes at STEP, between
+It answers each line with the exit statuses of that many processes that train together; once one fails, the others are
+killed, as a launcher does. They are forks of this one, which spares them the imports. Each rank appends a line of JSON
+for each step to LOG.RANK: [step, product ids, loss], and what it says to LOG.said. The fault comes at step AT, between
 the backward pass and the change of weights, or while that step's checkpoint is saved:
 
 none
@@ -22,8 +25,10 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -31,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_hf
 from lrvsf.training import checkpoints
 from lrvsf.training.trainer import CondViTTrainer
+
+LONGEST = 300  # seconds of a training
 
 
 def die() -> None:
@@ -55,8 +62,8 @@ def meet(fault: str, trainer: CondViTTrainer) -> None:
         multiprocessing.active_children()[0].kill()
 
 
-def break_the_save_of(step: int, fault: str) -> None:
-    """Lets the process die while a checkpoint is written."""
+def break_the_save_of(step: int, fault: str, output: Path) -> None:
+    """Lets the process die while a checkpoint is written into the output folder."""
     save, seal, publish = CondViTTrainer._save_checkpoint, checkpoints.seal, checkpoints.publish
 
     def half_saved(self, model, trial):
@@ -71,7 +78,7 @@ def break_the_save_of(step: int, fault: str) -> None:
     def then_die(write):
         def writing(*args, **kwargs):
             result = write(*args, **kwargs)
-            for path in Path(train_hf_output, checkpoints.STAGING).rglob(fault):
+            for path in (output / checkpoints.STAGING).rglob(fault):
                 os.truncate(path, path.stat().st_size // 2)
                 die()
             return result
@@ -92,15 +99,13 @@ def break_the_save_of(step: int, fault: str) -> None:
         if this and fault == "renamed":
             die()
 
-    train_hf_output = sys.argv[sys.argv.index("--output_dir") + 1]
     CondViTTrainer._save_checkpoint = half_saved
     checkpoints.seal, checkpoints.publish = half_sealed, around_the_rename
 
 
-def main() -> None:
-    log, fault, fault_step, flags = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+def train(log: str, fault: str, fault_step: int, flags: list[str]) -> None:
     training_step, compute_loss = CondViTTrainer.training_step, CondViTTrainer.compute_loss
-    break_the_save_of(fault_step, fault)
+    break_the_save_of(fault_step, fault, Path(flags[flags.index("--output_dir") + 1]))
 
     def logged(self, model, inputs, *args, **kwargs):
         ids = list(inputs["product_ids"])
@@ -121,5 +126,50 @@ def main() -> None:
     train_hf.main(flags)
 
 
+def start(port: int, processes: int, log: str, rank: int, *run) -> int:
+    """A process that trains; its id."""
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        os.setsid()  # a signal to its group reaches it and its loading processes
+        signal.alarm(LONGEST)
+        said = os.open(f"{log}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        if processes > 1:
+            together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}})
+        train(log, *run)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        log, processes, *run = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        running = {start(port, processes, log, rank, *run): rank for rank in range(processes)}
+        statuses = [0] * processes
+        while running:
+            process, status = os.wait()
+            statuses[running.pop(process)] = os.waitstatus_to_exitcode(status)
+            if status:
+                for other in running:
+                    os.kill(other, signal.SIGKILL)
+        print(json.dumps(statuses), flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        train(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    else:
+        serve()
