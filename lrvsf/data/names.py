@@ -153,13 +153,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {quoted(seen[near[0]])}?" if near else ""
 
 
-def quoted(name: str) -> str:
-    """A name in quotes, in which what cannot be seen is written out: 'Lower\\xa0Body', 'Bag\\u200bs'.
+def printable(name: str) -> str:
+    """A name in which what cannot be seen is written out: Lower\\xa0Body, Bag\\u200bs, \\x1b[2J, Gr\\udc81n.
 
-    Letters with accents stay as they are, unless they are of two parts.
+    Accents are shown as they are, unless they are of two parts where one would do.
     """
-    shown = "".join(
-        character if character.isprintable() and not unicodedata.combining(character) else ascii(character)[1:-1]
-        for character in name
+    composed = unicodedata.is_normalized("NFC", name)
+    return "".join(
+        c if c.isprintable() and (composed or not unicodedata.combining(c)) else ascii(c)[1:-1] for c in name
     )
-    return f"'{shown}'"
+
+
+def quoted(name: str) -> str:
+    """The printable name in quotes."""
+    return f"'{printable(name)}'"

@@ -105,3 +105,4 @@ def test_what_cannot_be_seen_is_written_out():
     assert quoted("Lower\u00a0Body") == r"'Lower\xa0Body'" and quoted("\x1b[2J") == r"'\x1b[2J'"
     assert quoted("B\u200bags") == r"'B\u200bags'" and quoted("Cafe\u0301") == r"'Cafe\u0301'"
     assert quoted("Caf\u00e9") == "'Caf\u00e9'" and quoted("Gr\udc81n") == r"'Gr\udc81n'"
+    assert quoted("\u0e1a\u0e31\u0e07") == "'\u0e1a\u0e31\u0e07'"  # marks that have no other form are letters

@@ -25,7 +25,7 @@ from typer import Argument, Option
 
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.data.prepare.downloaded import Picture
-from lrvsf.data.prepare.listing import Listing, read_listing
+from lrvsf.data.prepare.listing import Listing, read_file, read_listing
 from lrvsf.data.prepare.products import product_row
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import ProductShardWriter, TestSetWriter, made_from, read_manifest
@@ -58,6 +58,9 @@ def catalog(
     image_size: Annotated[
         int, Option(help="make larger images smaller: pixels of the shortest side; 0 keeps them as they are")
     ] = 256,
+    images: Annotated[
+        Path | None, Option(help="of a table: the folder that paths start from and may not leave; by default its own")
+    ] = None,
     processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Turn your own products into product shards and test sets."""
@@ -66,12 +69,13 @@ def catalog(
         raise ValueError(f"image_size={image_size} must be 1 or more, or 0 to keep images as they are")
     if table.is_dir() and out.resolve().is_relative_to(table.resolve()):
         raise ValueError(f"{out} is inside {table}, whose images are read; choose another folder")
-    listing = read_listing(table, scene_pattern)
+    listing = read_listing(table, scene_pattern, images)
     settings = {"format": FORMAT, "validation": validation, "test": test, "seed": seed, "image_size": image_size}
     source = listing.fingerprint(settings)
     if not _finished(out, source):
         with Spool(out / "images.writing") as spool, worker_map(processes) as mapper:
-            shots = list(_read_images(listing, spool, partial(fetch, image_size=image_size), mapper))
+            job = partial(fetch, image_size=image_size, folder=listing.images_folder)
+            shots = list(_read_images(listing, spool, job, mapper))
             splits = Splits(shots, shares)
             _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
     report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
@@ -80,24 +84,16 @@ def catalog(
     return report
 
 
-def fetch(source: str | bytes | None, image_size: int) -> tuple[bytes, bytes] | str:
+def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[bytes, bytes] | str:
     """(encoded image, SHA-256 of what it came as), or why there is none. Runs in the workers.
 
     Args:
         source: path, or bytes, or None.
         image_size: pixels that the shortest side may have; 0 for any number.
+        folder: that a path may not leave.
     """
-    if isinstance(source, str):
-        try:
-            path = Path(source)
-            if not path.exists():
-                return "missing file"
-            if not path.is_file():
-                return "no file, but a folder or device"
-            source = path.read_bytes()
-        except (OSError, ValueError):  # no permission; a name that cannot be one
-            return "file that cannot be opened"
     try:
+        source = read_file(source, folder) if isinstance(source, str) else source
         image = decode_image(source)
     except BadImage as error:
         return error.reason

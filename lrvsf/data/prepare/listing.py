@@ -6,10 +6,8 @@ the images stay where they are.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,20 +17,22 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from lrvsf.data.images import FORMATS
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.folders import files_below
+from lrvsf.data.images import FORMATS, BadImage
+from lrvsf.data.names import UnusableCell, identifier, lookalikes, printable, quoted, text
+from lrvsf.data.prepare.tables import CsvTable, check_columns, image_column, parquet_rows
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.tars import MAX_MEMBER_BYTES
 
 NEEDED = ("product_id", "image", "role")
 OPTIONAL = ("category", "text")
 ROLES = {"product": SIMPLE, "scene": SCENES[0], **{kind.lower(): kind for kind in (SIMPLE, *SCENES)}}
-SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-BATCH_ROWS = 64
+# Pillow opens an MPO as the JPEG that it begins as, and so does not list it among what it can open.
+SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
 EXAMPLES = 3
+OUTSIDE = "path out of the folder of images; name that folder with --images"
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Skips:
     def add(self, reason: str, name: str) -> None:
         self.counts[reason] += 1
         if len(self.names[reason]) < EXAMPLES:
-            self.names[reason].append(name)
+            self.names[reason].append(printable(name))
 
     def report(self) -> dict[str, Any]:
         """Two parts of a report; empty if nothing was left out."""
@@ -83,6 +83,7 @@ class Listing:
 
     Attributes:
         source: the table or folder.
+        images_folder: what paths in a table start from and may not leave.
         entries: in the order of the table, or by path.
         listed: rows of the table, or files.
         skips: of rows and files that give no entry.
@@ -90,6 +91,7 @@ class Listing:
     """
 
     source: Path
+    images_folder: Path
     entries: list[Entry] = field(default_factory=list)
     listed: int = 0
     skips: Skips = field(default_factory=Skips)
@@ -100,10 +102,10 @@ class Listing:
         if not self.source.is_file() or self.source.suffix.lower() == ".csv":
             yield from (entry.path for entry in self.entries)
             return
-        cells = enumerate(row["image"] for row in _parquet_rows(self.source, ["image"]))
+        cells = enumerate(row["image"] for row in parquet_rows(self.source, ["image"]))
         for entry in self.entries:
             cell = next(cell for number, cell in cells if number == entry.row)
-            yield entry.path or _image(cell, self.source.parent)
+            yield entry.path or _image(cell, self.images_folder)
 
     def fingerprint(self, settings: dict[str, Any]) -> str:
         """A hash of what is listed, of sizes and times of all files, and of the settings."""
@@ -116,15 +118,21 @@ class Listing:
         return digest.hexdigest()
 
 
-def read_listing(source: Path, scene_pattern: str) -> Listing:
+def read_listing(source: Path, scene_pattern: str, images: Path | None = None) -> Listing:
     """Lists a table, or the folder CATEGORY/PRODUCT/IMAGE.
+
+    Args:
+        scene_pattern: of a folder: which file names are scenes.
+        images: the folder that paths in a table start from; the table's own if None.
 
     Raises:
         FileNotFoundError: there is no such table or folder.
-        ValueError: it is neither, or lacks a column.
+        ValueError: it is neither, or lacks a column, or has names that a reader takes for one.
         OSError: it is damaged.
     """
-    listing = Listing(source)
+    if images and source.is_dir():
+        raise ValueError(f"{source} is a folder, which names its images itself; --images goes with a table only")
+    listing = Listing(source, source if source.is_dir() else images or source.parent)
     if source.is_dir():
         _list_folder(listing, scene_pattern)
     elif not source.is_file():
@@ -135,76 +143,79 @@ def read_listing(source: Path, scene_pattern: str) -> Listing:
         _list_parquet(listing)
     else:
         raise ValueError(f"{source} is neither .csv nor .parquet nor a folder; save the table as one of them")
+    _refuse_lookalikes(listing)
     return listing
 
 
 def _list_folder(listing: Listing, scene_pattern: str) -> None:
     """The product's id is CATEGORY/PRODUCT, for products of two categories may be numbered alike."""
-    for path in sorted(path for path in listing.source.rglob("*") if path.is_file()):
+
+    def skip(reason: str, where: str) -> None:
         listing.listed += 1
+        listing.skips.add(reason, where)
+
+    for path in files_below(listing.source, skip):
         parts = path.relative_to(listing.source).parts
         where = "/".join(parts)
         if path.suffix.lower() not in SUFFIXES:
-            listing.skips.add("file of no image format", where)
+            skip("file of no image format", where)
         elif len(parts) != 3:
-            listing.skips.add("not in a folder CATEGORY/PRODUCT", where)
+            skip("not in a folder CATEGORY/PRODUCT", where)
         else:
-            category, product, name = parts
-            kind = SCENES[0] if fnmatchcase(name.lower(), scene_pattern.lower()) else SIMPLE
-            product_id = f"{_text(category)}/{_text(product)}"
-            listing.entries.append(Entry(where, 0, intern(product_id), kind, _text(category), (), str(path)))
+            kind = SCENES[0] if fnmatchcase(parts[2].lower(), scene_pattern.lower()) else SIMPLE
+            try:
+                category, product = map(identifier, parts[:2])
+            except UnusableCell as error:
+                skip(f"folder's name is {error.reason}", where)
+                continue
+            if category is None or product is None:
+                skip("folder's name is blank", where)
+                continue
+            listing.listed += 1
+            product_id = intern(f"{category}/{product}")
+            listing.entries.append(Entry(where, 0, product_id, kind, intern(category), (), str(path)))
 
 
 def _list_csv(listing: Listing) -> None:
-    # utf-8-sig: spreadsheets put a byte order mark first, which would become part of the first column's name
-    with listing.source.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            reader = csv.DictReader(file)
-            _check_columns(listing, list(reader.fieldnames or ()))
-            for cells in reader:
-                where = f"line {reader.line_num}"
-                if None in cells or None in cells.values():
-                    listing.listed += 1
-                    listing.skips.add("row of more or fewer cells than columns", where)
-                else:
-                    _add(listing, where, 0, cells, cells["image"].strip())
-        except csv.Error as error:
-            raise ValueError(f"{listing.source}, line {reader.line_num}: {error}; correct the quotes there") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{listing.source} is not UTF-8 ({error}); save it as UTF-8") from error
+    table = CsvTable(listing.source, NEEDED)
+    _check_columns(listing, table.columns)
+    for line, cells in table:
+        if cells is None:
+            listing.listed += 1
+            listing.skips.add("row of more or fewer cells than columns", f"line {line}")
+            continue
+        if any("\n" in cell and table.rows_in(cell, "role", ROLES) for cell in cells.values()):
+            raise ValueError(
+                f"{listing.source}, up to line {line}: a quoted cell holds further rows, so a quote before them is not "
+                'closed; correct it (a quote within a quoted cell is written "")'
+            )
+        _add(listing, f"line {line}", 0, cells, cells["image"].strip())
 
 
 def _list_parquet(listing: Listing) -> None:
-    try:
-        schema = pq.read_schema(listing.source)
-    except DAMAGE as error:
-        raise OSError(f"{listing.source} is not a readable Parquet file: {error}") from error
-    _check_columns(listing, schema.names)
-    kind = schema.field("image").type
-    paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not (paths or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)):
-        raise ValueError(
-            f"{listing.source}: image is {kind}; it must hold paths, or bytes, or structs of bytes and path"
-        )
-    columns = [name for name in (*NEEDED, *OPTIONAL) if name in schema.names and (name != "image" or paths)]
-    for row, cells in enumerate(_parquet_rows(listing.source, columns)):
-        image = (_text(cells["image"]) or "") if paths else None
-        _add(listing, f"row {row}", row, cells, image)
+    present, paths = image_column(listing.source)
+    _check_columns(listing, present)
+    columns = [name for name in (*NEEDED, *OPTIONAL) if name in present and (name != "image" or paths)]
+    for row, cells in enumerate(parquet_rows(listing.source, columns)):
+        _add(listing, f"row {row}", row, cells, (cells["image"] or "").strip() if paths else None)
 
 
 def _check_columns(listing: Listing, present: list[str]) -> None:
-    if missing := [name for name in NEEDED if name not in present]:
-        raise ValueError(
-            f"{listing.source} lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, present))}. It "
-            f"needs {', '.join(NEEDED)} and may have {' and '.join(OPTIONAL)}"
-        )
+    check_columns(listing.source, present, NEEDED, OPTIONAL)
     listing.unused = [name for name in present if name not in (*NEEDED, *OPTIONAL)]
 
 
 def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: str | None) -> None:
     """Lists one row, or counts why not. `image`: what its cell says; None if that is bytes, which are read later."""
     listing.listed += 1
-    product_id, role = _text(cells["product_id"]), _text(cells["role"])
+    names: dict[str, str | None] = {}
+    for column in ("product_id", "role", "category"):
+        try:
+            names[column] = identifier(cells.get(column))
+        except UnusableCell as error:
+            listing.skips.add(f"{column} is {error.reason}", f"{where} ({str(cells[column])[:60]})")
+            return
+    product_id, role, category = names.values()
     if product_id is None:
         listing.skips.add("no product_id", where)
     elif role is None or role.lower() not in ROLES:
@@ -214,22 +225,70 @@ def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: s
     elif image is not None and image.lower().startswith(("http://", "https://")):
         listing.skips.add("URL in place of a file; download it first", f"{where} ({image})")
     else:
-        category, texts = _text(cells.get("category")), cells.get("text")
-        captions = tuple(text for cell in (texts if isinstance(texts, list) else [texts]) if (text := _text(cell)))
-        path = os.path.join(listing.source.parent, image) if image else None
+        path = os.path.join(listing.images_folder, image) if image else None
         name = f"{where} ({image})" if image else where
+        captions = _captions(listing, cells.get("text"), where)
         category = intern(category) if category else None
         listing.entries.append(Entry(name, row, intern(product_id), ROLES[role.lower()], category, captions, path))
 
 
-def _parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table, a few at a time."""
+def _captions(listing: Listing, cell: Any, where: str) -> tuple[str, ...]:
+    """The texts of a cell, which may be a list of them. One that cannot be used costs itself, not its image."""
+    found = []
+    for value in cell if isinstance(cell, list) else [cell]:
+        try:
+            found.append(text(value))
+        except UnusableCell as error:
+            listing.skips.add(f"text, not its image: {error.reason}", where)
+    return tuple(filter(None, found))
+
+
+def read_file(path: str, folder: Path) -> bytes:
+    """An image's file, which must lie in the folder; links within it are followed.
+
+    A table may come from somebody else, and what it names ends in shards that may be published.
+
+    Raises:
+        BadImage: it lies elsewhere, is none, is too large, or cannot be opened.
+    """
+    # From here on without "..", which after a link leads elsewhere than it seems to.
+    root, path = os.path.abspath(folder), os.path.abspath(path)
+    if os.path.commonpath([root, path]) != root:
+        raise BadImage(OUTSIDE)
     try:
-        with open_parquet(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield from batch.to_pylist()
-    except DAMAGE as error:
-        raise OSError(f"{path} is damaged: {error}. Write it again.") from error
+        if not os.path.lexists(path):
+            raise BadImage("missing file")
+        if not os.path.exists(path):
+            raise BadImage("link that leads nowhere")
+        if not os.path.isfile(path):
+            raise BadImage("no file, but a folder or device")
+        if os.path.getsize(path) > MAX_MEMBER_BYTES:
+            raise BadImage(f"file over {MAX_MEMBER_BYTES >> 20} MiB")
+        with open(path, "rb") as file:
+            return file.read(MAX_MEMBER_BYTES)
+    except BadImage:
+        raise
+    except (OSError, ValueError) as error:  # no permission; a name that cannot be one
+        raise BadImage("file that cannot be opened", str(error)) from error
+
+
+def _refuse_lookalikes(listing: Listing) -> None:
+    """Refuses ids and categories that a reader takes for one: they would be two products, or two conditions.
+
+    Raises:
+        ValueError: with the names, in which what cannot be seen is written out, and how many rows have them.
+    """
+    for what, case in (("category", False), ("product_id", True)):
+        counts = Counter(name for entry in listing.entries if (name := getattr(entry, what)))
+        if groups := lookalikes(counts, case):
+            shown = "; ".join(
+                " and ".join(f"{quoted(name)} ({counts[name]:,} images)" for name in group)
+                for group in groups[:EXAMPLES]
+            )
+            raise ValueError(
+                f"{listing.source} writes {len(groups):,} {what} names in several ways, which would be told apart: "
+                f"{shown}. Write each in one way"
+            )
 
 
 def _image(cell: Any, folder: Path) -> str | bytes | None:
@@ -238,16 +297,6 @@ def _image(cell: Any, folder: Path) -> str | bytes | None:
         path = cell.get("path")
         return cell.get("bytes") or (os.path.join(folder, path) if path else None)
     return cell
-
-
-def _text(value: Any) -> str | None:
-    """A cell as text. pandas writes 12.0 for 12 where a column has gaps, and NaN in the gaps."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    # Names of files need not be UTF-8; what is written to Parquet must.
-    return str(value).encode(errors="replace").decode().strip() or None
 
 
 def _stat(path: str | Path) -> list[int] | None:

@@ -7,18 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lrvsf.data.names import printable
+
 
 def write_report(path: str | Path, report: dict[str, Any]) -> None:
     """Writes the report as JSON, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    # A name that is not UTF-8 has halves of characters in it; their escapes are JSON too.
+    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
     os.replace(temporary, path)
 
 
 def as_table(report: dict[str, Any], indent: int = 0) -> str:
     """The report as lines of name and value, numbers aligned to the right, nested dicts indented below their name.
+
+    What cannot be seen in a name, such as the controls of a terminal, is written out.
 
     >>> print(as_table({"urls": 1200, "failed": {"404": 3}}))
     urls    1,200
@@ -34,10 +39,9 @@ def as_table(report: dict[str, Any], indent: int = 0) -> str:
 def _lines(report: dict[str, Any], indent: int):
     for name, value in report.items():
         if isinstance(value, dict):
-            yield " " * indent + str(name), "", False
+            yield " " * indent + printable(str(name)), "", False
             yield from _lines(value, indent + 2)
         else:
-            text = (
-                f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if isinstance(value, float) else str(value)
-            )
-            yield " " * indent + str(name), text, isinstance(value, int | float)
+            number = isinstance(value, int | float)
+            text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if number else printable(str(value))
+            yield " " * indent + printable(str(name)), text, number

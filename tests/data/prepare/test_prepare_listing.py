@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import io
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,8 @@ from PIL import Image
 from shops import COLUMNS, make_shop, same_parquet, shards_of, write_csv, write_image
 
 from lrvsf.data.images import decode_image
-from lrvsf.data.prepare.catalog import catalog, fetch
+from lrvsf.data.prepare.catalog import catalog
+from lrvsf.data.prepare.catalog import fetch as fetch_image
 from lrvsf.data.prepare.listing import read_listing
 
 
@@ -27,7 +30,8 @@ def test_rows_that_cannot_be_used_are_counted_with_their_names(shop, tmp_path, e
     write_image(folder / "cut.jpg", encoded(7)[:-40])
     write_image(folder / "page.jpg", b"<html>404</html>")
     write_image(folder / "again.jpg", encoded(0))
-    write_image(tmp_path / "outside.jpg", encoded(300))
+    write_image(tmp_path / "outside.jpg", encoded(301))
+    write_image(folder / "inside.jpg", encoded(300))
     lines = [
         ",images/p0.jpg,product,Bags,",
         "p0,,product,Bags,",
@@ -44,7 +48,8 @@ def test_rows_that_cannot_be_used_are_counted_with_their_names(shop, tmp_path, e
         "p0,https://shop/p0.jpg,product,,",
         "p0,too,few",
         "p0,too,many,cells,in,it",
-        'p1,../outside.jpg,partial_complex,,"one, with ""quotes""\nin two lines"',
+        "p1,../outside.jpg,partial_complex,,",
+        'p1,images/../inside.jpg,partial_complex,,"one, with ""quotes""\nin two lines"',
         "nocat,images/p2.jpg,product,,",
         "nocat,images/p3.jpg,scene,,",
         "sceneonly,images/p3.jpg,scene,,",
@@ -63,6 +68,7 @@ def test_rows_that_cannot_be_used_are_counted_with_their_names(shop, tmp_path, e
         "missing file": 1,
         "no file, but a folder or device": 1,
         "truncated": 1,
+        "path out of the folder of images; name that folder with --images": 1,
     }
     # 91 lines stand above: the header, 2 x 40 and 10
     first = report["not used, the first"]
@@ -171,6 +177,7 @@ def test_images_are_made_smaller_only_if_they_are_larger():
         image.save(buffer, format)
         return buffer.getvalue()
 
+    fetch = partial(fetch_image, folder=Path("."))
     data = encode(image, "PNG")
     small, digest = fetch(data, 256)
     assert Image.open(io.BytesIO(small)).format == "JPEG" and decode_image(small).size == (256, 512)
@@ -184,7 +191,7 @@ def test_images_are_made_smaller_only_if_they_are_larger():
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("id;image;role\n", "lacks the column.s. product_id, image, role; it has id;image;role"),
+        ("id;image;role\n", "lacks the column.s. product_id; it has 'id', 'image', 'role'"),
         ("product_id,image,role,category\np,x.jpg,product,Bags\n", r"no product to train on(.|\n)*missing file"),
         ("product_id,image,role\n\xff,x.jpg,product\n", "not UTF-8"),
         ("product_id,image,role\na,b," + "x" * 200_000, "field larger"),
