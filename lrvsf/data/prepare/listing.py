@@ -66,15 +66,13 @@ class Skips:
         if len(self.names[reason]) < EXAMPLES:
             self.names[reason].append(printable(name))
 
-    def report(self) -> dict[str, Any]:
+    def report(self, title: str = "not used") -> dict[str, Any]:
         """Two parts of a report; empty if nothing was left out."""
         if not self.counts:
             return {}
         ranked = self.counts.most_common()
-        return {
-            "not used": dict(ranked),
-            "not used, the first": {reason: "; ".join(self.names[reason]) for reason, _ in ranked},
-        }
+        first = {reason: "; ".join(self.names[reason]) for reason, _ in ranked}
+        return {title: dict(ranked), f"{title}, the first": first}
 
 
 @dataclass

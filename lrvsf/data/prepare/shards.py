@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
@@ -157,6 +158,7 @@ class TestSetWriter(FolderWriter):
 
     Attributes:
         queries, distractors: how many were added so far.
+        categories: how many queries and distractors of each category.
         note: a dict that the manifest keeps under "note".
 
     Raises:
@@ -169,6 +171,7 @@ class TestSetWriter(FolderWriter):
         super().__init__(folder)
         self.distractor_rows = distractor_rows
         self.queries = self.distractors = 0
+        self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
         self.note: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -192,6 +195,7 @@ class TestSetWriter(FolderWriter):
             if not row.get(column):
                 raise ValueError(f"query {self.queries} (product {row.get('PRODUCT_ID')!r}) has no {column}")
         self._products.add(row, len(row["SIMPLE_IMG"]) + len(row["COMPLEX_IMG"]))
+        self.categories["queries"][row["CATEGORY"]] += 1
         self.queries += 1
 
     def add_distractor(self, row: dict[str, Any]) -> None:
@@ -206,7 +210,22 @@ class TestSetWriter(FolderWriter):
             self._distractors.close()
             self._open_distractors()
         self._distractors.add(row, len(row["jpg"]))
+        self.categories["distractors"][row.get("CATEGORY") or None] += 1
         self.distractors += 1
+
+    def unjoined_categories(self) -> dict[str, Any]:
+        """What a gallery of one category would lack, category by category; empty where all categories join."""
+        queries, distractors = self.categories["queries"], self.categories["distractors"]
+        parts: dict[str, Any] = {
+            "categories of queries without a distractor": {
+                name: queries[name] for name in sorted(queries.keys() - distractors.keys())
+            },
+            "categories of distractors without a query": {
+                name: distractors[name] for name in sorted(distractors.keys() - queries.keys() - {None})
+            },
+            "distractors without a category": distractors[None],
+        }
+        return {title: found for title, found in parts.items() if found}
 
     def close(self) -> None:
         self._products.close()

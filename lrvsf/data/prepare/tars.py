@@ -3,7 +3,7 @@
     IN/TRAIN/*.tar                              products                                        -> OUT/train
     IN/VALID/prods*.tar, IN/VALID/dist*.tar     products, single images                         -> OUT/validation
     IN/TEST/prods*.parquet, dist*.parquet       url (the index) and jpg; *metadata*.parquet says
-                                                which product and type a URL is                 -> OUT/test
+                                                which product, type and category a URL is       -> OUT/test
 
 A part that is not there is left out. Products keep the order of the tars, sorted by name; training shuffles them. An
 image is kept if it can be decoded, a product if it then has a SIMPLE and a scene image.
@@ -27,20 +27,20 @@ from typer import Argument, Option
 
 from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.downloaded import TYPES, Picture, distinct
+from lrvsf.data.prepare.listing import Skips
 from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE, product_row
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
 from lrvsf.data.prepare.spool import Place, Spool
 from lrvsf.data.prepare.testset import query_row
+from lrvsf.data.prepare.url_metadata import UrlMetadata
 from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.tars import as_identifier, captions_of, read_distractors, read_products
 
-FORMAT = 1  # raise it when the same tars give other bytes
+FORMAT = 2  # raise it when the same tars give other bytes
 CHUNK = 64  # products, or single images, in memory at a time
 READ_ROWS = 64
-METADATA_ROWS = 8192
-METADATA_COLUMNS = ("URL", "PRODUCT_ID", "TYPE", "SPLIT", "CATEGORY")
 
 
 @dataclass
@@ -51,11 +51,13 @@ class Tally:
     distractors: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)  # by the reader
     bad: Counter[str] = field(default_factory=Counter)  # images
+    unjoined: Skips = field(default_factory=Skips)  # images without metadata, and metadata without an image
 
     def report(self) -> dict[str, Any]:
         parts = {"products": self.products, "distractors": self.distractors}
         parts |= {"lost": self.lost, "images not kept": self.bad}
-        return {name: dict(counts.most_common()) for name, counts in parts.items() if counts}
+        counted = {name: dict(counts.most_common()) for name, counts in parts.items() if counts}
+        return counted | self.unjoined.report("does not join")
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def _write(part: Part, out: Path, mapper: Callable) -> None:
     tally = Tally()
     with part.writer(out) as writer:
         part.write(writer, tally, mapper)
-        report = {"files": len(part.files), **tally.report()}
+        joins = writer.unjoined_categories() if isinstance(writer, TestSetWriter) else {}
+        report = {"files": len(part.files), **tally.report(), **joins}
         if not tally.products["kept"]:
             raise ValueError(f"{part.files[0].parent} gives no product that can be used\n{as_table(report)}")
         writer.note = {"input": part.fingerprint(), "report": report}
@@ -172,21 +175,21 @@ def _parquet_set(
     tally: Tally,
     mapper: Callable,
 ) -> None:
+    described = UrlMetadata(metadata)
     with Spool(writer.writing.with_name("test-images.writing")) as spool:
         places = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _images(file)}
-        products = _described(places, metadata)
+        products = _described(places, described)
         named = {picture.url for pictures in products.values() for picture, _ in pictures}
-        if unnamed := len(places.keys() - named):
-            tally.lost["images that no metadata describes"] = unnamed
+        for url in sorted(places.keys() - named):
+            tally.unjoined.add("images of products that no metadata describes", url)
         loaded = (
             (product_id, [_with_data(picture, spool.read(place)) for picture, place in pictures])
             for product_id, pictures in tqdm(sorted(products.items()), desc="TEST products", unit="product")
         )
         _add_queries(writer, _judged(loaded, tally, mapper), tally)
-    rows = (
-        {"TYPE": SIMPLE, "jpg": row["jpg"]} for file in tqdm(dist, desc="TEST distractors") for row in _images(file)
-    )
-    _add_distractors(writer, rows, tally, mapper)
+    for url in described.without_file(pa.concat_arrays([pa.array(list(places), pa.string()), *map(_urls, dist)])):
+        tally.unjoined.add("metadata rows of the test set without an image", url)
+    _add_distractors(writer, _described_distractors(dist, described, tally), tally, mapper)
 
 
 def _add_queries(writer: TestSetWriter, products: Iterable[tuple[str, list[Picture]]], tally: Tally) -> None:
@@ -251,6 +254,10 @@ def _with_data(picture: Picture, data: bytes) -> Picture:
 
 def _images(file: Path) -> Iterator[dict[str, Any]]:
     """`url` and `jpg` of each row."""
+    return _rows(file, ["url", "jpg"])
+
+
+def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     try:
         with open_parquet(file) as parquet:
             if missing := [name for name in ("url", "jpg") if name not in parquet.schema_arrow.names]:
@@ -258,36 +265,39 @@ def _images(file: Path) -> Iterator[dict[str, Any]]:
                     f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}. "
                     "Write it with jpg as its column and url as its index"
                 )
-            for batch in parquet.iter_batches(READ_ROWS, columns=["url", "jpg"]):
+            for batch in parquet.iter_batches(READ_ROWS, columns=columns):
                 yield from batch.to_pylist()
     except DAMAGE as error:
         raise OSError(f"{file} is damaged: {error}. Write it again, or remove it.") from error
 
 
-def _described(places: dict[str, Place], files: list[Path]) -> dict[str, list[tuple[Picture, Place]]]:
+def _described(places: dict[str, Place], metadata: UrlMetadata) -> dict[str, list[tuple[Picture, Place]]]:
     """Product id -> its pictures, still without data, and where their images wait."""
-    wanted = pa.array(list(places), pa.string())
     products: dict[str, list[tuple[Picture, Place]]] = defaultdict(list)
-    for file in tqdm(files, desc="metadata", unit="file"):
-        for row in _metadata_rows(file, wanted):
-            product_id, split = as_identifier(row.get("PRODUCT_ID")), str(row.get("SPLIT") or "")
-            # The published products are told apart by TYPE, or by SPLIT: test_query and test_gallery.
-            kind = row.get("TYPE") or (SIMPLE if "gallery" in split else SCENES[0] if "query" in split else None)
-            if product_id is not None and kind in TYPES and (not split or split.startswith("test")):
-                picture = _picture(kind, row.get("CATEGORY"), captions_of(row), None, row["URL"])
-                products[product_id].append((picture, places[row["URL"]]))
+    for row in metadata.rows(pa.array(list(places), pa.string())):
+        product_id, split = as_identifier(row.get("PRODUCT_ID")), str(row.get("SPLIT") or "")
+        # The published products are told apart by TYPE, or by SPLIT: test_query and test_gallery.
+        kind = row.get("TYPE") or (SIMPLE if "gallery" in split else SCENES[0] if "query" in split else None)
+        if product_id is not None and kind in TYPES and (not split or split.startswith("test")):
+            picture = _picture(kind, row.get("CATEGORY"), captions_of(row), None, row["URL"])
+            products[product_id].append((picture, places[row["URL"]]))
     return products
 
 
-def _metadata_rows(file: Path, urls: pa.Array) -> Iterator[dict[str, Any]]:
-    """The rows of these URLs."""
-    try:
-        with open_parquet(file) as parquet:
-            names = parquet.schema_arrow.names
-            if "URL" not in names:
-                return
-            columns = [name for name in names if name in METADATA_COLUMNS or name.startswith("blip2_caption")]
-            for batch in parquet.iter_batches(METADATA_ROWS, columns=columns):
-                yield from batch.filter(pc.is_in(batch["URL"], urls)).to_pylist()
-    except DAMAGE as error:
-        raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
+def _described_distractors(files: list[Path], metadata: UrlMetadata, tally: Tally) -> Iterator[dict[str, Any]]:
+    """The images of the files, with what the metadata says of their URLs."""
+    urls = [_urls(file) for file in files]
+    facts = metadata.facts(pa.concat_arrays([pa.array([], pa.string()), *urls]))
+    known = facts["URL"].combine_chunks()
+    for file, own in zip(tqdm(files, desc="TEST distractors", unit="file"), urls, strict=True):
+        found = facts.take(pc.index_in(own, known)).to_pylist()  # of rows with one URL the first
+        for row, fact in zip(_images(file), found, strict=True):
+            if fact["URL"] is None:
+                tally.unjoined.add("distractors that no metadata describes", str(row["url"]))
+            del fact["URL"]
+            yield fact | {"TYPE": fact["TYPE"] or SIMPLE, "jpg": row["jpg"]}
+
+
+def _urls(file: Path) -> pa.Array:
+    """The URLs of a file, whose rows were found to be readable or are refused by name."""
+    return pa.array((row["url"] for row in _rows(file, ["url"])), pa.string())

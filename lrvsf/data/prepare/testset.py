@@ -121,6 +121,7 @@ class _Filler:
         return {
             "products": dict(self.products),
             "distractors": gallery,
+            **self.writer.unjoined_categories(),
             "images not kept": {name: dict(lost) for name, lost in self.lost.items()},
             "note": f"Results on these {kept:,} distractors compare only with results on as many of the same.",
         }

@@ -67,6 +67,11 @@ def layout(tmp_path, encoded):
     frame = pd.DataFrame([*scenes, *others])
     frame.columns = ["URL", "PRODUCT_ID", "SPLIT", "TYPE"]
     frame.to_parquet(root / "products_complex_metadata.parquet")
+    # A URL of two splits: what the test set's row says counts. Nothing is said of z, and nothing is there of "gone".
+    rows = [("x", 6.0, "train", "Bags"), ("x", 7.0, "test_distractors", "Feet"), ("y", 8.0, "test_distractors", None)]
+    frame = pd.DataFrame([*rows, ("gone", 9.0, "test_distractors", "Feet"), ("far", 9.0, "train", "Feet")])
+    frame.columns = ["URL", "PRODUCT_ID", "SPLIT", "CATEGORY"]
+    frame.assign(blip2_caption1=["no", "a shoe", None, None, None]).to_parquet(root / "distractor_metadata.parquet")
     return root
 
 
@@ -102,10 +107,35 @@ def test_every_part_lands_in_its_place(layout, tmp_path, encoded):
     }
     assert [image for _, image in test.distractors()] == [encoded(40), encoded(41)]
     assert report["test"]["products"] == {"kept": 2}
-    assert report["test"]["lost"] == {"images that no metadata describes": 1}
     assert report["test"]["distractors"] == {"kept": 2, "empty": 1}
     assert json.loads((tmp_path / "out/tars.json").read_text()) == report
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train", "validation", "test", "tars.json"}
+
+
+@pytest.mark.survives(
+    "distractors of the published TEST set, some without metadata",
+    "keep product, category and caption; what does not join is counted and named",
+)
+def test_distractors_keep_what_the_metadata_says(layout, tmp_path, encoded):
+    report = tars(layout, tmp_path / "out", processes=1)["test"]
+    rows = pq.read_table(tmp_path / "out/test/distractors/00000.parquet").to_pylist()
+    known = {"PRODUCT_ID": "7", "TYPE": "SIMPLE", "CATEGORY": "Feet", "blip2_caption1": "a shoe", "jpg": encoded(40)}
+    unknown = {"PRODUCT_ID": None, "TYPE": "SIMPLE", "CATEGORY": None, "blip2_caption1": None, "jpg": encoded(41)}
+    assert rows == [known, unknown]
+    assert report["does not join"] == {
+        "metadata rows of the test set without an image": 2,
+        "images of products that no metadata describes": 1,
+        "distractors that no metadata describes": 1,
+    }
+    assert report["does not join, the first"] == {
+        "metadata rows of the test set without an image": "gone; elsewhere",
+        "images of products that no metadata describes": "unknown",
+        "distractors that no metadata describes": "z",
+    }
+    assert report["categories of queries without a distractor"] == {"Bags": 1}
+    assert report["distractors without a category"] == 1
+    rows = pq.read_table(tmp_path / "out/validation/distractors/00000.parquet").to_pylist()
+    assert [(row["PRODUCT_ID"], row["CATEGORY"]) for row in rows] == [("5", "Feet"), (None, None)]
 
 
 def test_faults_of_tars_are_in_the_report(layout, tmp_path):

@@ -65,6 +65,8 @@ def test_layout_and_choice(folder, tmp_path, encoded, monkeypatch):
         "test": {"truncated": 1, "failed_to_download": 1},
         "test_distractors": {"failed_to_download": 1, "not an image": 1},
     }
+    assert report["categories of queries without a distractor"] == {"Feet": 1}
+    assert report["distractors without a category"] == 1
     assert report["other splits"] == {"train": 1}
     assert "on these 5 distractors compare only with" in report["note"]
     assert json.loads((tmp_path / "out/testset-test.json").read_text()) == report

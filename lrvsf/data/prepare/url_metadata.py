@@ -1,0 +1,76 @@
+"""What LRVS-F's metadata says of a picture, found by its URL: product, type, category and captions.
+
+The metadata is some Parquet files, at any depth, of one row a URL and split. They are read through as often as
+somebody asks; memory holds the text of the rows that were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.tars import as_identifier, captions_of
+
+ROWS = 8192  # read at a time
+COLUMNS = ("URL", "PRODUCT_ID", "TYPE", "SPLIT", "CATEGORY")
+FACTS = pa.schema([(name, pa.string()) for name in ("URL", "PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")])
+
+
+@dataclass
+class UrlMetadata:
+    """Metadata files, which are read when they are asked."""
+
+    files: list[Path]
+
+    def rows(self, urls: pa.Array) -> Iterator[dict[str, Any]]:
+        """The rows of these URLs: COLUMNS and blip2_caption1, 2, ..., where a file has them."""
+        for batch in self._batches():
+            yield from batch.filter(pc.is_in(_text(batch["URL"]), urls)).to_pylist()
+
+    def facts(self, urls: pa.Array) -> pa.Table:
+        """FACTS of these URLs; what the test set's rows say of a URL stands before what other splits' rows say."""
+        ranked: list[list[dict[str, Any]]] = [[], [], []]
+        tables: list[list[pa.Table]] = [[], [], []]
+        for row in self.rows(urls):
+            fact = {"URL": row["URL"], "PRODUCT_ID": as_identifier(row.get("PRODUCT_ID"))}
+            fact |= {"TYPE": row.get("TYPE"), "CATEGORY": row.get("CATEGORY")}
+            fact |= {"blip2_caption1": next(iter(captions_of(row)), None)}
+            split = str(row.get("SPLIT") or "")
+            rank = 0 if split == "test_distractors" else 1 if not split or split.startswith("test") else 2
+            ranked[rank].append(fact)
+            if len(ranked[rank]) == ROWS:
+                tables[rank].append(pa.Table.from_pylist(ranked[rank], schema=FACTS))
+                ranked[rank] = []
+        rest = [[pa.Table.from_pylist(facts, schema=FACTS)] for facts in ranked]
+        return pa.concat_tables([table for parts in zip(tables, rest, strict=True) for part in parts for table in part])
+
+    def without_file(self, urls: pa.Array) -> Iterator[str]:
+        """The URLs of the test set's rows for which there is no file, which are `urls`."""
+        for batch in self._batches():
+            if "SPLIT" in batch.schema.names:
+                tested = pc.fill_null(pc.starts_with(_text(batch["SPLIT"]), "test"), False)
+                missing = pc.invert(pc.is_in(_text(batch["URL"]), urls))
+                yield from map(str, batch.filter(pc.and_(tested, missing))["URL"].to_pylist())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for file in tqdm(self.files, desc="metadata", unit="file"):
+            try:
+                with open_parquet(file) as parquet:
+                    names = parquet.schema_arrow.names
+                    if "URL" in names:
+                        columns = [name for name in names if name in COLUMNS or name.startswith("blip2_caption")]
+                        yield from parquet.iter_batches(ROWS, columns=columns)
+            except DAMAGE as error:
+                raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
+
+
+def _text(column: pa.Array) -> pa.Array:
+    """pandas and polars write other types of text."""
+    return column.cast(pa.string())
