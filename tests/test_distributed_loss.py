@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from configuration_condvit import CondViTConfig
 from lrvsf.training import sharding
 from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.loss import gather_rows, info_nce
+from lrvsf.training.loss import gather_rows, info_nce, rows_that_share
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 
+SCALE = torch.tensor(2.0, dtype=torch.float64)
 GOLDEN = Path(__file__).parent / "golden" / "contrastive_loss.safetensors"
 
 
@@ -72,6 +73,30 @@ def check_encoder_gradients(rank, world):
         assert_near(scale.grad / world, expected_scale)
         for parameter, gradient in zip(replica.parameters(), expected, strict=True):
             assert_near(parameter.grad, gradient)
+
+
+def pictures():
+    """Of `batch`'s rows; 1 and 2 are shared within a process and across them, and the last row has one more."""
+    numbers = torch.arange(10, 34).view(12, 2)
+    numbers[[0, 1, 7, 11], 0], numbers[[3, 4], 1] = 1, 2
+    return torch.cat([numbers, torch.tensor([0] * 11 + [40])[:, None]], dim=1)
+
+
+def check_shared_pictures(rank, world):
+    """Products of one picture are no negatives, wherever they are: the whole batch's loss and gradient."""
+    expected_loss, expected = torch.load(os.environ["EXPECTED_SHARED"], weights_only=True)
+    queries, targets = (rows.chunk(world)[rank] for rows in batch())
+    own = pictures().chunk(world)[rank]
+    together = rows_that_share(own if rank == world - 1 else own[:, :2])  # as wide as its own rows need
+    replica = DistributedDataParallel(encoder())
+    loss = info_nce(*embed(replica, {"queries": queries, "targets": targets}), SCALE, together)
+    loss.backward()
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    assert_near(total / world, expected_loss)
+    for parameter, gradient in zip(replica.parameters(), expected, strict=True):
+        assert_near(parameter.grad, gradient)
+    assert rows_that_share(torch.arange(12)[:, None].chunk(world)[rank] + 1) is None
 
 
 def check_golden_gradients(rank, world):
@@ -156,6 +181,7 @@ def worker(rank, world):
         check_gather,
         check_golden_gradients,
         check_encoder_gradients,
+        check_shared_pictures,
         check_split_tower,
         check_split_tower_under_bf16,
     ):
@@ -171,6 +197,12 @@ def test_several_processes_equal_one(tmp_path, monkeypatch, world):
     loss = contrast(model, scale, *batch())
     loss.backward()
     torch.save((loss.detach(), [p.grad for p in model.parameters()], scale.grad), tmp_path / "expected.pt")
+    model = encoder()
+    embedded = embed(model, dict(zip(("queries", "targets"), batch(), strict=True)))
+    loss = info_nce(*embedded, SCALE, rows_that_share(pictures()))
+    loss.backward()
+    torch.save((loss.detach(), [p.grad for p in model.parameters()]), tmp_path / "shared.pt")
+    monkeypatch.setenv("EXPECTED_SHARED", str(tmp_path / "shared.pt"))
     reference = tower()
     tower_loss(reference, *tower_batch()).backward()
     torch.save({name: p.grad for name, p in reference.named_parameters()}, tmp_path / "tower.pt")

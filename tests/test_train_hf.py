@@ -360,6 +360,20 @@ def test_the_unconditioned_baseline_trains_by_the_same_recipe(train, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["condition"] == "none"
 
 
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.survives("several products with one photo", "are never each other's negatives, and are in one split")
+def test_products_of_one_photo_have_nothing_to_learn_from_each_other(train, tmp_path, chunk):
+    """A batch of seven ids with one photo: no negatives, so the loss is log 1."""
+    build_mini(tmp_path / "data", MiniSize(products=7, test_products=1, distractors=1, image_size=48), processes=1)
+    shard = tmp_path / "data/train/00000.parquet"
+    rows = pq.read_table(shard).to_pylist()
+    for row in rows:
+        row["images"][0]["image"] = rows[0]["images"][0]["image"]
+    pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), shard)
+    flags = {} if chunk is None else {"grad_cache_chunk": chunk}
+    assert train(tmp_path / "run", data=tmp_path / "data", max_steps=1, phase1_steps=0, save_steps=1, **flags) == [0.0]
+
+
 def test_bf16_loss_is_close_to_float32():
     """Mini CLIP on a full batch of 128 drawn pairs: the relative difference is about 1e-4."""
     size = MiniSize(products=128, test_products=1, distractors=1, image_size=96)

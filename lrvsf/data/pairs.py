@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from lrvsf.data.images import BadImage, BadImageCounter, TooManyBadImages, decode_image
 from lrvsf.data.schema import SCENES, SIMPLE
@@ -46,6 +47,29 @@ def augment(
     return pixels.flip(-1) if rng.random() < 0.5 else pixels
 
 
+def picture_numbers(row: dict, condition: int) -> list[int]:
+    """Numbers of a product's pictures: products with a number in common are one, as far as a pair can tell.
+
+    They are if they share a SIMPLE image: one target, under two ids (sizes, listings). They are too if they share a
+    scene and are asked about by one condition; by two conditions, a scene is a fair question about either.
+
+    Args:
+        row: a product row.
+        condition: index of the category that the pair is conditioned on, -1 without one.
+
+    Returns:
+        distinct numbers from 1 to 2**63 - 1: 63 bits of SHA-256, so that two pictures share one by no chance.
+    """
+    numbers = set()
+    for image in row["images"]:
+        cell = image and image["image"]
+        if cell and cell["bytes"]:
+            digest = hashlib.sha256(cell["bytes"]).digest()
+            seen = [digest + condition.to_bytes(8, "big", signed=True)] + [digest] * (image["type"] == SIMPLE)
+            numbers.update(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1 or 1 for name in seen)
+    return sorted(numbers)
+
+
 class PairMaker:
     """Makes batches of pairs from batches of product rows; runs in the loader's workers.
 
@@ -63,12 +87,13 @@ class PairMaker:
 
         Returns:
             `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,);
+            `pictures`: int64 (B, P) numbers of all pictures of each product, 0 where it has fewer than P;
             `product_ids`: their ids, list of B; `tried`: for `count_images`, a list of (product id, None or why it
             cannot be used), one for each image in the order in which they were decoded. Where the spares do not suffice
             there are no pixels, and `unfilled` says so: it is the process that trains which knows of all batches, and
             ends the run.
         """
-        pairs, ids, tried, spare = [], [], [], iter(spares)
+        pairs, ids, pictures, tried, spare = [], [], [], [], iter(spares)
         for row in rows:
             pair = self.pair(row, epoch, tried)
             while pair is None:
@@ -78,9 +103,10 @@ class PairMaker:
                 pair = self.pair(row, epoch, tried)
             pairs.append(pair)
             ids.append(row["product_id"])
+            pictures.append(torch.tensor(picture_numbers(row, pair[2])))
         queries, targets, indices = zip(*pairs, strict=True)
         batch: dict[str, Any] = {"pixel_values": torch.stack(queries), "target_pixel_values": torch.stack(targets)}
-        batch["product_ids"] = ids
+        batch |= {"product_ids": ids, "pictures": pad_sequence(pictures, batch_first=True)}
         if self.categories is not None:
             batch["category_indices"] = torch.tensor(indices)
         return {**batch, "tried": tried}

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lrvsf.evaluation.validation import validate
 from lrvsf.training import checkpoints, resuming, sharding
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import Guard, noticed_sigterm
-from lrvsf.training.loss import nested_info_nce
+from lrvsf.training.loss import nested_info_nce, rows_that_share
 from lrvsf.training.resuming import Resuming
 from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
@@ -228,10 +229,11 @@ class CondViTTrainer(Trainer):
         count_images(inputs, self.skipped)
         # Trainer would wait for each copy from pinned memory.
         inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
+        together = rows_that_share(inputs.pop("pictures"))
         if self.args.grad_cache_chunk is None:
-            loss = super().training_step(model, inputs, *args, **kwargs)
+            loss = super().training_step(model, {**inputs, "together": together}, *args, **kwargs)
         else:
-            loss = self._chunked_step(model, inputs)
+            loss = self._chunked_step(model, inputs, together)
         sharding.average_gradient(self.unwrapped.logit_scale)
         if self.state.global_step < self.phase1_steps:
             for name, parameter in self.unwrapped.named_parameters():
@@ -240,7 +242,7 @@ class CondViTTrainer(Trainer):
         self.last_loss = loss.detach()
         return loss
 
-    def _chunked_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def _chunked_step(self, model: nn.Module, inputs: dict[str, Tensor], together: Tensor | None) -> Tensor:
         """Trainer's step, in the memory of `grad_cache_chunk` pairs."""
         model.train()
 
@@ -249,13 +251,15 @@ class CondViTTrainer(Trainer):
                 return self._embed(model, part)
 
         chunk, scale = self.args.grad_cache_chunk, sharding.whole_parameter(self.unwrapped.logit_scale)
-        return cached_step(model, inputs, chunk, embed, self._loss, scale, self.accelerator.backward)
+        loss = partial(self._loss, together=together)
+        return cached_step(model, inputs, chunk, embed, loss, scale, self.accelerator.backward)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs) -> Tensor:
-        return self._loss(*self._embed(model, inputs), sharding.whole_parameter(self.unwrapped.logit_scale))
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor | None], *args, **kwargs) -> Tensor:
+        scale = sharding.whole_parameter(self.unwrapped.logit_scale)
+        return self._loss(*self._embed(model, inputs), scale, inputs["together"])
 
-    def _loss(self, queries: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
-        return nested_info_nce(queries, targets, logit_scale, self.args.matryoshka_dims or [])
+    def _loss(self, queries: Tensor, targets: Tensor, logit_scale: Tensor, together: Tensor | None) -> Tensor:
+        return nested_info_nce(queries, targets, logit_scale, self.args.matryoshka_dims or [], together)
 
     def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Queries and targets, in one call, so that distributed training sees one forward per step."""

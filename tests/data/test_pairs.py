@@ -7,7 +7,7 @@ from made import encoded, image, product
 from PIL import Image
 
 from lrvsf.data.images import BadImageCounter, TooManyBadImages
-from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of
+from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of, picture_numbers
 
 
 def test_a_pair_depends_on_seed_epoch_and_product_alone():
@@ -114,3 +114,25 @@ def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
         ("empty", "empty"),
         ("row 7: 0.parquet, row group 1", "lost in a damaged shard"),
     ]
+
+
+def test_products_are_one_by_a_product_picture_or_by_a_scene_with_one_condition():
+    """a and b: one photo, two ids. a and c: one scene, which asks about a bag and a shoe, and so does nothing to c."""
+    rows = {
+        "a": product("a", "red", encoded("blue")),
+        "b": product("b", "red", encoded("green"), category="Feet"),
+        "c": product("c", "white", encoded("blue"), category="Feet"),
+        "d": {"product_id": "d", "images": [image(encoded("blue"), "SIMPLE", "Bags"), image(b"", "COMPLEX"), None]},
+    }
+
+    def shared(one, other, conditions=(0, 0)):
+        numbers = (picture_numbers(rows[name], index) for name, index in zip((one, other), conditions, strict=True))
+        return set(next(numbers)) & set(next(numbers))
+
+    assert shared("a", "b", (0, 1)) and shared("a", "b", (-1, -1))
+    assert shared("a", "c", (0, 0)) and shared("a", "c", (-1, -1)) and not shared("a", "c", (0, 1))
+    assert not shared("b", "c", (1, 1))
+    assert shared("a", "d", (0, 0)) and not shared("a", "d", (0, 1)), "a scene here, a product picture there"
+    assert all(0 < number < 2**63 for number in picture_numbers(rows["a"], 9))
+    batch = PairMaker(16, ["Bags", "Feet"], 0).batch(0, list(rows.values())[:3], [])
+    assert batch["pictures"].tolist() == [picture_numbers(rows[name], i) for name, i in (("a", 0), ("b", 1), ("c", 1))]
