@@ -39,7 +39,11 @@ def name_of(step: int) -> str:
 def checkpoints_in(output: Path) -> list[Path]:
     """Folders that look like checkpoints, newest step first."""
     found = [path for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.rpartition("-")[2]))[::-1]
+    return sorted((path for path in found if path.is_dir()), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def seal(folder: Path, run: dict[str, Any]) -> None:
@@ -129,6 +133,26 @@ def find(output: Path, asked: str | bool, run: dict[str, Any]) -> Path | None:
         listed = "\n".join(f"  {name}: {saved.get(name)!r} then, {run.get(name)!r} now" for name in other)
         raise ValueError(f"{folder} is of another run:\n{listed}\nResume with the same, or take another output_dir.")
     return folder
+
+
+def rotate(output: Path, limit: int | None, step: int, best: str | None) -> None:
+    """Removes checkpoints beyond the limit, by their steps: a clock may jump back, and a copy has other times.
+
+    The one of this step, which was just saved, stays, and so does the best. Those of later steps go first: the run went
+    back to before them, and the next would resume from them. Then the oldest go.
+
+    Args:
+        limit: how many may stay, this and the best at least; None or 0 keeps all.
+        best: the best checkpoint's folder, if there is one.
+    """
+    if not limit or limit < 0:
+        return
+    stay = {name_of(step), Path(best).name if best else name_of(step)}
+    worth = sorted(checkpoints_in(output), key=lambda path: (path.name not in stay, _step(path) > step))
+    for path in worth[max(limit, len(stay)) :]:
+        if _step(path) > step:
+            logger.warning("Removed %s: the run went back to a step before it.", path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def on_main_process(function: Callable[[], Result]) -> Result:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.pairs import PairMaker, count_images
@@ -197,9 +197,8 @@ class CondViTTrainer(Trainer):
             checkpoints.seal(staging / name, self.identity())
             checkpoints.publish(staging / name, output / name)
             staging.rmdir()
-            rotate_checkpoints(
-                str(output), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
+            best, step = self.state.best_model_checkpoint, self.state.global_step
+            checkpoints.rotate(output, self.args.save_total_limit, step, best)
 
     def get_train_dataloader(self) -> PairLoader:
         """As it is: it is split over processes already, and a second split would lose rows."""

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import time
 
 import pytest
 
@@ -90,3 +92,34 @@ def test_the_manifest_is_written_last_and_tells_every_file(save):
     manifest = json.loads((folder / MANIFEST).read_text())
     assert sorted(manifest["files"]) == sorted(FILES) and manifest["run"] == RUN
     assert checkpoints.checkpoints_in(folder.parent) == [folder]
+
+
+@pytest.mark.survives("a clock that jumps back", "checkpoints are kept and resumed from by their steps")
+@pytest.mark.parametrize(
+    "there, step, best, left",
+    [
+        ([2, 4], 6, None, [4, 6]),
+        ([8, 9], 10, None, [9, 10]),  # by number, not by name
+        ([2, 4], 6, 2, [2, 6]),
+        ([4, 8, 10], 6, None, [4, 6]),  # gone back from 10 to 4
+        ([4, 8, 10], 6, 8, [6, 8]),
+        ([], 6, 6, [6]),
+    ],
+)
+def test_the_checkpoint_that_was_just_saved_stays_whatever_the_clock_says(save, tmp_path, there, step, best, left):
+    for number in there:
+        os.utime(save(number), times=(time.time() + 10**6, time.time() + 10**6 - number))
+    best = None if best is None else str(tmp_path / f"checkpoint-{best}")
+    save(step)
+    checkpoints.rotate(tmp_path, 2, step, best)
+    assert [path.name for path in checkpoints.checkpoints_in(tmp_path)][::-1] == [f"checkpoint-{n}" for n in left]
+    assert newest_whole(tmp_path).name == f"checkpoint-{left[-1]}"
+
+
+@pytest.mark.parametrize("limit, left", [(None, 4), (0, 4), (9, 4), (1, 1), (3, 3)])
+def test_as_many_checkpoints_stay_as_were_asked_for(save, tmp_path, limit, left):
+    for step in (1, 2, 3, 4):
+        save(step)
+    checkpoints.rotate(tmp_path, limit, 4, None)
+    steps = [path.name for path in checkpoints.checkpoints_in(tmp_path)]
+    assert steps == ["checkpoint-4", "checkpoint-3", "checkpoint-2", "checkpoint-1"][:left]
