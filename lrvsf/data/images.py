@@ -7,7 +7,7 @@ size is checked before a pixel is decoded, because a few kilobytes of PNG can un
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from PIL import Image, UnidentifiedImageError
 
@@ -35,11 +35,20 @@ class TooManyBadImages(RuntimeError):
     """So many images are bad that the data, not an image, is at fault. The message is a table of the reasons."""
 
 
-def decode_image(data: bytes | None) -> Image.Image:
+def as_published(image: Image.Image) -> Image.Image:
+    """RGB by a plain conversion, which drops transparency and orientation, as in the published preprocessing."""
+    return image.convert("RGB")
+
+
+def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image] = as_published) -> Image.Image:
     """Encoded bytes as an RGB image in memory.
 
     Of an animation the first frame is taken. Palettes, transparency, grey and CMYK go through a plain `convert("RGB")`,
     as in the published preprocessing: transparency is dropped, not blended, so that embeddings stay comparable.
+
+    Args:
+        data: the encoded file.
+        to_rgb: what makes an opened image RGB; `prepare_lrvsf.py catalog` has another than the published one.
 
     Raises:
         BadImage: with the reason "empty", "not an image", "too large" (longer side over `MAX_SIDE` pixels), "truncated"
@@ -51,7 +60,7 @@ def decode_image(data: bytes | None) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if max(image.size) > MAX_SIDE:
             raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
-        return image.convert("RGB")
+        return to_rgb(image)
     except BadImage:
         raise
     except UnidentifiedImageError as error:

@@ -29,12 +29,13 @@ from lrvsf.data.prepare.listing import Listing, read_file, read_listing
 from lrvsf.data.prepare.products import product_row
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import ProductShardWriter, TestSetWriter, made_from, read_manifest
+from lrvsf.data.prepare.shown import as_shown
 from lrvsf.data.prepare.splits import SETS, TEST, TRAIN, Shares, Shot, Splits
 from lrvsf.data.prepare.spool import Spool
 from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.prepare.workers import worker_map
 
-FORMAT = 1  # raise it when the same catalog gives other bytes
+FORMAT = 2  # raise it when the same catalog gives other bytes
 JPEG_QUALITY = 95
 CHUNK = 64  # images in memory at a time
 BATCH_SIZE = 256
@@ -84,31 +85,34 @@ def catalog(
     return report
 
 
-def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[bytes, bytes] | str:
-    """(encoded image, SHA-256 of what it came as), or why there is none. Runs in the workers.
+def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[bytes, bytes, list[str]] | str:
+    """(encoded image, SHA-256 of what it came as, how it was changed), or why there is none. Runs in the workers.
 
     Args:
         source: path, or bytes, or None.
         image_size: pixels that the shortest side may have; 0 for any number.
         folder: that a path may not leave.
     """
+    changes: list[str] = []
     try:
         source = read_file(source, folder) if isinstance(source, str) else source
-        image = decode_image(source)
+        image = decode_image(source, partial(as_shown, changes=changes))
     except BadImage as error:
         return error.reason
     digest = hashlib.sha256(source).digest()
     shortest = min(image.size)
-    if not image_size or shortest <= image_size:
-        return source, digest
-    width, height = (max(image_size, round(side * image_size / shortest)) for side in image.size)
+    if image_size and shortest > image_size:
+        width, height = (max(image_size, round(side * image_size / shortest)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    elif not changes:
+        return source, digest, changes  # the file as it came
     buffer = io.BytesIO()
-    image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue(), digest
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue(), digest, changes
 
 
 def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[Shot]:
-    """Puts every image that can be used into the spool; the others are counted."""
+    """Puts every image that can be used into the spool; the others are counted, and so are those that were changed."""
     pairs = zip(listing.entries, listing.images(), strict=True)
     with tqdm(total=len(listing.entries), desc="reading", unit="image") as bar:
         while chunk := list(islice(pairs, CHUNK)):
@@ -116,7 +120,10 @@ def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable
                 if isinstance(found, str):
                     listing.skips.add(found, entry.where)
                 else:
-                    yield Shot(entry, spool.add(found[0]), found[1])
+                    data, digest, changes = found
+                    for change in changes:
+                        listing.changes.add(change, entry.where)
+                    yield Shot(entry, spool.add(data), digest)
             bar.update(len(chunk))
 
 
@@ -129,6 +136,7 @@ def _finished(out: Path, source: str) -> bool:
 def _report(listing: Listing, splits: Splits, images: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Everything but what depends on where it is written."""
     parts = {"listed": listing.listed, "images that can be used": images, **listing.skips.report()}
+    parts |= listing.changes.report("images written anew")
     if listing.unused:
         parts["columns not used"] = ", ".join(listing.unused)
     if not splits.complete[TRAIN]:

@@ -85,6 +85,7 @@ class Listing:
         entries: in the order of the table, or by path.
         listed: rows of the table, or files.
         skips: of rows and files that give no entry.
+        changes: of images that are not kept as they came, but for their size.
         unused: columns of the table that mean nothing here.
     """
 
@@ -93,6 +94,7 @@ class Listing:
     entries: list[Entry] = field(default_factory=list)
     listed: int = 0
     skips: Skips = field(default_factory=Skips)
+    changes: Skips = field(default_factory=Skips)
     unused: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[str | bytes | None]:

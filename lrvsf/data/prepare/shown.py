@@ -1,0 +1,62 @@
+"""A shop's picture as a browser shows it: upright, on white, in 8 bits.
+
+The published preprocessing does none of this, and training and evaluation read a file as it does: EXIF ignored, what is
+transparent mostly black, 16-bit grey nearly all white. So a catalog's pictures are put right once, when they are
+prepared; what the published routes write stays as it came.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from PIL.Image import Transpose
+
+UPRIGHT = "turned upright, as EXIF says"
+ON_WHITE = "transparent, put on white"
+SCALED = "grey of 16 bits or more, scaled to 8"
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
+def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
+    """RGB; `changes` gets one of the three names above for each thing that a plain conversion would have got wrong."""
+    image.load()  # before EXIF is asked: Pillow turns a TIFF itself, and takes the tag away
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
+        changes.append(UPRIGHT)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_8_bits(image))
+        changes.append(SCALED)
+    elif image.has_transparency_data and (layered := image.convert("RGBA")).getchannel("A").getextrema()[0] < 255:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
+        changes.append(ON_WHITE)
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # as with pixels, damaged EXIF raises nearly anything; the picture is there all the same
+        return None
+
+
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """uint8 (height, width). 16 bits are 0 to 65535, whatever a picture uses of them, so that two stay comparable.
+
+    Floats and integers of 32 bits have no such range: white is the smallest of 1 (of floats), 255 (of floats) and 65535
+    that holds the picture, or its own largest value. What is not a number is black.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
+    ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
+    white = next((top for top in ranges if values.max() <= top), values.max())
+    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
