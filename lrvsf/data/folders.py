@@ -15,6 +15,13 @@ logger = logging.getLogger(__name__)
 # macOS writes one beside each file that it copies to a foreign disk or archive: its attributes, nothing of its content.
 COMPANION = "._"
 
+# Why `files_below` passes something over.
+UNREADABLE = "folder that cannot be read"
+LOOP = "link to a folder that it is in"
+NOWHERE = "link that leads nowhere"
+ATTRIBUTES = "companion file of macOS, without content"
+DEVICE = "neither file nor folder"
+
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
     """The entries right in a folder whose names match, by name; none if there is no such folder.
@@ -40,6 +47,24 @@ def content_names(names: list[str], folder: str) -> list[str]:
     return sorted(set(names) - set(companions))
 
 
+def matching_below(folder: Path, pattern: str) -> list[Path]:
+    """The files at any depth whose names match, by path; none if there is no such folder. What is passed over is
+    named in the log.
+
+    Raises:
+        OSError: a folder, or a link to such a file, cannot be read.
+    """
+
+    def skip(reason: str, where: str) -> None:
+        if reason == UNREADABLE or (reason in (NOWHERE, DEVICE) and fnmatchcase(Path(where).name, pattern)):
+            raise OSError(f"{folder / where} is a {reason}; repair or remove it")
+        logger.warning("Passed over %s, a %s.", printable(str(folder / where)), reason)
+
+    if not folder.exists():
+        return []
+    return sorted(path for path in files_below(folder, skip) if fnmatchcase(path.name, pattern))
+
+
 def files_below(folder: Path, skip: Callable[[str, str], None]) -> Iterator[Path]:
     """Every file at any depth, in the order of the names.
 
@@ -55,21 +80,21 @@ def _below(folder: Path, where: str, above: tuple[tuple[int, int], ...], skip: C
         stat = folder.stat()
         names = sorted(os.listdir(folder))
     except OSError:
-        skip("folder that cannot be read", where)
+        skip(UNREADABLE, where)
         return
     here = (stat.st_dev, stat.st_ino)
     if here in above:
-        skip("link to a folder that it is in", where)
+        skip(LOOP, where)
         return
     for name in names:
         path, place = folder / name, f"{where}/{name}" if where else name
         if path.is_dir():
             yield from _below(path, place, (*above, here), skip)
         elif name.startswith(COMPANION):
-            skip("companion file of macOS, without content", place)
+            skip(ATTRIBUTES, place)
         elif path.is_file():
             yield path
         elif path.is_symlink():
-            skip("link that leads nowhere", place)
+            skip(NOWHERE, place)
         else:
-            skip("neither file nor folder", place)
+            skip(DEVICE, place)

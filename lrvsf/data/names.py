@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from numbers import Integral
 from typing import Any
@@ -59,6 +59,32 @@ def identifier(cell: Any) -> str | None:
     ):
         raise UnusableCell("a number that was shortened (as 2.38e+16 is); save the column as text")
     return name
+
+
+def identifiers(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str | None]:
+    """The `identifier` of each of these columns of a row; None for one that is not there.
+
+    Raises:
+        UnusableCell: as `identifier` does; the reason begins with the column.
+    """
+    names = []
+    for column in columns:
+        try:
+            names.append(identifier(cells.get(column)))
+        except UnusableCell as error:
+            raise UnusableCell(f"{column} is {error.reason}") from error
+    return names
+
+
+def texts(cells: Iterable[Any], skip: Callable[[str], None]) -> list[str]:
+    """The texts of some cells. One that cannot be used costs only itself: `skip` is called with the reason."""
+    found = []
+    for cell in cells:
+        try:
+            found.append(text(cell))
+        except UnusableCell as error:
+            skip(f"text, not its image: {error.reason}")
+    return [words for words in found if words]
 
 
 def text(cell: Any) -> str | None:

@@ -26,7 +26,9 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.folders import matching_below
+from lrvsf.data.names import UnusableCell, identifiers, texts
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows
 from lrvsf.data.prepare.shards import FolderWriter
 from lrvsf.data.prepare.workers import why_bad
 from lrvsf.data.schema import SCENES, SIMPLE
@@ -83,7 +85,7 @@ class Source:
 
     def files(self) -> list[Path]:
         """All Parquet files, at any depth, sorted by path."""
-        if not (files := sorted(self.folder.rglob("*.parquet"))):
+        if not (files := matching_below(self.folder, "*.parquet")):
             raise FileNotFoundError(f"no *.parquet in {self.folder}; fill it with `prepare_lrvsf.py download`")
         return files
 
@@ -178,21 +180,25 @@ class _PartitionWriter(FolderWriter):
             self.other_splits[str(row["split"])] += 1
             return
         loose = row["split"].endswith(DISTRACTORS)
-        product_id = row["product_id"] if row["product_id"] not in (None, "") or not loose else row["url"]
-        if row["url"] is None or product_id in (None, ""):
+        try:
+            product_id, category = identifiers(row, ("product_id", "category"))
+        except UnusableCell as error:
+            self.unusable[f"rows whose {error.reason}"] += 1
+            return
+        product_id = product_id or (row["url"] if loose else None)
+        if row["url"] is None or not product_id:
             self.unusable["rows without URL or product id"] += 1
         elif row["type"] not in TYPES and not loose:
             self.unusable["rows of unknown type"] += 1
         else:
-            key = self.source.key(str(product_id))
+            key = self.source.key(product_id)
             index = key * PARTITIONS >> 64
             if index not in self._parts:
                 self._parts[index] = _Part(self.writing / f"{index:03d}.arrow")
             kept = {name: row.get(name) for name in _SCHEMA.names}
-            captions = _captions(row.get("captions"))
-            self._parts[index].add(
-                kept | {"key": key, "round": number, "product_id": str(product_id), "captions": captions}
-            )
+            captions = texts(_captions(row.get("captions")), lambda reason: self.unusable.update([reason]))
+            names = {"product_id": product_id, "category": category, "captions": captions}
+            self._parts[index].add(kept | names | {"key": key, "round": number})
             self.rows += 1
 
     def _read(self, file: Path) -> Iterator[dict[str, Any]]:
@@ -215,7 +221,7 @@ class _PartitionWriter(FolderWriter):
                 left = parquet.metadata.row_group(group).num_rows
                 try:
                     for batch in parquet.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
-                        for row in batch.to_pylist():
+                        for row in rows(batch):
                             left -= 1
                             yield row
                 except DAMAGE as error:  # a damaged page takes its neighbours with it
@@ -256,7 +262,7 @@ class _Part:
         self._writer.close()
 
 
-def _captions(cell: list[str] | str | None) -> list[str]:
+def _captions(cell: list[Any] | str | None) -> list[Any]:
     """A list, or a JSON list in a string for writers that know no lists; a string that is no JSON is one caption."""
     if isinstance(cell, str):
         try:
@@ -264,7 +270,7 @@ def _captions(cell: list[str] | str | None) -> list[str]:
         except ValueError:
             found = cell
         cell = found if isinstance(found, list) else [cell]
-    return [str(caption) for caption in cell or () if caption]
+    return list(cell or ())
 
 
 def _batches(file: Path) -> int:

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image
 
 from lrvsf.data.folders import files_below
 from lrvsf.data.images import FORMATS, BadImage
-from lrvsf.data.names import UnusableCell, identifier, lookalikes, printable, quoted, text
+from lrvsf.data.names import UnusableCell, identifier, identifiers, lookalikes, printable, quoted, texts
 from lrvsf.data.prepare.tables import CsvTable, check_columns, image_column, parquet_rows
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.tars import MAX_MEMBER_BYTES
@@ -208,14 +209,11 @@ def _check_columns(listing: Listing, present: list[str]) -> None:
 def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: str | None) -> None:
     """Lists one row, or counts why not. `image`: what its cell says; None if that is bytes, which are read later."""
     listing.listed += 1
-    names: dict[str, str | None] = {}
-    for column in ("product_id", "role", "category"):
-        try:
-            names[column] = identifier(cells.get(column))
-        except UnusableCell as error:
-            listing.skips.add(f"{column} is {error.reason}", f"{where} ({str(cells[column])[:60]})")
-            return
-    product_id, role, category = names.values()
+    try:
+        product_id, role, category = identifiers(cells, ("product_id", "role", "category"))
+    except UnusableCell as error:
+        listing.skips.add(error.reason, where)
+        return
     if product_id is None:
         listing.skips.add("no product_id", where)
     elif role is None or role.lower() not in ROLES:
@@ -227,20 +225,10 @@ def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: s
     else:
         path = os.path.join(listing.images_folder, image) if image else None
         name = f"{where} ({image})" if image else where
-        captions = _captions(listing, cells.get("text"), where)
+        words = cells.get("text")
+        captions = tuple(texts(words if isinstance(words, list) else [words], partial(listing.skips.add, name=where)))
         category = intern(category) if category else None
         listing.entries.append(Entry(name, row, intern(product_id), ROLES[role.lower()], category, captions, path))
-
-
-def _captions(listing: Listing, cell: Any, where: str) -> tuple[str, ...]:
-    """The texts of a cell, which may be a list of them. One that cannot be used costs itself, not its image."""
-    found = []
-    for value in cell if isinstance(cell, list) else [cell]:
-        try:
-            found.append(text(value))
-        except UnusableCell as error:
-            listing.skips.add(f"text, not its image: {error.reason}", where)
-    return tuple(filter(None, found))
 
 
 def read_file(path: str, folder: Path) -> bytes:

@@ -10,7 +10,6 @@ of three million URLs share a hash once in four million runs.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import string
 from array import array
@@ -26,13 +25,15 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 from typer import Argument
 
-from lrvsf.data.parquet import DAMAGE
+from lrvsf.data.folders import matching_below
+from lrvsf.data.names import UnusableCell, identifiers, texts
+from lrvsf.data.parquet import DAMAGE, rows
 from lrvsf.data.prepare.report import write_report
 from lrvsf.data.prepare.url_lists import SPLITS, ListWriter
 from lrvsf.data.schema import SCENES, SIMPLE
 
 BATCH_ROWS = 8192
-COLUMNS = ("URL", "TYPE", "SPLIT", "PRODUCT_ID", "CATEGORY")
+COLUMNS = ("URL", "SPLIT", "TYPE", "PRODUCT_ID", "CATEGORY")
 CAPTION = re.compile(r"blip2_caption(\d+)")
 BASE_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 # The published SPLITs are such as test_query and test_gallery. In products_*.parquet these are a product's scenes and
@@ -161,8 +162,7 @@ def metadata_files(metadata: str) -> list[Path]:
                 f"{metadata} is not a folder, and cannot be fetched from the Hub as a dataset: {error}. "
                 "Give the folder of the metadata files, or Slep/LAION-RVS-Fashion with a network."
             ) from error
-    files = sorted(folder.rglob("*.parquet"))
-    if not files:
+    if not (files := matching_below(folder, "*.parquet")):
         raise FileNotFoundError(f"{folder} holds no *.parquet; give the folder of the metadata files")
     return files
 
@@ -176,8 +176,8 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
         columns = [name for name in COLUMNS if name in names] + captions
         try:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-                for cells in batch.to_pylist():
-                    row = _row(cells, captions, file.name.startswith("products"))
+                for cells in rows(batch):
+                    row = _row(cells, captions, file.name.startswith("products"), skipped)
                     if isinstance(row, str):
                         skipped[row] += 1
                     else:
@@ -187,21 +187,28 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
             raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
 
 
-def _row(cells: dict[str, Any], captions: list[str], of_products: bool) -> dict[str, Any] | str:
-    """A row of URL_SCHEMA, or why there is none. `of_products`: the file holds products, not distractors."""
-    url = _text(cells.get("URL"))
+def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped: Counter[str]) -> dict[str, Any] | str:
+    """A row of URL_SCHEMA, or why there is none.
+
+    Args:
+        of_products: whether the file holds products, not distractors.
+        skipped: counts captions that cannot be used; their row can.
+    """
+    try:
+        url, split, kind, product, category = identifiers(cells, COLUMNS)
+    except UnusableCell as error:
+        return error.reason
     if url is None or not _is_web(url):
         return "no usable URL"
-    name = str(cells.get("SPLIT")).lower()
+    name = str(split).lower()
     base, role = BASE_SPLITS.get(ROLE.sub("", name)), ROLE.search(name)
     gallery = role is not None and role[1] != "query" and not of_products
     if base is None or (role and base == "train"):
-        return f"unknown split: {cells.get('SPLIT')}"[:60]
+        return f"unknown split: {split}"[:60]
     # A gallery is of products alone, so that its files need not say it.
-    kind = _text(cells.get("TYPE")) or (SIMPLE if gallery else None)
+    kind = kind or (SIMPLE if gallery else None)
     if kind not in (SIMPLE, *SCENES):
         return f"unknown type: {kind}"[:60]
-    product = _identifier(cells.get("PRODUCT_ID"))
     if product is None and not gallery:
         return "no product id"
     return {
@@ -210,8 +217,8 @@ def _row(cells: dict[str, Any], captions: list[str], of_products: bool) -> dict[
         "product_id": product,
         "type": kind,
         "split": f"{base}_distractors" if gallery else base,
-        "category": _text(cells.get("CATEGORY")),
-        "captions": [text for name in captions if (text := _text(cells[name]))],
+        "category": category,
+        "captions": texts((cells[name] for name in captions), lambda reason: skipped.update([reason])),
     }
 
 
@@ -221,18 +228,6 @@ def _is_web(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:  # an unclosed bracket
         return False
-
-
-def _text(value: Any) -> str | None:
-    """A cell's text; a column without any comes as floats (NaN) when pandas wrote the file."""
-    return (value.strip() or None) if isinstance(value, str) else None
-
-
-def _identifier(value: Any) -> str | None:
-    """A product id as text. pandas turns integers into floats where one is missing: 12.0 is 12."""
-    if isinstance(value, float):
-        return None if math.isnan(value) else f"{value:.0f}" if value.is_integer() else str(value)
-    return None if value is None else str(value).strip() or None
 
 
 def _hash(text: str) -> int:

@@ -228,3 +228,32 @@ def test_refusals(many, tmp_path):
     pq.write_table(pa.table({"URL": ["u"], "jpg": [b""]}), folder / "urls.parquet")
     with pytest.raises(ValueError, match=r"urls.parquet lacks the column\(s\) url, status, product_id, type, split"):
         products(folder, tmp_path / "out2")
+
+
+def test_names_that_lose_something_are_counted(tmp_path, encoded, downloaded_row, write_download):
+    rows = []
+    for number, (name, category) in enumerate([("a", "Bags"), (" a", "Bags"), ("nan", "Bags"), ("b", "x\x1b[2J")]):
+        kinds = ("SIMPLE",) if name == "a" else ("COMPLEX",) if name == " a" else ("SIMPLE", "COMPLEX")
+        rows += [downloaded_row(name, kind, encoded(9 * number + len(kind)), category=category) for kind in kinds]
+    rows[0]["captions"] = ["fine", "\x00"]
+    write_download(tmp_path / "in/0.parquet", rows)
+    report = products(tmp_path / "in", tmp_path / "out", processes=1)
+    assert [row["product_id"] for row in rows_of(tmp_path / "out/train")] == ["a"]
+    assert rows_of(tmp_path / "out/train")[0]["images"][0]["captions"] == ["fine"]
+    assert {reason.partition(";")[0]: count for reason, count in report["unusable"].items()} == {
+        "rows whose product_id is a word for nothing (nan, None, NULL)": 2,
+        "rows whose category is a control character": 2,
+        "text, not its image: a control character": 1,
+    }
+
+
+def test_ids_of_float_columns(tmp_path, encoded, downloaded_row, write_download):
+    rows = [downloaded_row("x", kind, encoded(i)) for i, kind in enumerate(("SIMPLE", "COMPLEX", "SIMPLE", "COMPLEX"))]
+    write_download(tmp_path / "in/0.parquet", rows)
+    table = pq.read_table(tmp_path / "in/0.parquet")
+    for kind, limit in ((pa.float64(), 2.0**53), (pa.float32(), 2.0**24)):
+        ids = pa.array([12.0, 12.0, limit, limit], kind)
+        pq.write_table(table.set_column(1, "product_id", ids), tmp_path / "in/0.parquet")
+        report = products(tmp_path / "in", tmp_path / str(kind), processes=1)
+        assert [row["product_id"] for row in rows_of(tmp_path / str(kind) / "train")] == ["12"]
+        assert list(report["unusable"].values()) == [2]

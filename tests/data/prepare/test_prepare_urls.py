@@ -194,3 +194,38 @@ def test_refusals_name_the_file_and_the_remedy(tmp_path):
     with pytest.raises(OSError, match="x.parquet is not a readable Parquet file.*Fetch it again"):
         urls(str(other), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_text_of_any_type_is_read(tmp_path, kind):
+    table = pa.table({name: pa.array([cell]).cast(kind) for name, cell in simple("http://a/1.jpg", "p").items()})
+    pq.write_table(table, tmp_path / "meta.parquet")
+    urls(str(tmp_path), tmp_path / "out")
+    (row,) = read(tmp_path / "out")
+    assert row | {"captions": None} == dict(
+        zip(URL_SCHEMA.names, ("http://a/1.jpg", "p", "SIMPLE", "train", "Bags", None), strict=True)
+    )
+
+
+def test_ids_and_categories_that_lose_something_are_counted(tmp_path):
+    floats = [12.0, 2.0**53, 1.5]
+    rows = [simple(f"http://a/{i}.jpg", name) for i, name in enumerate(floats)]
+    texts = [simple(f"http://a/{name}.jpg", name, blip2_caption1="\x1b[2J") for name in ("NULL", "7")]
+    odd = [{**simple("http://a/c.jpg", "c"), "CATEGORY": 3}]
+    report = urls(str(write(tmp_path / "meta", a=rows, b=texts, c=odd)), tmp_path / "out")
+    assert [reason.partition(" is ")[0] for reason in report["skipped"]] == [
+        *("PRODUCT_ID", "PRODUCT_ID", "PRODUCT_ID", "text, not its image: a control character; remove it")
+    ]
+    found = {row["product_id"]: row["category"] for row in read(tmp_path / "out")}
+    assert found == {"12": "Bags", "7": "Bags", "c": "3"}
+
+
+def test_metadata_behind_links_is_found(tmp_path):
+    write(tmp_path / "disk", a=[simple("http://a/1.jpg", 1)])
+    (tmp_path / "meta [1]").mkdir()
+    (tmp_path / "meta [1]/link").symlink_to(tmp_path / "disk")
+    (tmp_path / "meta [1]/._a.parquet").write_bytes(b"attributes")
+    assert urls(str(tmp_path / "meta [1]"), tmp_path / "out")["rows"] == 1
+    (tmp_path / "meta [1]/gone.parquet").symlink_to("nowhere")
+    with pytest.raises(OSError, match="gone.parquet is a link that leads nowhere; repair or remove it"):
+        urls(str(tmp_path / "meta [1]"), tmp_path / "out")
