@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lrvsf.data.images import BadImage, BadImageCounter, TooManyBadImages, decode_image
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.sharing import marks
 
 
 def draws_of(seed: int, epoch: int, product_id: str) -> np.random.Generator:
@@ -48,26 +49,14 @@ def augment(
 
 
 def picture_numbers(row: dict, condition: int) -> list[int]:
-    """Numbers of a product's pictures: products with a number in common are one, as far as a pair can tell.
-
-    They are if they share a SIMPLE image: one target, under two ids (sizes, listings). They are too if they share a
-    scene and are asked about by one condition; by two conditions, a scene is a fair question about either.
+    """Distinct numbers of a product's pictures: products with one in common are one thing (see lrvsf.data.sharing).
 
     Args:
         row: a product row.
         condition: index of the category that the pair is conditioned on, -1 without one.
-
-    Returns:
-        distinct numbers from 1 to 2**63 - 1: 63 bits of SHA-256, so that two pictures share one by no chance.
     """
-    numbers = set()
-    for image in row["images"]:
-        cell = image and image["image"]
-        if cell and cell["bytes"]:
-            digest = hashlib.sha256(cell["bytes"]).digest()
-            seen = [digest + condition.to_bytes(8, "big", signed=True)] + [digest] * (image["type"] == SIMPLE)
-            numbers.update(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1 or 1 for name in seen)
-    return sorted(numbers)
+    cells = [(image["type"], image["image"]["bytes"]) for image in row["images"] if image and image["image"]]
+    return sorted({m for kind, data in cells if data for m in marks(hashlib.sha256(data).digest(), kind, condition)})
 
 
 class PairMaker:

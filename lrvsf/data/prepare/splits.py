@@ -1,7 +1,11 @@
 """Which product of a catalog is trained on, which is a query, and which is a distractor.
 
-A product's place between 0 and 1 is a hash of the seed and its id: the first part of that line is the test set, the
-next the validation set, the rest is trained on. So products that are added later move no old one.
+A product's place between 0 and 1 is a hash of the seed and its id. In each category, the first of that line are the
+test set, the next the validation set, and the rest is trained on; so each category has its share of each. Products that
+are added later move no old one of another category, and of their own those few that stood where the shares end.
+
+Products that share a picture stay together (see lrvsf.data.sharing), and of those that show one thing one is a query:
+the others' pictures would be right answers that count as wrong.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from lrvsf.data.prepare.listing import Entry, Skips
 from lrvsf.data.prepare.spool import Place
 from lrvsf.data.products import category_of, fault
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.sharing import SharedPictures, marks, number_of
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SETS = (VALIDATION, TEST)
+SPLIT_FROM = 5  # groups of a category: of fewer, none is held out unless its share rounds to one
 
 
 @dataclass(slots=True)
@@ -55,16 +61,19 @@ class Shares:
         seeded = hashlib.blake2b(product_id.encode(), digest_size=8, key=str(self.seed).encode())
         return int.from_bytes(seeded.digest(), "big") / 2**64
 
-    def split(self, product_id: str) -> str:
-        place = self.place(product_id)
-        return TEST if place < self.test else VALIDATION if place < self.test + self.validation else TRAIN
+    def counts(self, groups: int) -> dict[str, int]:
+        """How many of the groups of a category are in each test set: the share, rounded, and at least one of a few."""
+        counts = {}
+        for name, share in ((TEST, self.test), (VALIDATION, self.validation)):
+            least = 1 if share and groups >= SPLIT_FROM else 0
+            counts[name] = max(least, int(groups * share + 0.5))
+        while sum(counts.values()) >= max(groups, 1):  # one is left to train on
+            counts[max(counts, key=counts.__getitem__)] -= 1
+        return counts
 
-    def set_of_distractor(self, product_id: str) -> str | None:
-        """The test set that a product serves as a distractor; None if there is no test set."""
-        held_out = self.validation + self.test
-        if not held_out:
-            return None
-        return TEST if self.place(product_id) * held_out < self.test else VALIDATION
+    def set_of_distractors(self, product_id: str) -> str:
+        """The test set that a product serves as a distractor: in proportion to the shares, one of which is not 0."""
+        return TEST if self.place(product_id) * (self.validation + self.test) < self.test else VALIDATION
 
 
 class Splits:
@@ -76,21 +85,33 @@ class Splits:
         borrowed: test set -> SIMPLE images of the other test set's products, where it had too few distractors.
         conditioned: whether the catalog has categories at all.
         products: counts.
-        skips: of images.
+        skips: of images, and of products that a test set leaves out.
+        mixed: products whose rows name several categories.
+        shared: the pictures of all products.
     """
 
     def __init__(self, shots: Iterable[Shot], shares: Shares) -> None:
-        self.shares, self.skips = shares, Skips()
+        self.shares, self.skips, self.mixed = shares, Skips(), Skips()
         self.products: Counter[str] = Counter(usable=0, complete=0)
         self.complete: dict[str, dict[str, list[Shot]]] = {name: {} for name in (TRAIN, *SETS)}
         self.distractors: dict[str, list[Shot]] = {name: [] for name in SETS}
         self.borrowed: dict[str, list[Shot]] = {name: [] for name in SETS}
-        products: dict[str, list[Shot]] = defaultdict(list)
+        found: dict[str, list[Shot]] = defaultdict(list)
         for shot in shots:
-            products[shot.entry.product_id].append(shot)
-        self.conditioned = any(shot.entry.category for images in products.values() for shot in images)
-        for name in sorted(products, key=lambda name: (shares.place(name), name)):
-            self._place(name, self._distinct(products[name]))
+            found[shot.entry.product_id].append(shot)
+        self.conditioned = any(shot.entry.category for images in found.values() for shot in images)
+        order = sorted(found, key=lambda name: (shares.place(name), name))
+        products = {name: self._distinct(found[name]) for name in order}
+        self.shared, alike = SharedPictures(), SharedPictures()
+        for name, images in products.items():
+            category = images[0].category
+            self.shared.add(name, [number_of(shot.digest) for shot in images])
+            alike.add(name, [m for shot in images for m in marks(shot.digest, shot.entry.type, category)])
+        self._things = {name: group[0] for group in alike.groups() for name in group}
+        self._place({name: images for name, images in products.items() if self._is_complete(images)})
+        self._place_distractors(products)
+        for name in SETS:
+            self._drop_repeats(name)
         for name, other in zip(SETS, reversed(SETS), strict=True):
             self._drop_answers(name, self.distractors)
             if len(self.distractors[name]) < len(self.complete[name]):
@@ -108,28 +129,80 @@ class Splits:
         for shot in kept:
             if shot.entry.type == SIMPLE:
                 shot.category = shot.entry.category or category
+        named = list(dict.fromkeys(shot.entry.category for shot in kept if shot.entry.category))
+        if len(named) > 1:
+            stands = f"{kept[0].entry.product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
+            self.mixed.add("several categories", stands)
         return kept
 
-    def _place(self, name: str, images: list[Shot]) -> None:
+    def _is_complete(self, images: list[Shot]) -> bool:
+        """Whether a product can be trained on; counts it as what it is."""
         types = [shot.entry.type for shot in images]
         self.products["usable"] += 1
         if fault(types, [], None) is None and (images[0].category or not self.conditioned):
             self.products["complete"] += 1
-            self.complete[self.shares.split(name)][name] = images
-        elif SIMPLE in types:
-            self.products["without category" if any(kind in SCENES for kind in types) else "without scene"] += 1
-            if (of := self.shares.set_of_distractor(name)) is not None:
-                self.distractors[of] += _simple(images)
-        else:
-            self.products["without product image"] += 1
+            return True
+        lacks = "product image" if SIMPLE not in types else "category" if set(types) & set(SCENES) else "scene"
+        self.products[f"without {lacks}"] += 1
+        return False
+
+    def _place(self, products: dict[str, list[Shot]]) -> None:
+        """Puts complete products into splits, category by category and group by group."""
+        groups = {name: group for group in self.shared.groups() for name in group}
+        strata: dict[str | None, dict[str, list[str]]] = defaultdict(dict)
+        for name, images in products.items():
+            together = [other for other in groups.get(name, [name]) if other in products]
+            if together[0] == name:
+                strata[images[0].category][name] = together
+        split = {}
+        for stratum in strata.values():
+            left, total = self.shares.counts(len(stratum)), sum(map(len, stratum.values()))
+            for together in stratum.values():
+                # Many products of one picture are most likely of a picture that says "no picture": not a test set.
+                fits = (n for n in left if left[n] and len(together) <= max(1, total * getattr(self.shares, n)))
+                if (part := next(fits, TRAIN)) != TRAIN:
+                    left[part] -= 1
+                split.update(dict.fromkeys(together, part))
+        for name, images in products.items():
+            self.complete[split[name]][name] = images
+
+    def _place_distractors(self, products: dict[str, list[Shot]]) -> None:
+        """Gives each SIMPLE image that cannot be trained on to a test set: its group's, if that has queries."""
+        if not self.shares.validation + self.shares.test:
+            return
+        split = {name: part for part, complete in self.complete.items() for name in complete}
+        groups = {name: group for group in self.shared.groups() for name in group}
+        for name, images in products.items():
+            if name in split or not (simple := _simple(images)):
+                continue
+            group = groups.get(name, [name])
+            part = next((split[other] for other in group if other in split), None)
+            if part == TRAIN:
+                for shot in simple:
+                    self.skips.add("distractor that shares a picture with a product to train on", shot.entry.where)
+            else:
+                self.distractors[part or self.shares.set_of_distractors(group[0])] += simple
+
+    def _drop_repeats(self, name: str) -> None:
+        """Leaves one query of those that show one thing."""
+        seen: set[str] = set()
+        for product in list(self.complete[name]):
+            thing = self._things.get(product, product)
+            if thing in seen:
+                del self.complete[name][product]
+                self.skips.add("product of a test set that shows the same as another one there", product)
+            seen.add(thing)
 
     def _drop_answers(self, name: str, distractors: dict[str, list[Shot]]) -> None:
-        """Leaves out distractors whose image is also an image of a query's product: they would be right answers."""
-        answers = {shot.digest for images in self.complete[name].values() for shot in _simple(images)}
-        kept = [shot for shot in distractors[name] if shot.digest not in answers]
+        """Leaves out distractors that show what a query's product is: they would be right answers."""
+        answers = {self._things.get(product, product) for product in self.complete[name]}
+        kept = []
         for shot in distractors[name]:
-            if shot.digest in answers:
-                self.skips.add("distractor that is the very image of a target", shot.entry.where)
+            product = shot.entry.product_id
+            if self._things.get(product, product) in answers:
+                self.skips.add("distractor that shows the product of a query", shot.entry.where)
+            else:
+                kept.append(shot)
         distractors[name] = kept
 
     def categories(self) -> dict[str, dict[str, int]]:
@@ -150,7 +223,8 @@ class Splits:
         return counts
 
     def report(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"products": dict(self.products)}
+        parts: dict[str, Any] = {"products": dict(self.products), **self.shared.report()}
+        parts |= self.mixed.report("products whose rows name")
         if train := self.complete[TRAIN]:
             parts[TRAIN] = {"products": len(train), "images": sum(map(len, train.values()))}
         unused = 0

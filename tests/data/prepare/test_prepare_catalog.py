@@ -3,7 +3,6 @@
 import csv
 import json
 import shlex
-from collections import Counter
 
 import pytest
 import torch
@@ -33,8 +32,10 @@ def test_every_product_is_in_its_place_once(shop, tmp_path, encoded):
     parts = [shards_of(out), queries_of(out, "validation"), queries_of(out, "test")]
     assert sorted(name for part in parts for name in part) == sorted(f"p{i}" for i in range(40))
 
-    assert set(parts[2]) == {f"p{i}" for i in range(40) if place(f"p{i}") < 0.3}
-    assert set(parts[1]) == {f"p{i}" for i in range(40) if 0.3 <= place(f"p{i}") < 0.5}
+    # Of the 20 products of each category the first 6 by place are in test, the next 4 in validation.
+    lines = [sorted((f"p{i}" for i in range(first, 40, 2)), key=place) for first in (0, 1)]
+    assert set(parts[2]) == {name for line in lines for name in line[:6]}
+    assert set(parts[1]) == {name for line in lines for name in line[6:10]}
 
     for name, images in parts[0].items():
         number = int(name[1:])
@@ -95,10 +96,15 @@ def test_products_added_later_move_no_old_one(shop, tmp_path, encoded):
     assert set(queries_of(tmp_path / "other", "test")) != set(queries_of(tmp_path / "after", "test"))
 
 
-def test_shares_are_of_all_products():
-    counts = Counter(Shares(0.1, 0.3, seed=5).split(f"product {i}") for i in range(10_000))
-    # four standard deviations of a binomial: 120 and 184
-    assert abs(counts["validation"] - 1000) < 120 and abs(counts["test"] - 3000) < 184
+def test_shares_are_rounded_and_a_few_products_are_enough_for_one_of_each():
+    shares = Shares(validation=0.1, test=0.3, seed=5)
+    expected = {0: (0, 0), 1: (0, 0), 2: (0, 1), 4: (0, 1), 5: (1, 2), 15: (2, 5), 10_000: (1000, 3000)}
+    for products, (validation, test) in expected.items():
+        assert shares.counts(products) == {"validation": validation, "test": test}
+    assert Shares(0.1, 0.1, seed=0).counts(4) == {"validation": 0, "test": 0}
+    assert Shares(0.1, 0.1, seed=0).counts(5) == {"validation": 1, "test": 1}
+    assert Shares(0.0, 0.1, seed=0).counts(5) == {"validation": 0, "test": 1}
+    assert sum(Shares(0.5, 0.45, seed=0).counts(5).values()) == 4, "one is left to train on"
 
 
 def test_it_trains_and_evaluates_by_the_commands_it_prints(shop, tmp_path, monkeypatch):
@@ -144,8 +150,7 @@ def test_without_categories_only_the_unconditioned_model_is_offered(shop, tmp_pa
 def test_a_distractor_is_never_the_answer(tmp_path, encoded):
     """Eight products without scene show the very image of a product in the test set, eight another image."""
     names = [f"p{i}" for i in range(8)]
-    target = next(name for name in names if place(name) < 0.5)
-    assert any(place(name) > 0.5 for name in names)
+    target = min(names, key=place)  # which is in the half that is tested
     rows = []
     for i, name in enumerate(names):
         write_image(tmp_path / f"{name}.jpg", encoded(i))
@@ -156,7 +161,7 @@ def test_a_distractor_is_never_the_answer(tmp_path, encoded):
     rows += [(f"m{i}", "other.jpg", "product", "Bags", "") for i in range(8)]
     report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0.5, processes=1)
     assert [row["PRODUCT_ID"][0] for row in distractors_of(tmp_path / "out", "test")] == ["m"] * 8
-    assert report["images, not used"] == {"distractor that is the very image of a target": 8}
+    assert report["images, not used"] == {"distractor that shows the product of a query": 8}
 
 
 def test_a_second_run_changes_nothing_and_another_input_is_refused(shop, tmp_path, encoded):
