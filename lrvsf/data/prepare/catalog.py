@@ -34,6 +34,7 @@ from lrvsf.data.prepare.splits import SETS, TEST, TRAIN, Shares, Shot, Splits
 from lrvsf.data.prepare.spool import Spool
 from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.prepare.workers import worker_map
+from lrvsf.durable import locked
 
 FORMAT = 2  # raise it when the same catalog gives other bytes
 JPEG_QUALITY = 95
@@ -73,15 +74,16 @@ def catalog(
     listing = read_listing(table, scene_pattern, images)
     settings = {"format": FORMAT, "validation": validation, "test": test, "seed": seed, "image_size": image_size}
     source = listing.fingerprint(settings)
-    if not _finished(out, source):
-        with Spool(out / "images.writing") as spool, worker_map(processes) as mapper:
-            job = partial(fetch, image_size=image_size, folder=listing.images_folder)
-            shots = list(_read_images(listing, spool, job, mapper))
-            splits = Splits(shots, shares)
-            _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
-    report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
-    report |= _next(out, report)
-    write_report(out / "catalog.json", report)
+    with locked(out, "prepare_lrvsf.py catalog"):
+        if not _finished(out, source):
+            with Spool(out / "images.writing") as spool, worker_map(processes) as mapper:
+                job = partial(fetch, image_size=image_size, folder=listing.images_folder)
+                shots = list(_read_images(listing, spool, job, mapper))
+                splits = Splits(shots, shares)
+                _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
+        report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
+        report |= _next(out, report)
+        write_report(out / "catalog.json", report)
     return report
 
 

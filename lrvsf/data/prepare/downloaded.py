@@ -1,6 +1,7 @@
 """What img2dataset downloaded, product by product, shuffled, in bounded memory: a sort of 17 GB or more on disk.
 
-1. Every row goes to one of `PARTITIONS` Arrow files, chosen by the leading bits of a seeded hash of its product id.
+1. Every row goes to one of at most `PARTITIONS` Arrow files, chosen by the leading bits of a seeded hash of its product
+   id.
 2. File after file is mapped into memory: worker processes decode its images, its rows are sorted by hash and grouped.
 
 The sorted files in turn are one sorted sequence, so the products come in an order that the seed and their ids decide,
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ from lrvsf.data.schema import SCENES, SIMPLE
 
 logger = logging.getLogger(__name__)
 
-PARTITIONS = 128
+PARTITIONS = 128  # fewer where so many files may not be open at once; the products and their order are the same
+OTHER_FILES = 32  # that are open besides
 BATCH_ROWS = 64
 BATCH_BYTES = 2**20  # of images that wait for their batch, in each partition
 FORMAT = 1  # raise it when the partitions or what is made of them change
@@ -167,6 +170,7 @@ class _PartitionWriter(FolderWriter):
         self.rows = 0
         self.other_splits: Counter[str] = Counter()
         self.unusable: Counter[str] = Counter()
+        self.count = _openable(PARTITIONS)
         self._parts: dict[int, _Part] = {}
 
     def add_files(self) -> None:
@@ -192,7 +196,7 @@ class _PartitionWriter(FolderWriter):
             self.unusable["rows of unknown type"] += 1
         else:
             key = self.source.key(product_id)
-            index = key * PARTITIONS >> 64
+            index = key * self.count >> 64
             if index not in self._parts:
                 self._parts[index] = _Part(self.writing / f"{index:03d}.arrow")
             kept = {name: row.get(name) for name in _SCHEMA.names}
@@ -236,6 +240,17 @@ class _PartitionWriter(FolderWriter):
         skipped = {"other splits": dict(self.other_splits), "unusable": dict(self.unusable)}
         described = {"input": self.input, "rows": self.rows, "skipped": skipped}
         (self.writing / "partitions.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def _openable(wanted: int) -> int:
+    """How many of these files can be open at once, after the process's limit was raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
+        most = wanted + OTHER_FILES
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(wanted, soft - OTHER_FILES))
+    return wanted
 
 
 class _Part:

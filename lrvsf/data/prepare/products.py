@@ -19,6 +19,7 @@ from lrvsf.data.prepare.shards import ProductShardWriter, made_from, read_manife
 from lrvsf.data.prepare.workers import worker_map
 from lrvsf.data.products import category_of
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.durable import locked
 
 NO_SIMPLE, NO_SCENE, NEITHER = "without SIMPLE image", "without scene image", "without either"
 
@@ -88,17 +89,19 @@ def products(
     """Group downloaded images by product into shuffled product shards."""
     source = Source(downloaded, (split,), seed)
     folder, work = out / split, out / f"{split}.partitions"
-    if not made_from(folder, source.fingerprint()):
-        _write(source, folder, work, processes)
-    manifest = read_manifest(folder)
-    report = {
-        "folder": str(folder),
-        **manifest["note"]["report"],
-        "shards": len(manifest["files"]),
-        "image bytes": manifest["image_bytes"],
-    }
-    write_report(out / f"products-{split}.json", report)
-    shutil.rmtree(work, ignore_errors=True)
+    fingerprint = source.fingerprint()
+    with locked(out, "prepare_lrvsf.py products"):
+        if not made_from(folder, fingerprint):
+            _write(source, folder, work, processes)
+        manifest = read_manifest(folder)
+        report = {
+            "folder": str(folder),
+            **manifest["note"]["report"],
+            "shards": len(manifest["files"]),
+            "image bytes": manifest["image_bytes"],
+        }
+        write_report(out / f"products-{split}.json", report)
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 

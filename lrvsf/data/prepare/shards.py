@@ -4,10 +4,10 @@ A folder appears whole or not at all: it is written beside its place, under a na
 when its last file is closed. What a killed run left there is thrown away by the next one.
 
     FOLDER/00000.parquet, ...   rows of PRODUCT_FEATURES, image bytes as they came (photographs do not compress further)
-    FOLDER/manifest.json        how many files, how large, a digest of the rows of each, and one of the whole list
+    FOLDER/manifest.json        the files, their sizes, a digest of the rows of each, and one of the whole list
 
     FOLDER/products.parquet, FOLDER/distractors/00000.parquet, ...      a test set in the published layout
-    FOLDER/manifest.json                                                how many rows of each
+    FOLDER/manifest.json                                                how many rows of each; the files, their sizes
 
 The digests are taken of the rows, not of the Parquet files, so that another version of pyarrow gives the same ones.
 """
@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,29 +39,53 @@ DISTRACTOR_ROWS = 20_000
 class FolderWriter:
     """A context manager that gives `self.writing`, a folder that becomes `self.folder` if the block succeeds.
 
+    A link is followed: what it leads to is written beside its place there.
+
     Raises:
-        ValueError: the folder is there already, and not empty.
+        ValueError: the folder is there already, and not empty; or it cannot be replaced, as a mount point cannot.
+        OSError: it is written, but could not be renamed; `writing` is then kept.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()
         self.writing = self.folder.with_name(self.folder.name + ".writing")
 
     def __enter__(self) -> Self:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f"{self.folder} is in use; remove it or choose another folder")
+        if self.folder.exists():
+            try:
+                self.folder.rmdir()  # what cannot be removed now cannot be replaced after hours of work either
+            except OSError as error:
+                raise ValueError(
+                    f"{self.folder} cannot be replaced by the finished folder ({error.strerror}), as a mount point "
+                    "cannot; name a folder within it"
+                ) from error
         shutil.rmtree(self.writing, ignore_errors=True)
         self.writing.mkdir(parents=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            self.close()
             if kind is None:
+                self.close()
                 self.finish()
-                os.replace(self.writing, self.folder)
-        finally:
+            else:
+                # On a full disk closing fails too, which would hide the first failure.
+                with suppress(Exception):
+                    self.close()
+        except BaseException:
             shutil.rmtree(self.writing, ignore_errors=True)
+            raise
+        if kind is not None:
+            shutil.rmtree(self.writing, ignore_errors=True)
+            return
+        try:
+            os.replace(self.writing, self.folder)
+        except OSError as failed:
+            raise OSError(
+                f"{self.writing} is whole, but cannot be renamed to {self.folder} ({failed.strerror}); rename it"
+            ) from failed
 
     def close(self) -> None:
         """Closes what is open, whether or not the block succeeded."""
@@ -128,8 +153,8 @@ class ProductShardWriter(FolderWriter):
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-            numbers = {"rows": self._file.rows, "image_bytes": self._file.bytes}
-            self._files.append({"name": self._file.path.name, **numbers, "digest": self._digest.hexdigest()})
+            numbers = {"rows": self._file.rows, "image_bytes": self._file.bytes, "digest": self._digest.hexdigest()}
+            self._files.append(_stated(self._file.path, self.writing) | numbers)
             self._file, self._digest = None, hashlib.sha256()
 
     def finish(self) -> None:
@@ -234,7 +259,10 @@ class TestSetWriter(FolderWriter):
     def finish(self) -> None:
         if not self.queries:
             raise ValueError(f"there is no query to write to {self.folder}; look into the input")
-        _write_manifest(self.writing, {"queries": self.queries, "distractors": self.distractors, "note": self.note})
+        paths = [self.writing / "products.parquet", *sorted(self.writing.glob("distractors/*.parquet"))]
+        files = [_stated(path, self.writing) for path in paths]
+        numbers = {"queries": self.queries, "distractors": self.distractors}
+        _write_manifest(self.writing, {**numbers, "note": self.note, "files": files})
 
 
 class _RowFile:
@@ -280,8 +308,13 @@ def list_digest(files: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([[file["rows"], file["digest"]] for file in files]).encode()).hexdigest()
 
 
+def _stated(path: Path, folder: Path) -> dict[str, Any]:
+    """A manifest's entry of a file."""
+    return {"name": str(path.relative_to(folder)), "size": path.stat().st_size}
+
+
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
@@ -306,7 +339,7 @@ def made_from(folder: str | Path, source: str) -> bool:
     """Whether the folder is finished and its note's "input" is this; False if it is not there yet.
 
     Raises:
-        ValueError: it is there, made from something else.
+        ValueError: it is there, made from something else, or lacks a file or the end of one.
     """
     folder = Path(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -316,4 +349,9 @@ def made_from(folder: str | Path, source: str) -> bool:
         raise ValueError(
             f"{folder} holds something made from other input or with other settings; remove it or choose another folder"
         )
+    for entry in manifest.get("files", ()):
+        size = path.stat().st_size if (path := folder / entry["name"]).is_file() else None
+        if size != entry.get("size", size) or size is None:
+            found = "is missing" if size is None else f"has {size:,} bytes in place of {entry['size']:,}"
+            raise ValueError(f"{folder} is not whole: {entry['name']} {found}; remove the folder to make it again")
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +27,8 @@ class Spool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk, which closing finds once more and would hide the first failure
+            self._file.close()
         self.path.unlink()
 
     def add(self, data: bytes) -> Place:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 from typer import Argument, Option
 
+from lrvsf.data.folders import files_in, matching_below
 from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.downloaded import TYPES, Picture, distinct
 from lrvsf.data.prepare.listing import Skips
@@ -37,6 +38,7 @@ from lrvsf.data.prepare.url_metadata import UrlMetadata
 from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.tars import as_identifier, captions_of, read_distractors, read_products
+from lrvsf.durable import locked
 
 FORMAT = 2  # raise it when the same tars give other bytes
 CHUNK = 64  # products, or single images, in memory at a time
@@ -87,14 +89,14 @@ def tars(
 ) -> dict[str, Any]:
     """Turn the published tar layout into product shards and test sets."""
     parts, missing = find_parts(source, metadata or source)
-    finished = [made_from(out / part.name, part.fingerprint()) for part in parts]  # refuses before anything is written
-    with worker_map(processes) as mapper:
+    with locked(out, "prepare_lrvsf.py tars"), worker_map(processes) as mapper:
+        finished = [made_from(out / part.name, part.fingerprint()) for part in parts]  # refuses before it writes
         for part, done in zip(parts, finished, strict=True):
             if not done:
                 _write(part, out, mapper)
-    notes = {part.name: read_manifest(out / part.name)["note"]["report"] for part in parts}
-    report = {"folder": str(out), **notes, **missing}
-    write_report(out / "tars.json", report)
+        notes = {part.name: read_manifest(out / part.name)["note"]["report"] for part in parts}
+        report = {"folder": str(out), **notes, **missing}
+        write_report(out / "tars.json", report)
     return report
 
 
@@ -104,10 +106,10 @@ def find_parts(source: Path, metadata: Path) -> tuple[list[Part], dict[str, str]
     Raises:
         FileNotFoundError: there is nothing.
     """
-    train = sorted(source.glob("TRAIN/*.tar"))
-    prods, dist = sorted(source.glob("VALID/prods*.tar")), sorted(source.glob("VALID/dist*.tar"))
-    tests, test_dist = sorted(source.glob("TEST/prods*.parquet")), sorted(source.glob("TEST/dist*.parquet"))
-    described = sorted(metadata.rglob("*metadata*.parquet"))
+    train = files_in(source / "TRAIN", "*.tar")
+    prods, dist = (files_in(source / "VALID", pattern) for pattern in ("prods*.tar", "dist*.tar"))
+    tests, test_dist = (files_in(source / "TEST", pattern) for pattern in ("prods*.parquet", "dist*.parquet"))
+    described = matching_below(metadata, "*metadata*.parquet")
     parts, missing = [], {}
     if train:
         parts.append(Part("train", train, lambda writer, tally, mapper: _shards(writer, train, tally, mapper)))

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.names import UnusableCell, identifiers
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows
 from lrvsf.data.prepare.downloaded import DISTRACTORS, Partitions, Picture, Source, distinct
 from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE
 from lrvsf.data.prepare.report import as_table, write_report
@@ -24,10 +25,12 @@ from lrvsf.data.prepare.shards import TestSetWriter, made_from, read_manifest
 from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.testset import PRODUCT_COLUMNS
+from lrvsf.durable import locked
 
 PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928
 SEED = 0  # of the order only: an evaluation draws its galleries from all rows
 READ_ROWS = 64
+NAMES = ("PRODUCT_ID", "TYPE", "CATEGORY")
 
 
 def testset(
@@ -44,24 +47,25 @@ def testset(
     source = Source(downloaded, splits, SEED)
     folder, work = out / split, out / f"{split}.partitions"
     fingerprint = _fingerprint(source, products)
-    if not made_from(folder, fingerprint):
-        partitions = Partitions.of(source, work)
-        with TestSetWriter(folder) as writer, worker_map(processes) as mapper:
-            filler = _Filler(writer, split)
-            if products:
-                filler.add_published(products)
-            for product_id, pictures in partitions.products(mapper):
-                filler.add(product_id, pictures)
-            note = filler.report() | partitions.skipped
-            if not writer.queries:
-                raise ValueError(
-                    f"{downloaded} gives no query of the split {split!r}; download more, or name another --split\n"
-                    + as_table(note)
-                )
-            writer.note = {"input": fingerprint, "report": note}
-    report = {"folder": str(folder), **read_manifest(folder)["note"]["report"]}
-    write_report(out / f"testset-{split}.json", report)
-    shutil.rmtree(work, ignore_errors=True)
+    with locked(out, "prepare_lrvsf.py testset"):
+        if not made_from(folder, fingerprint):
+            partitions = Partitions.of(source, work)
+            with TestSetWriter(folder) as writer, worker_map(processes) as mapper:
+                filler = _Filler(writer, split)
+                if products:
+                    filler.add_published(products)
+                for product_id, pictures in partitions.products(mapper):
+                    filler.add(product_id, pictures)
+                note = filler.report() | partitions.skipped
+                if not writer.queries:
+                    raise ValueError(
+                        f"{downloaded} gives no query of the split {split!r}; download more, or name another --split\n"
+                        + as_table(note)
+                    )
+                writer.note = {"input": fingerprint, "report": note}
+        report = {"folder": str(folder), **read_manifest(folder)["note"]["report"]}
+        write_report(out / f"testset-{split}.json", report)
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 
@@ -104,8 +108,13 @@ class _Filler:
 
     def add_published(self, path: Path) -> None:
         for row in _published(path):
+            try:
+                names = dict(zip(NAMES, identifiers(row, NAMES), strict=True))
+            except UnusableCell as error:
+                self._add_query(f"whose {error.reason}")
+                continue
             bad = [f"with a {name} that is {why}" for name in PRODUCT_COLUMNS[:2] if (why := why_bad(row[name]))]
-            self._add_query(bad[0] if bad else row if row["CATEGORY"] else "without category")
+            self._add_query(bad[0] if bad else row | names if names["CATEGORY"] else "without category")
 
     def _add_query(self, row: dict[str, Any] | str) -> None:
         self.products["listed"] += 1
@@ -155,11 +164,9 @@ def _published(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}")
             columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in present]
             for batch in file.iter_batches(READ_ROWS, columns=columns):
-                for row in batch.to_pylist():
+                for row in rows(batch):
                     for name in PRODUCT_COLUMNS[:2]:
                         row[name] = row[name]["bytes"] if isinstance(row[name], dict) else row[name]
-                    if row.get("PRODUCT_ID") is not None:
-                        row["PRODUCT_ID"] = str(row["PRODUCT_ID"])
                     yield row
     except DAMAGE as error:
         raise OSError(f"{path} cannot be read ({error}); fetch it again") from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection, parent_process
+from threading import Thread
 
 from lrvsf.data.images import BadImage, decode_image
 
@@ -23,13 +26,28 @@ def worker_map(processes: int | None) -> Iterator[Callable]:
     if processes == 1:
         yield map
         return
-    pool = ProcessPoolExecutor(processes or os.cpu_count())
+    pool = ProcessPoolExecutor(processes or os.cpu_count(), initializer=_obey_parent)
     try:
         yield pool.map
     except BrokenProcessPool as error:
         raise OSError("a worker was killed, most likely for want of memory; take fewer --processes") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _obey_parent() -> None:
+    """Leaves Ctrl-C to the parent, and ends with it, however that ends.
+
+    A worker that Ctrl-C ends while it holds the lock of the queue would let all others wait for ever, and the parent
+    for them. One whose parent was killed would do so too: it holds both ends of the pipes that it reads from.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
 
 
 def why_bad(data: bytes | None) -> str | None:

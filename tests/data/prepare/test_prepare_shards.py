@@ -1,6 +1,9 @@
 """Folders of shards that are whole or not there."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -135,7 +138,10 @@ def test_test_set(tmp_path):
     assert [jpg for _, jpg in found.distractors()] == [b"0", b"1", b"2", b"3"]
     assert [len(pq.read_table(file)) for file in sorted((tmp_path / "test/distractors").iterdir())] == [2, 2]
     manifest = json.loads((tmp_path / "test/manifest.json").read_text())
-    assert manifest == {"queries": 1, "distractors": 4, "note": {}}
+    assert manifest | {"files": 0} == {"queries": 1, "distractors": 4, "note": {}, "files": 0}
+    assert {entry["name"]: entry["size"] for entry in manifest["files"]} == {
+        str(file.relative_to(tmp_path / "test")): file.stat().st_size for file in (tmp_path / "test").rglob("*.parquet")
+    }
 
 
 def test_test_set_refusals(tmp_path):
@@ -160,3 +166,70 @@ def test_made_from(tmp_path):
     assert made_from(tmp_path / "train", "x")
     with pytest.raises(ValueError, match="made from other input"):
         made_from(tmp_path / "train", "y")
+
+
+@pytest.mark.survives("a finished data folder has lost a file, or the end of one", "refused when the step runs again")
+def test_a_manifest_is_not_believed_alone(tmp_path):
+    with ProductShardWriter(tmp_path / "train", shard_bytes=1) as shards:
+        for name in "ab":
+            shards.add(product(name))
+        shards.note = {"input": "x"}
+    file = tmp_path / "train/00001.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(
+        ValueError, match=f"00001.parquet has {len(whole) - 1:,} bytes in place of {len(whole):,}; remove"
+    ):
+        made_from(tmp_path / "train", "x")
+    file.unlink()
+    with pytest.raises(ValueError, match="is not whole: 00001.parquet is missing; remove the folder to make it again"):
+        made_from(tmp_path / "train", "x")
+    file.write_bytes(whole)
+    assert made_from(tmp_path / "train", "x")
+
+
+@pytest.mark.survives("a folder to write is a link to another disk", "followed: written there")
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train").symlink_to(tmp_path / "disk/real")
+    (tmp_path / "out/test").symlink_to(tmp_path / "disk/new")  # of nothing yet
+    for name in ("train", "test"):
+        write(tmp_path / "out" / name, "ab")
+        assert (tmp_path / "out" / name).is_symlink() and ProductShards.scan(tmp_path / "out" / name).usable == 2
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "real"]
+
+
+@pytest.mark.survives("a folder to write is a mount point", "refused before any work")
+def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypatch):
+    def busy(folder):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
+
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr(Path, "rmdir", busy)  # as the kernel says of a mount point
+    with pytest.raises(ValueError, match=r"cannot be replaced.*\(Device or resource busy\), as a mount point cannot"):
+        write(tmp_path / "train", "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.survives("a finished data folder cannot be renamed", "kept under its unfinished name, which is said")
+def test_work_is_kept_if_only_the_rename_fails(tmp_path, monkeypatch):
+    def fails(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fails)
+        with pytest.raises(OSError, match="train.writing is whole, but cannot be renamed to .*train .*rename it"):
+            write(tmp_path / "train", "ab")
+    (tmp_path / "train.writing").rename(tmp_path / "train")
+    assert ProductShards.scan(tmp_path / "train").usable == 2 and read_manifest(tmp_path / "train")["products"] == 2
+
+
+@pytest.mark.survives("the disk is full while data are prepared", "says so; nothing half is left")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_what_is_said(tmp_path):
+    with pytest.raises(OSError) as error, ProductShardWriter(tmp_path / "train", row_group=1) as shards:
+        (tmp_path / "train.writing/00000.parquet").symlink_to("/dev/full")
+        shards.add(product("a", size=2**22))
+        shards.add(product("b", size=2**22))
+    assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
