@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import statistics
 import sys
@@ -40,10 +41,11 @@ from train_parts import (
     pair_flops,
     random_batch,
 )
-from train_stream import BATCHES, fed_rate, our_batches, published_batches, write_data
+from train_stream import TIMED, WARM, fed_rate, our_batches, published_batches, write_data
 
 CPU_BATCH = {"B/32": 16, "B/16": 8}
 GPU_BATCH = {"B/32": 512, "B/16": 256, "L/14": 64, "H/14": 32}
+STREAM_BATCH = 256
 SECTIONS = ("step", "profile", "batch", "stream")
 WAYS = ("published", "ours", "ours, compiled", "ours, layers compiled")
 
@@ -168,11 +170,12 @@ def batch_section(name: str, args: argparse.Namespace, device: torch.device) -> 
 
 
 def stream_section(name: str, args: argparse.Namespace, device: torch.device) -> list[list[str]]:
-    """Pairs a second of the wall, fed from disk and from memory."""
-    shape, batch = SHAPES[name], args.batch_of(name)
+    """Pairs a second of the wall, fed from disk and from data on the device."""
+    shape, batch = SHAPES[name], args.batch or (STREAM_BATCH if device.type == "cuda" else args.batch_of(name))
     rates: dict[str, tuple[float, float]] = {}
+    warm = WARM + 2 * args.workers  # DataLoader keeps two batches a worker ready
     with tempfile.TemporaryDirectory() as temporary:
-        shards, tars = write_data(Path(temporary), BATCHES * batch + 2 * 500)
+        shards, tars = write_data(Path(temporary), (warm + TIMED) * batch + 2 * 500)
         for way in args.variants:
             step = make_steps(shape, args.attn_of(name), device, [way])[way]
             data = random_batch(shape, batch, device)
@@ -181,8 +184,8 @@ def stream_section(name: str, args: argparse.Namespace, device: torch.device) ->
             else:
                 fed = our_batches(shards, shape.size, batch, args.workers, device.type == "cuda")
             data = on_device(data, device)
-            at_rest = fed_rate(step, (data for _ in range(BATCHES)), BATCHES)
-            rates[way] = fed_rate(step, fed, BATCHES), at_rest
+            at_rest = fed_rate(step, itertools.repeat(data), WARM)
+            rates[way] = fed_rate(step, fed, warm), at_rest
     return [
         [name, batch, way, f"{fed:.3g}", f"{fed / rates['published'][0]:.2f}", f"{100 * fed / at_rest:.0f} %"]
         for way, (fed, at_rest) in rates.items()

@@ -76,7 +76,7 @@ def one_step(
     def embed(model: CondViTModel, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         on = contextlib.nullcontext() if autocast is None else torch.autocast(parameter.device.type, autocast)
         with on:
-            output = (call or model)(**part)
+            output = (model if call is None else call)(**part)
         kept.append(output.image_embeds.detach().cpu())
         return output.image_embeds, output.target_embeds
 
@@ -225,16 +225,30 @@ def rank_checks(device: torch.device, tiny: bool) -> list[list]:
 
 
 def resume_checks(folder: Path, work: Path, tiny: bool) -> list[list]:
-    """The same short training twice, and once more from its middle."""
-    import train_hf
+    """The same short training twice, and once more from its middle; where layers can be compiled, compiled too."""
+    start = load_file("assets/mini-clip/model.safetensors")
+    rows = []
+    for compiled in (False,) if tiny else (False, True):
+        first, others = three_runs(folder, work / str(compiled), compiled, *((4, 8) if tiny else (20, 64)))
+        moved = sum((first[n].float() - start[n].float()).square().sum().item() for n in first if n in start) ** 0.5
+        for name, weights in others.items():
+            off = sum((weights[n].float() - first[n].float()).square().sum().item() for n in first) ** 0.5
+            equal = all(torch.equal(weights[n], first[n]) for n in first)
+            way = "layers compiled" if compiled else "plain"
+            rows.append([f"{way}, {name}", "bit for bit" if equal else f"{off / moved:.1e} of the distance moved"])
+    return rows
 
-    steps, batch = (4, 8) if tiny else (20, 64)
+
+def three_runs(folder: Path, work: Path, compiled: bool, steps: int, batch: int) -> tuple[dict, dict[str, dict]]:
+    """The weights of a training, and those of the same one run again and resumed from its middle."""
+    import train_hf
 
     def train(name: str, *flags: str) -> dict[str, Tensor]:
         own = ["--max_steps", str(steps), "--save_strategy", "steps", "--save_steps", str(steps // 2)]
         own += ["--phase1_steps", "1", "--logging_steps", str(steps), "--per_device_train_batch_size", str(batch)]
-        own += ["--data", str(folder), "--output_dir", str(work / name), "--attn_implementation", "sdpa", *flags]
-        train_hf.main(["recipes/mini-demo.yaml", "--report_to", "none", *own])
+        own += ["--data", str(folder), "--output_dir", str(work / name), "--attn_implementation", "sdpa"]
+        own += ["--torch_compile", str(compiled), "--report_to", "none", *flags]
+        train_hf.main(["recipes/mini-demo.yaml", *own])
         return load_file(work / name / "model.safetensors")
 
     first, again = train("first"), train("again")
@@ -242,14 +256,7 @@ def resume_checks(folder: Path, work: Path, tiny: bool) -> list[list]:
     (work / "resumed").mkdir()
     shutil.copytree(work / "first" / middle, work / "resumed" / middle)
     resumed = train("resumed", "--resume_from_checkpoint", "True")
-    start = load_file("assets/mini-clip/model.safetensors")
-    moved = sum((first[n].float() - start[n].float()).square().sum().item() for n in first if n in start) ** 0.5
-    rows = []
-    for name, weights in (("the same run again", again), ("from its middle", resumed)):
-        off = sum((weights[n].float() - first[n].float()).square().sum().item() for n in first) ** 0.5
-        equal = all(torch.equal(weights[n], first[n]) for n in first)
-        rows.append([f"{steps} steps, {name}", "bit for bit" if equal else f"{off / moved:.1e} of the distance moved"])
-    return rows
+    return first, {"the same run again": again, "resumed from its middle": resumed}
 
 
 def tables(folder: Path, work: Path, device: torch.device, tiny: bool) -> Iterator[tuple[str, list[str], list[list]]]:

@@ -11,6 +11,7 @@ from published_model import PublishedCondViT, PublishedStep
 from torch import Tensor
 
 from lrvsf.hub.checkpoints import from_published
+from lrvsf.training.compiling import compile_layers
 from lrvsf.training.loss import info_nce
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
@@ -102,7 +103,7 @@ class OurStep:
 
     Args:
         model: on its device, in training mode.
-        compiled: by torch.compile, as `--torch_compile True`.
+        compiled: all of it by torch.compile; `--torch_compile True` compiles the layers only.
     """
 
     def __init__(self, model: CondViTModel, compiled: bool = False):
@@ -178,7 +179,6 @@ def make_steps(shape: Shape, attention: str, device: torch.device, variants: lis
         if name == "ours, checkpointed":
             ours.gradient_checkpointing_enable()
         if name == "ours, layers compiled":
-            for layer in ours.vision_model.encoder.layers:
-                layer.compile()
+            compile_layers(ours)
         steps[name] = OurStep(ours, name == "ours, compiled")
     return steps

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from processing_condvit import to_pixel_values
 
-TARS, BATCHES, WARM, SHUFFLED = 16, 24, 6, 500
+TARS, SHUFFLED = 16, 500
+WARM, TIMED = 4, 20  # batches, beyond those that loaders may have ready when the first step is over
 
 
 def published_transform(image: Image.Image, size: int) -> np.ndarray:
@@ -99,11 +100,11 @@ def write_data(root: Path, products: int) -> tuple[Path, list[Path]]:
     return root / "shards", tars
 
 
-def fed_rate(step: Callable, batches: Iterator[tuple], count: int) -> float:
-    """Pairs a second of the wall, after a few batches that fill the queues and compile."""
+def fed_rate(step: Callable, batches: Iterator[tuple], warm: int) -> float:
+    """Pairs a second of the wall over `TIMED` batches, after the `warm` ones that compile and empty the queues."""
     pairs, start = 0, 0.0
-    for number, batch in zip(range(count), batches, strict=False):
-        if number == WARM:
+    for number, batch in zip(range(warm + TIMED), batches, strict=False):
+        if number == warm:
             loss.item()  # noqa: F821 (waits for the device)
             pairs, start = 0, time.perf_counter()
         loss = step(*batch)

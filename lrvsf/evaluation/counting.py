@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-ROWS, COLUMNS = 2048, 1024  # of one block of scores: 8 MB of float32
+ROWS, COLUMNS = 2048, 1024  # of one block of scores: 8 MB of float32, which a CPU's cache holds
+GPU_COLUMNS = 16384  # there a small block is over before its kernels are launched
 PAIRS = 16384  # pairs scored one by one at a time: 70 MB of float64 at 512 dimensions, three times
 SPARSE = 24  # below one win in so many scores, adding up rows of multiplicities is faster than a matrix product
 MANY_NEAR = 200  # above one pair in so many, a float32 product of the block is faster than scoring the pairs
@@ -49,8 +50,9 @@ def count_above(
     with _full_precision():
         starts = range(0, len(queries), ROWS)
         blocks = [_Queries(queries[q : q + ROWS], targets[q : q + ROWS], bf16) for q in starts]
-        for start in range(0, len(items), COLUMNS):
-            columns = slice(start, start + COLUMNS)
+        width = GPU_COLUMNS if items.is_cuda else COLUMNS
+        for start in range(0, len(items), width):
+            columns = slice(start, start + width)
             block = _Items(items[columns], multiplicities[columns])
             for q, rows in zip(starts, blocks, strict=True):
                 rows.count(block, above[q : q + ROWS], tied[q : q + ROWS], q - start if own else None)

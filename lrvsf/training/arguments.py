@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from lrvsf.training.compiling import can_compile
+
 
 @dataclass
 class ModelArguments:
@@ -90,6 +92,13 @@ class CondViTTrainingArguments(TrainingArguments):
             "cannot train"
         },
     )
+    torch_compile: bool | None = field(
+        default=None,
+        metadata={
+            "help": "compile the transformer's layers, which takes seconds; by default on a GPU with Triton and a C "
+            "compiler, unless weights are split"
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "end the run after so many evaluations without a better metric"}
     )
@@ -137,7 +146,10 @@ class CondViTTrainingArguments(TrainingArguments):
         for name, (wanted, why) in UNUSED.items():
             if (value := getattr(self, name, wanted[0])) not in wanted:  # some versions of Trainer lack some
                 raise ValueError(f"{name}={value!r}: {why}. Leave it out")
+        compiled = can_compile() and not self.shard_weights if self.torch_compile is None else self.torch_compile
+        self.torch_compile = False  # Trainer would compile the whole tower, and let products round to TF32
         super().__post_init__()
+        self.torch_compile = compiled
         if self.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.n_gpu} GPUs and would split its batch over them, with another loss; start "
@@ -227,6 +239,8 @@ UNUSED = {
     "lr_scheduler_kwargs": ((None, {}), "the published schedule takes none; phase1_steps shapes it"),
     "train_sampling_strategy": (("random",), "the order of products is drawn by seed"),
     "prediction_loss_only": ((False,), "an evaluation always measures recall and loss"),
+    "torch_compile_backend": ((None,), "layers are compiled by inductor; --torch_compile True or False is the choice"),
+    "torch_compile_mode": ((None,), "layers are compiled as they are by default; --torch_compile is the choice"),
     "save_only_model": ((False,), "such a checkpoint cannot be resumed from"),
     "save_on_each_node": ((False,), "nodes share one output_dir"),
     "data_seed": ((None,), "the order of products is drawn by seed"),

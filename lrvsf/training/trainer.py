@@ -31,6 +31,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.validation import validate
 from lrvsf.training import checkpoints, resuming, sharding
+from lrvsf.training.compiling import compile_layers
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import Guard, noticed_sigterm
 from lrvsf.training.loss import nested_info_nce, rows_that_share
@@ -101,6 +102,8 @@ class CondViTTrainer(Trainer):
         self.skipped = BadImageCounter(
             "images of training products", args.max_bad_fraction, max_in_a_row=args.max_bad_in_a_row
         )
+        if args.torch_compile:
+            compile_layers(model)
         super().__init__(model, args, train_dataset=self.loader.dataset, eval_dataset=validation, **kwargs)
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
         self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
@@ -278,7 +281,8 @@ class CondViTTrainer(Trainer):
         model = sharding.whole_model(self.unwrapped, everywhere=True) if self.args.shard_weights else self.unwrapped
         encoder = Encoder(model, model.config.condition, self.args.bf16, self.args.device)
         limits = self.args.max_bad_fraction, self.args.max_bad_in_a_row
-        found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
+        with torch.compiler.set_stance("force_eager"):  # layers compiled for training would be compiled anew
+            found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

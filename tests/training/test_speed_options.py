@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from lrvsf.training.arguments import CondViTTrainingArguments
+from lrvsf.training.compiling import compile_layers
 from lrvsf.training.loss import info_nce
 from lrvsf.training.patches import use_patch_product
 
@@ -56,3 +58,40 @@ def test_checkpointed_layers_keep_less_and_compute_the_same(plain):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             assert_same(loss_and_gradients(twin, twin), *expected)
     assert kept[True] < kept[False] / 2
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_one_compiled_layer_serves_for_all(plain, checkpointed):
+    """Each kind of call, conditioned or not, is traced once, however many layers there are; evaluation not at all."""
+    model, *expected = plain
+    traced = []
+
+    def count(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    compile_layers(model, backend=count)
+    assert_same(loss_and_gradients(model, model), *expected)
+    assert 1 <= len(traced) <= 2 < 2 * len(model.vision_model.encoder.layers)
+    with torch.compiler.set_stance("force_eager"), torch.inference_mode():
+        model.eval()(torch.randn(7, 3, 32, 32))
+    assert len(traced) <= 2
+
+
+def test_trainer_neither_compiles_the_tower_nor_rounds_products(tmp_path):
+    """Trainer's own flag compiles all of the model, and switches TF32 on."""
+    before = torch.get_float32_matmul_precision()
+    args = CondViTTrainingArguments(
+        output_dir=str(tmp_path), torch_compile=True, use_cpu=True, per_device_train_batch_size=4
+    )
+    assert args.torch_compile and args.torch_compile_backend is None
+    assert torch.get_float32_matmul_precision() == before and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("machine", [True, False])
+def test_layers_are_compiled_by_default_where_it_pays(tmp_path, monkeypatch, machine):
+    monkeypatch.setattr("lrvsf.training.arguments.can_compile", lambda: machine)
+    args = CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4)
+    assert args.torch_compile is machine
