@@ -22,13 +22,15 @@ import logging
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
+from lrvsf.data.names import UnusableCell, identifier, identifiers, printable, texts
 from lrvsf.data.schema import SCENES, SIMPLE
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ TWICE = "members that are there twice"
 
 RASTER = "jpe?g|png|webp|gif|bmp|tiff?|avif"
 MEMBER = re.compile(rf"(?P<name>[^.]+)\.(?P<part>json|(?:(?P<number>\d{{1,9}})\.)?(?:{RASTER}))", re.IGNORECASE)
+NAMES = ("PRODUCT_ID", "TYPE", "CATEGORY")
 CAPTION = re.compile(r"blip2_caption(\d{1,9})")
 
 Source = str | Path | BinaryIO
@@ -90,9 +93,15 @@ def read_distractors(source: Source, skipped: Counter[str]) -> Iterator[dict[str
         elif not images[0]:
             _skip(skipped, EMPTY, name)
         else:
-            found = metadata or {}
-            texts = {key: _text(found.get(key)) for key in ("TYPE", "CATEGORY", "blip2_caption1")}
-            yield {"PRODUCT_ID": as_identifier(found.get("PRODUCT_ID")), **texts, "jpg": images[0]}
+            caption = captions_of(
+                {"blip2_caption1": (metadata or {}).get("blip2_caption1")}, partial(_skip, skipped, name=name)
+            )
+            try:
+                known = dict(zip(NAMES, identifiers(metadata or {}, NAMES), strict=True))
+            except UnusableCell as error:
+                _skip(skipped, f"images whose {error.reason}", name)
+                continue
+            yield {**known, "blip2_caption1": next(iter(caption), None), "jpg": images[0]}
 
 
 @contextmanager
@@ -107,6 +116,12 @@ def open_tar(source: Source) -> Iterator[BinaryIO]:
 
 def _product(name: str, members: dict[str, bytes], skipped: Counter[str]) -> dict[str, Any] | None:
     """A row, or None if nothing of the product can be used."""
+    try:
+        product_id = identifier(name)
+    except UnusableCell as error:
+        return _skip(skipped, f"products whose name is {error.reason}", name)
+    if product_id is None:
+        return _skip(skipped, "products whose name is blank", name)
     if "json" not in members:
         return _skip(skipped, NO_JSON, name)
     metadata = _metadata(members.pop("json"))
@@ -125,11 +140,17 @@ def _product(name: str, members: dict[str, bytes], skipped: Counter[str]) -> dic
         elif not members[number]:
             _skip(skipped, EMPTY, path)
         else:
+            try:
+                (category,) = identifiers(described, ["CATEGORY"])
+            except UnusableCell as error:
+                _skip(skipped, f"images whose {error.reason}", path)
+                continue
             image = {"image": {"bytes": members[number], "path": path}, "type": described["TYPE"]}
-            images.append(image | {"category": _text(described.get("CATEGORY")), "captions": captions_of(described)})
+            captions = captions_of(described, partial(_skip, skipped, name=path))
+            images.append(image | {"category": category, "captions": captions})
     if not images:
         return _skip(skipped, NO_IMAGES, name)
-    return {"product_id": name, "images": images}
+    return {"product_id": product_id, "images": images}
 
 
 def _grouped(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -149,9 +170,9 @@ def _grouped(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, dict[
             name, members = next(iter(held.items()))
             del held[name]
             waiting -= sum(map(len, members.values()))
-            yield _clean(name.rpartition("/")[2]), members
+            yield name.rpartition("/")[2], members
     for name, members in held.items():
-        yield _clean(name.rpartition("/")[2]), members
+        yield name.rpartition("/")[2], members
 
 
 def _members(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, re.Match, bytes]]:
@@ -204,30 +225,13 @@ def _metadata(content: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def captions_of(described: dict[str, Any]) -> list[str]:
-    """Of an image's metadata blip2_caption1, 2, ... in the order of their numbers."""
+def captions_of(described: dict[str, Any], skip: Callable[[str], None]) -> list[str]:
+    """Of an image's metadata blip2_caption1, 2, ... in the order of their numbers. `skip`: see `names.texts`."""
     names = sorted((int(match[1]), name) for name in described if (match := CAPTION.fullmatch(name)))
-    return [text for _, name in names if (text := _text(described[name]))]
-
-
-def _text(value: Any) -> str | None:
-    """A text, or None for anything else: pandas writes NaN where there is none."""
-    return (_clean(value).strip() or None) if isinstance(value, str) else None
-
-
-def as_identifier(value: Any) -> str | None:
-    """An id as text; pandas turns integers into floats where one is missing."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
-
-
-def _clean(text: str) -> str:
-    """Text that can be written as UTF-8: names of other encodings, and JSON, can hold halves of characters."""
-    return text.encode(errors="replace").decode()
+    return texts((described[name] for _, name in names), skip)
 
 
 def _skip(skipped: Counter[str], reason: str, name: object) -> None:
     skipped[reason] += 1
     if str(skipped[reason]).strip("0") == "1":
-        logger.warning("Skipped %s: %s (%d so far)", name, reason, skipped[reason])
+        logger.warning("Skipped %s: %s (%d so far)", printable(str(name)), reason, skipped[reason])

@@ -226,10 +226,21 @@ def test_folders_keep_products_apart_and_a_leading_dot_does_not():
     assert ids(rows) == ["a", "a"]
 
 
-def test_text_that_is_not_utf8_can_be_written():
-    metadata = {"0": described(category="Ba\ud800gs")}
-    rows, _ = read(tar_of([("caf\udce9.0.jpg", b"x"), ("caf\udce9.json", json.dumps(metadata).encode())]))
-    assert rows[0]["product_id"].encode() and rows[0]["images"][0]["category"] == "Ba?gs"
+@pytest.mark.survives("names in a tar that are not UTF-8, or stand for nothing", "skipped, counted; never joined")
+def test_names_that_lose_something_are_counted():
+    metadata = {"0": described(category="Ba\ud800gs"), "1": described(category=7.0), "2": described(category=[1])}
+    fine = [("p.json", json.dumps(metadata).encode()), *((f"p.{i}.jpg", b"x") for i in range(3))]
+    names = ("caf\udce9", "caf\udce8", "nan", "p\x1b[2J")
+    bad = [(f"{name}.{end}", json.dumps({"0": described()}).encode()) for name in names for end in ("json", "0.jpg")]
+    rows, lost = read(tar_of([*fine, *bad]))
+    assert [(row["product_id"], [image["category"] for image in row["images"]]) for row in rows] == [("p", ["7"])]
+    assert {reason.partition(";")[0]: count for reason, count in lost.items()} == {
+        "images whose CATEGORY is a name that is not UTF-8": 1,
+        "images whose CATEGORY is a list in place of a text": 1,
+        "products whose name is a name that is not UTF-8": 2,
+        "products whose name is a word for nothing (nan, None, NULL)": 1,
+        "products whose name is a control character": 1,
+    }
 
 
 def test_no_more_than_held_bytes_wait_for_their_products(monkeypatch):

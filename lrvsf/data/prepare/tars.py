@@ -37,7 +37,7 @@ from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.prepare.url_metadata import UrlMetadata
 from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SCENES, SIMPLE
-from lrvsf.data.tars import as_identifier, captions_of, read_distractors, read_products
+from lrvsf.data.tars import read_distractors, read_products
 from lrvsf.durable import locked
 
 FORMAT = 2  # raise it when the same tars give other bytes
@@ -177,7 +177,7 @@ def _parquet_set(
     tally: Tally,
     mapper: Callable,
 ) -> None:
-    described = UrlMetadata(metadata)
+    described = UrlMetadata(metadata, tally.lost)
     with Spool(writer.writing.with_name("test-images.writing")) as spool:
         places = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _images(file)}
         products = _described(places, described)
@@ -277,11 +277,11 @@ def _described(places: dict[str, Place], metadata: UrlMetadata) -> dict[str, lis
     """Product id -> its pictures, still without data, and where their images wait."""
     products: dict[str, list[tuple[Picture, Place]]] = defaultdict(list)
     for row in metadata.rows(pa.array(list(places), pa.string())):
-        product_id, split = as_identifier(row.get("PRODUCT_ID")), str(row.get("SPLIT") or "")
+        product_id, split = row["PRODUCT_ID"], row["SPLIT"] or ""
         # The published products are told apart by TYPE, or by SPLIT: test_query and test_gallery.
-        kind = row.get("TYPE") or (SIMPLE if "gallery" in split else SCENES[0] if "query" in split else None)
+        kind = row["TYPE"] or (SIMPLE if "gallery" in split else SCENES[0] if "query" in split else None)
         if product_id is not None and kind in TYPES and (not split or split.startswith("test")):
-            picture = _picture(kind, row.get("CATEGORY"), captions_of(row), None, row["URL"])
+            picture = _picture(kind, row["CATEGORY"], row["captions"], None, row["URL"])
             products[product_id].append((picture, places[row["URL"]]))
     return products
 

@@ -6,6 +6,7 @@ somebody asks; memory holds the text of the rows that were asked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from lrvsf.data.parquet import DAMAGE, open_parquet
-from lrvsf.data.tars import as_identifier, captions_of
+from lrvsf.data.names import UnusableCell, identifiers
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.tars import captions_of
 
 ROWS = 8192  # read at a time
 COLUMNS = ("URL", "PRODUCT_ID", "TYPE", "SPLIT", "CATEGORY")
@@ -25,26 +27,35 @@ FACTS = pa.schema([(name, pa.string()) for name in ("URL", "PRODUCT_ID", "TYPE",
 
 @dataclass
 class UrlMetadata:
-    """Metadata files, which are read when they are asked."""
+    """Metadata files, which are read when they are asked.
+
+    Attributes:
+        unusable: counts rows, and captions, among those asked for that were left out, by reason.
+    """
 
     files: list[Path]
+    unusable: Counter[str]
 
     def rows(self, urls: pa.Array) -> Iterator[dict[str, Any]]:
-        """The rows of these URLs: COLUMNS and blip2_caption1, 2, ..., where a file has them."""
+        """The rows of these URLs: COLUMNS as text or None (a URL as it is), and `captions`."""
         for batch in self._batches():
-            yield from batch.filter(pc.is_in(_text(batch["URL"]), urls)).to_pylist()
+            batch = batch.filter(pc.is_in(_text(batch["URL"]), urls))
+            for url, row in zip(_text(batch["URL"]).to_pylist(), rows(batch), strict=True):
+                try:
+                    names = dict(zip(COLUMNS, identifiers(row, COLUMNS), strict=True))
+                except UnusableCell as error:
+                    self.unusable[f"metadata whose {error.reason}"] += 1
+                    continue
+                yield names | {"URL": url, "captions": captions_of(row, lambda reason: self.unusable.update([reason]))}
 
     def facts(self, urls: pa.Array) -> pa.Table:
         """FACTS of these URLs; what the test set's rows say of a URL stands before what other splits' rows say."""
         ranked: list[list[dict[str, Any]]] = [[], [], []]
         tables: list[list[pa.Table]] = [[], [], []]
         for row in self.rows(urls):
-            fact = {"URL": row["URL"], "PRODUCT_ID": as_identifier(row.get("PRODUCT_ID"))}
-            fact |= {"TYPE": row.get("TYPE"), "CATEGORY": row.get("CATEGORY")}
-            fact |= {"blip2_caption1": next(iter(captions_of(row)), None)}
-            split = str(row.get("SPLIT") or "")
+            split = row["SPLIT"] or ""
             rank = 0 if split == "test_distractors" else 1 if not split or split.startswith("test") else 2
-            ranked[rank].append(fact)
+            ranked[rank].append(row | {"blip2_caption1": next(iter(row["captions"]), None)})
             if len(ranked[rank]) == ROWS:
                 tables[rank].append(pa.Table.from_pylist(ranked[rank], schema=FACTS))
                 ranked[rank] = []
