@@ -80,6 +80,12 @@ class SharedPictures:
         same = np.flatnonzero(numbers[order][1:] == numbers[order][:-1])
         return list(zip(owners[order[same]].tolist(), owners[order[same + 1]].tolist(), strict=True))
 
+    def also_in(self, other: SharedPictures) -> list[str]:
+        """The products here of which some picture is there too, in the order of adding."""
+        numbers, owners = np.array(self._numbers, np.uint64), np.array(self._owners, np.int64)
+        found = np.isin(numbers, np.array(other._numbers, np.uint64))
+        return [self.products[index] for index in np.unique(owners[found])]
+
     def report(self) -> dict[str, Any]:
         """One part of a report; empty if no product shares a picture."""
         groups = sorted(self.groups(), key=len, reverse=True)
@@ -90,6 +96,7 @@ class SharedPictures:
         return {"products that share a picture": {**numbers, "such as": "; ".join(shown)}}
 
 
-def number_of(digest: bytes) -> int:
-    """64 bits of a SHA-256."""
-    return int.from_bytes(digest[:8], "big")
+def number_of(digest: bytes | str) -> int:
+    """A picture's number, from the SHA-256 of its file as bytes or as text."""
+    name = digest if isinstance(digest, bytes) else digest.encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")

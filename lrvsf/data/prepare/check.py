@@ -28,8 +28,9 @@ from lrvsf.data.prepare.inspection import (
     row_groups,
 )
 from lrvsf.data.prepare.report import as_table, write_report
-from lrvsf.data.prepare.shards import read_manifest
+from lrvsf.data.prepare.shards import read_manifest, unjoined_categories
 from lrvsf.data.prepare.workers import worker_map
+from lrvsf.data.sharing import SharedPictures
 
 MAX_BAD = 0.01  # share of images; training and evaluation end at the same unless told otherwise
 EXAMPLES = 3
@@ -47,7 +48,7 @@ def check(
     """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
     with worker_map(1 if quick else processes) as mapper:
         parts = [part(folder, quick, mapper, max_bad_fraction) for folder, part in find_parts(path)]
-    _compare(parts)
+    _compare(parts, max_bad_fraction)
     result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
     result |= {part.name: part.report() for part in parts}
     if report:
@@ -82,7 +83,10 @@ class Part:
     """Product shards or a test set: what was found in all of its files.
 
     Attributes:
-        faults: why it cannot be used -> how often, with examples.
+        faults: why it cannot be used -> the names of what shows it.
+        notes: what should be known -> likewise.
+        by_category: of the rows of each kind, how many images.
+        pictures: of the rows of each kind; targets: of queries, the SIMPLE ones alone.
     """
 
     def __init__(self, name: str, purpose: str) -> None:
@@ -97,14 +101,24 @@ class Part:
         self.bad: dict[str, list[str]] = defaultdict(list)
         self.unusable: dict[str, list[str]] = defaultdict(list)
         self.faults: dict[str, list[str]] = defaultdict(list)
+        self.by_category: dict[str, Counter[str | None]] = defaultdict(Counter)
+        self.pictures = {kind: SharedPictures() for kind in (SHARD, QUERIES, DISTRACTORS)}
+        self.targets = SharedPictures()
+        self.notes: dict[str, list[str]] = {}
 
     def add(self, kind: str, place: str, found: Found) -> None:
         self.rows[kind] += found.rows
         self.ids.update(found.products)
         self.images += found.images
+        for (_, category), count in found.images.items():
+            self.by_category[kind][category] += count
         self.image_bytes += found.image_bytes
         self.shorter += found.shorter
         self.longer += found.longer
+        for name, numbers in found.pictures:
+            self.pictures[kind].add(name, numbers)
+            if kind == QUERIES:
+                self.targets.add(name, numbers[:1])
         for reason, name in found.bad:
             self.bad[reason].append(name)
         for reason, name in found.faults:
@@ -115,10 +129,16 @@ class Part:
     def judge(self, max_bad: float) -> None:
         """Adds the faults that only the whole shows."""
         self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
+        if same := self.pictures[DISTRACTORS].also_in(self.targets):
+            self.notes["distractors that are the very image of a target"] = same
         bad = [name for names in self.bad.values() for name in names]
         if len(bad) > max_bad * self.images.total():
             self.faults[f"images that cannot be decoded, more than {100 * max_bad:g}%"] += bad
         self.faults = {reason: names for reason, names in self.faults.items() if names}
+
+    def shown(self) -> SharedPictures:
+        """The pictures of products or queries."""
+        return self.pictures[SHARD if self.purpose == "trained" else QUERIES]
 
     def report(self) -> dict[str, Any]:
         types, categories = Counter(), Counter()
@@ -130,6 +150,10 @@ class Part:
         numbers |= {"categories": dict(sorted(categories.items())), "image bytes": self.image_bytes}
         if self.shorter:
             numbers |= {"median shorter side": _median(self.shorter), "median longer side": _median(self.longer)}
+        if self.purpose == "evaluated":
+            numbers |= unjoined_categories(self.by_category[QUERIES], self.by_category[DISTRACTORS])
+        numbers |= self.shown().report()
+        numbers |= _counted(self.notes)
         for title, names in (("images that cannot be decoded", self.bad), ("rows that cannot be used", self.unusable)):
             if names:
                 numbers[title] = _counted(names)
@@ -201,12 +225,17 @@ def _inspect_all(
         yield file, found
 
 
-def _compare(parts: list[Part]) -> None:
-    """A product of two parts makes the one that is evaluated on worthless."""
+def _compare(parts: list[Part], max_bad: float) -> None:
+    """A product of two parts, by its id or by its picture, makes the one that is evaluated on worthless."""
     for first, second in combinations(parts, 2):
+        judged, other = (first, second) if second.purpose == "trained" else (second, first)
         if common := sorted(first.ids.keys() & second.ids.keys()):
-            judged, other = (first, second) if second.purpose == "trained" else (second, first)
             judged.faults[f"products that are also in {other.name}"] = common
+        if leaked := judged.shown().also_in(other.shown()):
+            title = f"products with a picture that is also in {other.name}"
+            judged.notes[title] = leaked
+            if len(leaked) > max_bad * len(judged.shown().products):
+                judged.faults[f"{title}, more than {100 * max_bad:g}%"] = judged.notes.pop(title)
 
 
 def _counted(names: dict[str, list[str]]) -> dict[str, dict[str, Any]]:

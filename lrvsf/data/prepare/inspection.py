@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.prepare.shards import row_digest
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
+from lrvsf.data.sharing import number_of
 from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS
 
 SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
@@ -47,6 +49,7 @@ class Found:
         images: (type, category) -> how many.
         image_bytes: of all images; in a quick look, with the few bytes of Parquet's own.
         shorter, longer: pixels of a side -> how many images; empty after a quick look.
+        pictures: (product id or place, numbers of its pictures, a query's target first); empty after a quick look.
         bad: (reason, product id or place) of images that cannot be decoded; after a quick look, of missing ones.
         digests: of the rows, of shards; empty after a quick look.
         damage: why the rest of the row group could not be read, or None.
@@ -59,6 +62,7 @@ class Found:
     image_bytes: int = 0
     shorter: Counter[int] = field(default_factory=Counter)
     longer: Counter[int] = field(default_factory=Counter)
+    pictures: list[tuple[str, list[int]]] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     digests: bytes = b""
     damage: str | None = None
@@ -126,12 +130,18 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
         return
     for _, _, cell in images:
         _look_at_image(cell, found, name)
+    data = (_bytes(cell) for _, _, cell in images)
+    found.pictures.append((name, [number_of(hashlib.sha256(d).digest()) for d in data if d]))
     if kind == SHARD and all(i is not None and i["image"] is not None for i in row["images"] or ()):
         found.digests += row_digest(row)
 
 
+def _bytes(cell: Cell) -> bytes | None:
+    return cell["bytes"] if isinstance(cell, dict) else cell
+
+
 def _look_at_image(cell: Cell, found: Found, name: str) -> None:
-    data = cell["bytes"] if isinstance(cell, dict) else cell
+    data = _bytes(cell)
     if data is None:
         found.bad.append((NO_BYTES, name))  # a path beside it is never opened
         return

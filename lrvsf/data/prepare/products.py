@@ -19,6 +19,7 @@ from lrvsf.data.prepare.shards import ProductShardWriter, made_from, read_manife
 from lrvsf.data.prepare.workers import worker_map
 from lrvsf.data.products import category_of
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.durable import locked
 
 NO_SIMPLE, NO_SCENE, NEITHER = "without SIMPLE image", "without scene image", "without either"
@@ -107,13 +108,14 @@ def products(
 
 def _write(source: Source, folder: Path, work: Path, processes: int | None) -> None:
     partitions = Partitions.of(source, work)
-    tally = Tally()
+    tally, shared = Tally(), SharedPictures()
     with ProductShardWriter(folder) as shards, worker_map(processes) as mapper:
         for product_id, pictures in partitions.products(mapper):
             usable = distinct(pictures)
             if tally.add(pictures, usable):
                 shards.add(product_row(product_id, usable))
-        report = {"seed": source.seed, **tally.report(), **partitions.skipped}
+                shared.add(product_id, [number_of(picture.sha256) for picture in usable])
+        report = {"seed": source.seed, **tally.report(), **shared.report(), **partitions.skipped}
         if not shards.ids:
             raise ValueError(
                 f"{source.folder} gives no complete product of the split {source.splits[0]!r}; download more, or name "

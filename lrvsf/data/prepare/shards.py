@@ -240,17 +240,7 @@ class TestSetWriter(FolderWriter):
 
     def unjoined_categories(self) -> dict[str, Any]:
         """What a gallery of one category would lack, category by category; empty where all categories join."""
-        queries, distractors = self.categories["queries"], self.categories["distractors"]
-        parts: dict[str, Any] = {
-            "categories of queries without a distractor": {
-                name: queries[name] for name in sorted(queries.keys() - distractors.keys())
-            },
-            "categories of distractors without a query": {
-                name: distractors[name] for name in sorted(distractors.keys() - queries.keys() - {None})
-            },
-            "distractors without a category": distractors[None],
-        }
-        return {title: found for title, found in parts.items() if found}
+        return unjoined_categories(self.categories["queries"], self.categories["distractors"])
 
     def close(self) -> None:
         self._products.close()
@@ -263,6 +253,20 @@ class TestSetWriter(FolderWriter):
         files = [_stated(path, self.writing) for path in paths]
         numbers = {"queries": self.queries, "distractors": self.distractors}
         _write_manifest(self.writing, {**numbers, "note": self.note, "files": files})
+
+
+def unjoined_categories(queries: Counter[str | None], distractors: Counter[str | None]) -> dict[str, Any]:
+    """Parts of a report: which of the categories, of which there are so many, the other side does not have."""
+    parts: dict[str, Any] = {
+        "categories of queries without a distractor": {
+            name: queries[name] for name in sorted(queries.keys() - distractors.keys() - {None})
+        },
+        "categories of distractors without a query": {
+            name: distractors[name] for name in sorted(distractors.keys() - queries.keys() - {None})
+        },
+        "distractors without a category": distractors[None],
+    }
+    return {title: found for title, found in parts.items() if found}
 
 
 class _RowFile:

@@ -37,6 +37,7 @@ from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.prepare.url_metadata import UrlMetadata
 from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
 from lrvsf.durable import locked
 
@@ -53,13 +54,18 @@ class Tally:
     distractors: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)  # by the reader
     bad: Counter[str] = field(default_factory=Counter)  # images
+    shared: SharedPictures = field(default_factory=SharedPictures)
     unjoined: Skips = field(default_factory=Skips)  # images without metadata, and metadata without an image
+
+    def share(self, product_id: str, pictures: list[Picture]) -> None:
+        """Notes the pictures of a product that is kept."""
+        self.shared.add(product_id, [number_of(picture.sha256) for picture in pictures])
 
     def report(self) -> dict[str, Any]:
         parts = {"products": self.products, "distractors": self.distractors}
         parts |= {"lost": self.lost, "images not kept": self.bad}
         counted = {name: dict(counts.most_common()) for name, counts in parts.items() if counts}
-        return counted | self.unjoined.report("does not join")
+        return counted | self.shared.report() | self.unjoined.report("does not join")
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ def _shards(writer: ProductShardWriter, files: list[Path], tally: Tally, mapper:
         elif SIMPLE in types and types & set(SCENES):
             tally.products["kept"] += 1
             writer.add(product_row(product_id, pictures))
+            tally.share(product_id, pictures)
         else:
             tally.products[NO_SCENE if SIMPLE in types else NO_SIMPLE if types else NEITHER] += 1
 
@@ -202,6 +209,7 @@ def _add_queries(writer: TestSetWriter, products: Iterable[tuple[str, list[Pictu
         tally.products[row if isinstance(row, str) else "kept"] += 1
         if not isinstance(row, str):
             writer.add_query(row)
+            tally.share(product_id, pictures)
 
 
 def _add_distractors(writer: TestSetWriter, rows: Iterator[dict[str, Any]], tally: Tally, mapper: Callable) -> None:

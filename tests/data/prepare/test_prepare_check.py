@@ -209,3 +209,36 @@ def test_nothing_prepared(tmp_path):
         check(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         check(tmp_path / "nowhere")
+
+
+@pytest.mark.survives(
+    "a picture of the test set that is in train too", "`check` counts and names the products; above 1 % it refuses"
+)
+def test_pictures_that_are_shared_are_counted_and_named(root, encoded):
+    def lend(rows):
+        rows[3]["images"][1]["image"]["bytes"] = encoded(0)  # p3 in a scene what p0 shows alone
+        rows[4]["images"][0]["image"]["bytes"] = encoded(210)  # p4 shows q0's scene
+
+    shard = root / "train/00000.parquet"
+    edit(shard, lend)
+    edit(root / "test/distractors/00000.parquet", lambda rows: rows[2].update(jpg=encoded(201)))
+    (root / "train/manifest.json").unlink()
+    title = "products with a picture that is also in train"
+    assert because(root) == {f"{title}, more than 1%": 1}
+    report = check(root, max_bad_fraction=0.5, processes=1)
+    assert report["test"][title] == {"count": 1, "such as": "q0"}
+    assert report["train"]["products that share a picture"] == {
+        "products": 2, "groups": 1, "in the largest group": 2, "such as": "p0, p3"
+    }  # fmt: skip
+    same = report["test"]["distractors that are the very image of a target"]
+    assert same == {"count": 1, "such as": "00000.parquet, row group 0, row 2"}
+    assert title not in check(root, quick=True)["test"]
+
+
+def test_categories_that_do_not_join_are_counted(root):
+    edit(root / "test/distractors/00000.parquet", lambda rows: [row.update(CATEGORY="feet") for row in rows[:2]])
+    for quick in (False, True):
+        report = check(root, quick=quick, processes=1)["test"]
+        assert report["categories of queries without a distractor"] == {"Feet": 2}
+        assert report["categories of distractors without a query"] == {"feet": 2}
+        assert report["distractors without a category"] == 3

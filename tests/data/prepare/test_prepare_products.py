@@ -134,6 +134,21 @@ def test_counts_by_hand(tmp_path, encoded, downloaded_row, write_download):
     assert json.loads((tmp_path / "out/products-train.json").read_text()) == report
 
 
+def test_products_that_share_a_picture_are_counted(tmp_path, encoded, downloaded_row, write_download):
+    """a and b show one photo, under two URLs, one of them downloaded without a digest; c is whole, d is not."""
+    rows = [
+        downloaded_row(name, kind, encoded(number), url=f"http://{name}/{kind}", sha256=None if name == "b" else digest)
+        for name, pictures in {"a": (0, 1), "b": (0, 2), "c": (3, 4), "d": (3, None)}.items()
+        for kind, number in zip(("SIMPLE", "COMPLEX"), pictures, strict=True)
+        if number is not None
+        for digest in [hashlib.sha256(encoded(number)).hexdigest()]
+    ]
+    write_download(tmp_path / "in/0.parquet", rows)
+    report = products(tmp_path / "in", tmp_path / "out", processes=1)
+    shared = report["products that share a picture"]
+    assert (shared["products"], shared["groups"], set(shared["such as"].split(", "))) == (2, 1, {"a", "b"})
+
+
 def test_damaged_files_are_counted_and_the_rest_is_used(many, tmp_path, caplog):
     folder, _ = many
     whole = folder / "part0/00000.parquet"

@@ -138,6 +138,15 @@ def test_distractors_keep_what_the_metadata_says(layout, tmp_path, encoded):
     assert [(row["PRODUCT_ID"], row["CATEGORY"]) for row in rows] == [("5", "Feet"), (None, None)]
 
 
+def test_products_that_share_a_picture_are_counted(layout, tmp_path, encoded):
+    write_tar(layout / "TRAIN/2.tar", product("e", ("SIMPLE", encoded(60)), ("COMPLEX", encoded(4))))
+    report = tars(layout, tmp_path / "out", processes=1)
+    assert report["train"]["products that share a picture"] == {
+        "products": 2, "groups": 1, "in the largest group": 2, "such as": "b, e"
+    }  # fmt: skip
+    assert "products that share a picture" not in report["test"]
+
+
 def test_faults_of_tars_are_in_the_report(layout, tmp_path):
     path = layout / "TRAIN/1.tar"
     path.write_bytes(path.read_bytes()[: 5 * 1024 + 100])  # b is whole: two images of 1.5 kB or less, and its JSON
