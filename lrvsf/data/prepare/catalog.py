@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -26,11 +25,12 @@ from typer import Argument, Option
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.data.prepare.downloaded import Picture
 from lrvsf.data.prepare.listing import Listing, read_file, read_listing
+from lrvsf.data.prepare.next_steps import next_steps
 from lrvsf.data.prepare.products import product_row
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import ProductShardWriter, TestSetWriter, made_from, read_manifest
 from lrvsf.data.prepare.shown import as_shown
-from lrvsf.data.prepare.splits import SETS, TEST, TRAIN, Shares, Shot, Splits
+from lrvsf.data.prepare.splits import SETS, TRAIN, Shares, Shot, Splits
 from lrvsf.data.prepare.spool import Spool
 from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.prepare.workers import worker_map
@@ -39,9 +39,7 @@ from lrvsf.durable import locked
 FORMAT = 2  # raise it when the same catalog gives other bytes
 JPEG_QUALITY = 95
 CHUNK = 64  # images in memory at a time
-BATCH_SIZE = 256
 NO_CATEGORY = "no category"  # a test set needs one; no model is asked about it
-RUN = "runs/condvit"  # where train_hf.py writes unless told otherwise
 
 
 def catalog(
@@ -52,7 +50,7 @@ def catalog(
             "scene), and category, text or both; or a folder CATEGORY/PRODUCT/IMAGE"
         ),
     ],
-    out: Annotated[Path, Argument(help="data folder; gets train/, validation/, test/ and catalog.json")],
+    out: Annotated[Path, Argument(help="data folder; gets train/, validation/, test/, train.yaml and catalog.json")],
     scene_pattern: Annotated[str, Option(help="of a folder: which file names are scenes")] = "*scene*",
     validation: Annotated[float, Option(help="share of the products in the validation set")] = 0.1,
     test: Annotated[float, Option(help="share of the products in the test set")] = 0.1,
@@ -82,7 +80,7 @@ def catalog(
                 splits = Splits(shots, shares)
                 _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
         report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
-        report |= _next(out, report)
+        report |= next_steps(out, report)
         write_report(out / "catalog.json", report)
     return report
 
@@ -196,27 +194,3 @@ def _distractor(shot: Shot, spool: Spool) -> dict[str, Any]:
         "blip2_caption1": next(iter(shot.entry.captions), None),
         "jpg": spool.read(shot.place),
     }
-
-
-def _next(out: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """What to know before going on, and the commands to go on with."""
-    notes: list[str] = []
-    if not report["categories"]:
-        notes.append(
-            "there is no category, so only training without a condition is possible; texts are kept, and condition "
-            "nothing yet"
-        )
-    if untrained := [name for name, counts in report["categories"].items() if not counts[TRAIN]]:
-        notes.append(f"nothing is trained on for the categories {', '.join(untrained)}")
-    for name in SETS:
-        if name not in report and report["settings"][name]:
-            notes.append(f"no product fell into {name}; take a larger share or another seed")
-        elif name in report and not report[name]["distractors"]:
-            notes.append(f"{name} has no distractors, so evaluate_lrvsf.py cannot use it; list products without scene")
-    train = ["--data", str(out), "--per_device_train_batch_size", str(min(BATCH_SIZE, report[TRAIN]["products"]))]
-    train += ["--categories", *report["categories"]] if report["categories"] else ["--condition", "none"]
-    commands = {"to train": shlex.join(["accelerate", "launch", "train_hf.py", *train])}
-    if TEST in report and (size := report[TEST]["distractors"]):
-        flags = ["--model", RUN, "--data_root", str(out / TEST), "--output_dir", RUN, "--gallery_sizes", str(size)]
-        commands["to evaluate"] = shlex.join(["accelerate", "launch", "evaluate_lrvsf.py", *flags])
-    return {**({"note": "; ".join(notes)} if notes else {}), **commands}

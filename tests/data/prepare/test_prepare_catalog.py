@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 import torch
+import yaml
 from shops import distractors_of, make_shop, place, queries_of, same_parquet, shards_of, write_csv, write_image
 from transformers import CLIPConfig, CLIPModel
 
@@ -66,7 +67,7 @@ def test_every_product_is_in_its_place_once(shop, tmp_path, encoded):
     counts = report["categories"]["Hand bags"]
     assert sum(counts.values()) == 20 and list(report["categories"]) == ["Hand bags", "Men's shoes"]
     assert json.loads((out / "catalog.json").read_text()) == report
-    assert {path.name for path in out.iterdir()} == {"train", "validation", "test", "catalog.json"}
+    assert {path.name for path in out.iterdir()} == {*PARTS, "train.yaml", "catalog.json"}
 
 
 def test_enough_distractors_of_its_own_need_no_others(tmp_path, encoded):
@@ -115,23 +116,18 @@ def test_it_trains_and_evaluates_by_the_commands_it_prints(shop, tmp_path, monke
     config = CLIPConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=16)
     CLIPModel(config).save_pretrained(tmp_path / "clip")
     command = shlex.split(report["to train"])
-    assert command[:3] == ["accelerate", "launch", "train_hf.py"]
-    assert command[3:] == [
-        *("--data", str(tmp_path / "my data"), "--per_device_train_batch_size", str(report["train"]["products"])),
-        *("--categories", "Hand bags", "Men's shoes"),
-    ]
+    assert command == ["accelerate", "launch", "train_hf.py", str(tmp_path / "my data/train.yaml")]
     flags = {
         "model": tmp_path / "clip", "max_steps": 3, "phase1_steps": 1, "use_cpu": True, "bf16": False,
-        "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", "per_device_train_batch_size": 4,
-        "eval_strategy": "steps", "eval_steps": 3, "logging_steps": 1,
+        "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", "eval_steps": 3, "save_steps": 3,
     }  # fmt: skip
-    monkeypatch.chdir(tmp_path)  # the commands write to runs/condvit
+    monkeypatch.chdir(tmp_path)  # the commands write to runs/
     train_hf.main([*command[3:], *(token for name, value in flags.items() for token in (f"--{name}", str(value)))])
-    assert json.loads((tmp_path / "runs/condvit/config.json").read_text())["categories"] == ["Hand bags", "Men's shoes"]
+    assert json.loads((tmp_path / "runs/my data/config.json").read_text())["categories"] == ["Hand bags", "Men's shoes"]
     command = shlex.split(report["to evaluate"])
     assert command[:3] == ["accelerate", "launch", "evaluate_lrvsf.py"]
     evaluate_lrvsf.main([*command[3:], "--folds", "2"])
-    results = json.loads((tmp_path / "runs/condvit/results.json").read_text())
+    results = json.loads((tmp_path / "runs/my data/results.json").read_text())
     assert results["n_products"] == report["test"]["queries"] and results["skipped"]["products"] == {}
     assert list(results["galleries"]) == [str(report["test"]["distractors"])]
 
@@ -141,7 +137,8 @@ def test_without_categories_only_the_unconditioned_model_is_offered(shop, tmp_pa
         rows = [(row["product_id"], row["image"], row["role"], row["text"]) for row in csv.DictReader(file)]
     table = write_csv(shop.parent / "texts.csv", rows, ("product_id", "image", "role", "text"))
     report = catalog(table, tmp_path / "out", processes=1)
-    assert report["to train"].endswith("--condition none") and "--categories" not in report["to train"]
+    recipe = yaml.safe_load((tmp_path / "out/train.yaml").read_text())
+    assert recipe["condition"] == "none" and "categories" not in recipe
     assert "without a condition" in report["note"] and report["categories"] == {}
     assert ProductShards.scan(str(tmp_path / "out/train"), None).usable == report["train"]["products"]
     assert set(ProductTestSet(tmp_path / "out/test").categories()) == {"no category"}
