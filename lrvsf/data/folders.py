@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import fsspec
+
 from lrvsf.data.names import printable
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,17 @@ LOOP = "link to a folder that it is in"
 NOWHERE = "link that leads nowhere"
 ATTRIBUTES = "companion file of macOS, without content"
 DEVICE = "neither file nor folder"
+
+
+def place_of(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """(file system, path) of a path or URL.
+
+    Raises:
+        ValueError: a local name has two colons in a row, by which fsspec chains URLs.
+    """
+    if "::" in name and os.path.lexists(name):
+        raise ValueError(f"{name} has '::' in its name, which is read as two places; rename it")
+    return fsspec.url_to_fs(name)
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,24 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
         one of DAMAGE: it is not a whole Parquet file.
     """
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
+
+
+def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Iterable[str]) -> str | None:
+    """Why some leaf columns cannot hold texts, or encoded images, or None if they can; those not there are passed over.
+
+    A flipped bit of a footer can make the one the other. A column of nothing but nulls may be of any type.
+    """
+    columns = [parquet.schema.column(i) for i in range(len(parquet.schema))]
+    kinds = dict.fromkeys(texts, "text") | dict.fromkeys(images, "encoded images")
+    for column in columns:
+        kind, logical = kinds.get(column.path), column.logical_type.type
+        if kind is None or logical == "UNKNOWN":  # pyarrow's word for Parquet's NULL; what has no logical type is NONE
+            continue
+        is_text = logical in ("STRING", "ENUM", "JSON")
+        if not column.physical_type.endswith("BYTE_ARRAY") or (kind == "text") != is_text:
+            found = "text" if is_text else f"{column.physical_type} ({logical})"
+            return f"has {found} in {column.path}, where {kind} must be"
+    return None
 
 
 def rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:

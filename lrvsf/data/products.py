@@ -19,9 +19,11 @@ import datasets
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
+from datasets.data_files import DataFilesList
 
+from lrvsf.data.folders import content_names, place_of
 from lrvsf.data.images import TooManyBadImages, reasons_table
-from lrvsf.data.parquet import DAMAGE
+from lrvsf.data.parquet import DAMAGE, wrong_types
 from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
 
@@ -35,7 +37,7 @@ UNDECODED = datasets.Features(
 )
 STRUCTURE = ["product_id", "images.list.element.type", "images.list.element.category"]
 IMAGE_BYTES = "images.list.element.image.bytes"
-PATHS = {*STRUCTURE, IMAGE_BYTES, "images.list.element.image.path", "images.list.element.captions.list.element"}
+TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
 JUDGE_FROM = 100  # faulty products before their share is judged
 SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
 
@@ -137,20 +139,38 @@ class ProductShards:
 
 
 def product_files(folder: str) -> list[str]:
-    """FOLDER/*.parquet or, where there are none, FOLDER/*.tar, by name, as paths or URLs."""
-    filesystem, path = fsspec.url_to_fs(str(folder))
-    files = sorted(filesystem.glob(f"{path}/*.parquet") or filesystem.glob(f"{path}/*.tar"))
+    """FOLDER/*.parquet or, where there are none, FOLDER/*.tar, by name, as paths or URLs.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: the folder, or a file, has two colons in a row in its name (see `folders.place_of`).
+    """
+    filesystem, path = place_of(str(folder))
+    # Listed, not matched: in a pattern the brackets of "data [spring]" would mean one of six letters.
+    there = filesystem.ls(path, detail=False) if filesystem.isdir(path) else []
+    places = {place.rstrip("/").rpartition("/")[2]: place for place in there}
+    names = content_names(list(places), str(folder))
+    files = [name for name in names if name.endswith(".parquet")] or [name for name in names if name.endswith(".tar")]
     if not files:
         raise FileNotFoundError(f"no *.parquet and no *.tar in {folder}; write product shards with prepare_lrvsf.py")
-    return [file if "file" in filesystem.protocol else filesystem.unstrip_protocol(file) for file in files]
+    if chained := [name for name in files if "::" in name]:
+        raise ValueError(f"{folder}/{chained[0]} has '::' in its name, which is read as two places; rename it")
+    local = "file" in filesystem.protocol
+    return [places[name] if local else filesystem.unstrip_protocol(places[name]) for name in files]
 
 
 def _stream(files: list[str]) -> datasets.IterableDataset:
     """Undecoded rows; each of its shards is one unit."""
     if files[0].endswith(".tar"):
-        return datasets.IterableDataset.from_generator(_tar_rows, features=UNDECODED, gen_kwargs={"tars": files})
+        # Without features: with them, an image whose path happens to exist here would lose its bytes to it.
+        return datasets.IterableDataset.from_generator(_tar_rows, gen_kwargs={"tars": files})
     stream = datasets.load_dataset(
-        "parquet", data_files=files, split="train", streaming=True, features=UNDECODED, columns=list(UNDECODED)
+        "parquet",
+        data_files={"train": DataFilesList(files, [])},  # as they are; a plain list would be one of patterns
+        split="train",
+        streaming=True,
+        features=UNDECODED,
+        columns=list(UNDECODED),
     )
     return stream.reshard()
 
@@ -184,9 +204,9 @@ def wrong_columns(parquet: pq.ParquetFile) -> str | None:
     present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
     if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:
         return f"lacks {', '.join(missing)}; it has the columns {', '.join(parquet.schema_arrow.names)}"
-    if extra := sorted(path for path in present - PATHS if path.startswith("images.")):
+    if extra := sorted(path for path in present - TEXTS - {IMAGE_BYTES} if path.startswith("images.")):
         return f"has {', '.join(extra)}, which a product row has not"
-    return None
+    return wrong_types(parquet, TEXTS, [IMAGE_BYTES])
 
 
 def _structure_of(row: dict) -> Structure:

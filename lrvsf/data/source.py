@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fsspec
 from accelerate import PartialState
 
+from lrvsf.data.folders import place_of
 from lrvsf.data.testset import ProductTestSet
 
 TRAINING = ("train", "TRAIN")  # ours, and the published layout's
@@ -14,7 +14,7 @@ TRAINING = ("train", "TRAIN")  # ours, and the published layout's
 
 def training_folder(root: str) -> str:
     """The folder of product shards or tars below `root`, refused with the remedy if there is none."""
-    filesystem, path = fsspec.url_to_fs(root)
+    filesystem, path = place_of(root)
     for name in TRAINING:
         if filesystem.isdir(f"{path}/{name}"):
             return f"{root.rstrip('/')}/{name}"
@@ -30,7 +30,7 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
     copy = Path(cache, "validation")
     with PartialState().local_main_process_first():
         if not copy.is_dir():
-            filesystem, path = fsspec.url_to_fs(root)
+            filesystem, path = place_of(root)
             temporary = copy.with_name(copy.name + ".tmp")
             filesystem.get(f"{path}/validation/", f"{temporary}/", recursive=True)
             temporary.rename(copy)

@@ -7,7 +7,7 @@ Files are read one by one, not as one table: the published ones differ in their 
 A row's number is its position in the files sorted by name, so any process can read any slice, and all agree on row 17.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.folders import files_in
+from lrvsf.data.parquet import DAMAGE, open_parquet, wrong_types
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
 DISTRACTOR_COLUMNS = ("jpg",)
+IMAGE_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "jpg")
 
 # What prepare_lrvsf.py writes: the columns above, and what else is known of a row.
 _KNOWN = [(name, pa.string()) for name in ("PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")]
@@ -53,7 +55,7 @@ class ProductTestSet:
         if not products.is_file():
             raise FileNotFoundError(f"{products} does not exist; {_holds(self.root)}. {_REMEDY}")
         folder = self.root / "distractors"
-        files = sorted(folder.glob("*.parquet"))
+        files = files_in(folder, "*.parquet")
         if not files:
             raise FileNotFoundError(f"{folder} has no .parquet file; {_holds(self.root)}. {_REMEDY}")
         self._products = [_File(products, PRODUCT_COLUMNS)]
@@ -87,6 +89,19 @@ class ProductTestSet:
                 )
 
 
+def wrong_cells(file: pq.ParquetFile, columns: Iterable[str]) -> str | None:
+    """Why these columns do not hold what a test set's of that name hold, or None if they do.
+
+    Images are binary, or structs as `datasets` stores them, whose `bytes` count.
+    """
+    leaves = {file.schema.column(i).path for i in range(len(file.schema))}
+    images = [name for name in columns if name in IMAGE_COLUMNS]
+    leaf = {name: name if name in leaves else f"{name}.bytes" for name in images}
+    if without := [name for name in images if leaf[name] not in leaves]:
+        return f"has {file.schema_arrow.field(without[0]).type} in {without[0]}, where encoded images must be"
+    return wrong_types(file, set(columns) - set(images), leaf.values())
+
+
 class _File:
     """One Parquet file: its path, its number of rows, and the columns wanted of it."""
 
@@ -95,9 +110,12 @@ class _File:
         with self.open() as file:
             self.rows = file.metadata.num_rows
             present = file.schema_arrow.names
-        missing = [name for name in columns if name not in present]
-        if missing:
-            raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. {_REMEDY}")
+            missing = [name for name in columns if name not in present]
+            if missing:
+                there = ", ".join(present)
+                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {there}. {_REMEDY}")
+            if why := wrong_cells(file, columns):
+                raise ValueError(f"{path} {why}. {_REMEDY}")
 
     def open(self) -> pq.ParquetFile:
         try:

@@ -61,4 +61,4 @@ def _products(test_set: ProductTestSet) -> Path:
 
 
 def _distractors(test_set: ProductTestSet) -> list[Path]:
-    return sorted((test_set.root / "distractors").glob("*.parquet"))  # in the order of the test set's rows
+    return test_set.files["distractors"]

@@ -10,7 +10,7 @@ import pytest
 from made import encoded, image, product, write
 
 from lrvsf.data.images import TooManyBadImages
-from lrvsf.data.products import ProductShards
+from lrvsf.data.products import ProductShards, product_files
 from lrvsf.data.source import training_folder, validation_set
 from lrvsf.data.stream import ProductBatches
 
@@ -167,3 +167,50 @@ def test_a_data_folder_behind_a_url(tmp_path):
             store.rm("/far/validation", recursive=True)  # the copy is enough
     with pytest.raises(FileNotFoundError, match="memory://near has no train/ folder; write one with prepare_lrvsf.py"):
         training_folder("memory://near")
+
+
+@pytest.mark.survives("names of folders and shards with [ ] * ? in them, files of macOS", "read as they are called")
+def test_names_are_no_patterns(tmp_path):
+    root = write(tmp_path / "data [spring]*?" / "train", [product(f"p{i}") for i in range(12)])
+    for old, new in (("0", "part[0]"), ("1", "a*b"), ("2", "aab")):
+        (root / f"{old}.parquet").rename(root / f"{new}.parquet")
+    (root / "._aab.parquet").write_bytes(b"attributes")
+    assert training_folder(str(root.parent)) == str(root)
+    shards = ProductShards.scan(str(root))
+    names = [row["product_id"] for unit in range(len(shards.units)) for _, row in shards.read(unit)]
+    assert names == [f"p{i}" for first in (1, 2, 0) for i in range(first, 12, 3)] and shards.usable == 12
+
+
+def test_a_name_that_would_be_two_is_refused(tmp_path):
+    write(tmp_path / "a::b/train", [product("p")], files=1)
+    for asked in (training_folder, product_files):
+        with pytest.raises(ValueError, match="a::b has '::' in its name, which is read as two places; rename it"):
+            asked(str(tmp_path / "a::b"))
+    (tmp_path / "a::b").rename(tmp_path / "c")
+    (tmp_path / "c/train/0.parquet").rename(tmp_path / "c/train/0::1.parquet")
+    with pytest.raises(ValueError, match="0::1.parquet has '::' in its name"):
+        product_files(str(tmp_path / "c/train"))
+
+
+def test_shards_of_other_types_are_refused(tmp_path):
+    write(tmp_path / "train", [product("p"), product("q")], files=1)
+    table = pq.read_table(tmp_path / "train/0.parquet")
+    pq.write_table(table.set_column(0, "product_id", pa.array([1, 2])), tmp_path / "train/0.parquet")
+    with pytest.raises(ValueError, match=r"0.parquet has INT64 \(NONE\) in product_id, where text must be"):
+        ProductShards.scan(str(tmp_path / "train"))
+
+
+@pytest.mark.survives("a file of the name that a tar gives an image lies where training runs", "not opened")
+def test_an_image_of_a_tar_is_not_taken_from_the_disk(tmp_path, monkeypatch):
+    metadata = {str(i): {"TYPE": kind, "CATEGORY": "Bags"} for i, kind in enumerate(("SIMPLE", "COMPLEX"))}
+    members = {"p.json": json.dumps(metadata).encode(), "p.0.jpg": encoded("red"), "p.1.jpg": encoded("blue")}
+    (tmp_path / "train").mkdir()
+    with tarfile.open(tmp_path / "train/0.tar", "w") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    (tmp_path / "p.0.jpg").write_bytes(b"another file")
+    monkeypatch.chdir(tmp_path)
+    ((_, row),) = ProductShards.scan(str(tmp_path / "train")).read(0)
+    assert [image["image"]["bytes"] for image in row["images"]] == [encoded("red"), encoded("blue")]

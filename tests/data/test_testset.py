@@ -95,3 +95,28 @@ def test_damaged_files_are_named(root):
     path.write_bytes(damaged)
     with pytest.raises(OSError, match=r"(?s)2.parquet, row group 0, near row 0: .*Restore this file"):
         list(ProductTestSet(root).distractors())
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["a.jpg", "b.jpg"], r"has text in SIMPLE_IMG, where encoded images must be"),
+        ([[1.0], [2.0]], r"has list<.*double.*> in SIMPLE_IMG, where encoded images must be"),
+        ([{"path": "a.jpg"}] * 2, r"has struct<path: string> in SIMPLE_IMG, where encoded images must be"),
+    ],
+)
+def test_columns_that_hold_something_else_are_refused(tmp_path, column, message):
+    (tmp_path / "distractors").mkdir()
+    pq.write_table(pa.table({"jpg": [b"x"]}), tmp_path / "distractors/0.parquet")
+    known = {"COMPLEX_IMG": [b"x"] * 2, "CATEGORY": ["Bags"] * 2, "blip2_caption1": [None] * 2}
+    pq.write_table(pa.table({"SIMPLE_IMG": column, **known}), tmp_path / "products.parquet")
+    with pytest.raises(ValueError, match=message):
+        ProductTestSet(tmp_path)
+    struct = {"SIMPLE_IMG": [{"bytes": b"x", "path": None}] * 2}
+    pq.write_table(pa.table({**struct, **known, "CATEGORY": [1, 2]}), tmp_path / "products.parquet")
+    with pytest.raises(ValueError, match="has INT64 .NONE. in CATEGORY, where text must be"):
+        ProductTestSet(tmp_path)
+    for kind in (pa.large_binary(), pa.binary_view(), pa.binary(1), pa.dictionary(pa.int8(), pa.binary())):
+        images = pa.array([b"x"] * 2, pa.binary()).cast(kind)
+        pq.write_table(pa.table({"SIMPLE_IMG": images, **known}), tmp_path / "products.parquet")
+        assert [p.target_image for p in ProductTestSet(tmp_path).products()] == [b"x"] * 2

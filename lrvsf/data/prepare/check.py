@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,8 @@ from typing import Annotated, Any
 from tqdm import tqdm
 from typer import Argument, Option
 
+from lrvsf.data.folders import files_in
+from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.prepare.inspection import (
     DISTRACTORS,
     NO_BYTES,
@@ -71,7 +73,7 @@ def find_parts(path: Path) -> list[tuple[Path, Callable[..., Part]]]:
                 continue
             if (folder / "products.parquet").is_file() or (folder / "distractors").is_dir():
                 found.append((folder, read_test_set))
-            elif any(folder.glob("*.parquet")):
+            elif files_in(folder, "*.parquet"):
                 found.append((folder, read_shards))
         if found:
             return found
@@ -131,6 +133,8 @@ class Part:
         self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
         if same := self.pictures[DISTRACTORS].also_in(self.targets):
             self.notes["distractors that are the very image of a target"] = same
+        for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
+            self.faults[f"{what} that a reader takes for one"] += _alike(names, case)
         bad = [name for names in self.bad.values() for name in names]
         if len(bad) > max_bad * self.images.total():
             self.faults[f"images that cannot be decoded, more than {100 * max_bad:g}%"] += bad
@@ -140,12 +144,18 @@ class Part:
         """The pictures of products or queries."""
         return self.pictures[SHARD if self.purpose == "trained" else QUERIES]
 
-    def report(self) -> dict[str, Any]:
-        types, categories = Counter(), Counter()
-        for (kind, category), count in self.images.items():
-            types[str(kind)] += count
+    def categories(self) -> Counter[str]:
+        """How many images each has."""
+        found: Counter[str] = Counter()
+        for (_, category), count in self.images.items():
             if category is not None:
-                categories[category] += count
+                found[category] += count
+        return found
+
+    def report(self) -> dict[str, Any]:
+        types, categories = Counter(), self.categories()
+        for (kind, _), count in self.images.items():
+            types[str(kind)] += count
         numbers: dict[str, Any] = {"files": dict(self.files), "rows": dict(self.rows), "images": dict(types)}
         numbers |= {"categories": dict(sorted(categories.items())), "image bytes": self.image_bytes}
         if self.shorter:
@@ -164,7 +174,7 @@ class Part:
 def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
     """Everything about FOLDER/*.parquet as product shards."""
     part = Part(folder.name, "trained")
-    files = sorted(folder.glob("*.parquet"))
+    files = files_in(folder, "*.parquet")
     digests = {file.name: hashlib.sha256() for file in files}
     rows: Counter[str] = Counter()
     for file, found in _inspect_all(SHARD, files, quick, mapper, part):
@@ -195,7 +205,7 @@ def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> 
 def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
     """Everything about FOLDER/products.parquet and FOLDER/distractors/*.parquet."""
     part = Part(folder.name, "evaluated")
-    products, distractors = folder / "products.parquet", sorted((folder / "distractors").glob("*.parquet"))
+    products, distractors = folder / "products.parquet", files_in(folder / "distractors", "*.parquet")
     for kind, files in ((QUERIES, [products] if products.is_file() else []), (DISTRACTORS, distractors)):
         for _ in _inspect_all(kind, files, quick, mapper, part):
             pass
@@ -226,9 +236,15 @@ def _inspect_all(
 
 
 def _compare(parts: list[Part], max_bad: float) -> None:
-    """A product of two parts, by its id or by its picture, makes the one that is evaluated on worthless."""
+    """A product of two parts, by its id or by its picture, makes the one that is evaluated on worthless.
+
+    So does a category that only looks like one of the other.
+    """
     for first, second in combinations(parts, 2):
         judged, other = (first, second) if second.purpose == "trained" else (second, first)
+        inner = _alike(first.categories()) + _alike(second.categories())
+        if alike := [group for group in _alike(first.categories() + second.categories()) if group not in inner]:
+            judged.faults[f"categories that a reader takes for one of {other.name}"] = alike
         if common := sorted(first.ids.keys() & second.ids.keys()):
             judged.faults[f"products that are also in {other.name}"] = common
         if leaked := judged.shown().also_in(other.shown()):
@@ -236,6 +252,10 @@ def _compare(parts: list[Part], max_bad: float) -> None:
             judged.notes[title] = leaked
             if len(leaked) > max_bad * len(judged.shown().products):
                 judged.faults[f"{title}, more than {100 * max_bad:g}%"] = judged.notes.pop(title)
+
+
+def _alike(names: Iterable[str], case: bool = False) -> list[str]:
+    return [" and ".join(map(quoted, group)) for group in lookalikes(names, case)]
 
 
 def _counted(names: dict[str, list[str]]) -> dict[str, dict[str, Any]]:

@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.names import UnusableCell, identifier
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows
 from lrvsf.data.prepare.shards import row_digest
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
-from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS
+from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, wrong_cells
 
 SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
 NO_BYTES = "no bytes"
@@ -78,8 +79,12 @@ def row_groups(kind: str, file: Path) -> int:
         with open_parquet(file) as parquet:
             if missing := [name for name in _NEEDED[kind] if not _under(parquet.metadata, name)]:
                 raise DamagedFile("files that lack a column", "no " + ", ".join(missing))
-            if kind == SHARD and (why := wrong_columns(parquet)):
-                raise DamagedFile("files that are no product shards", why)
+            if kind == SHARD:
+                why = wrong_columns(parquet)
+            else:
+                why = wrong_cells(parquet, [*_NEEDED[kind], "TYPE", "CATEGORY"])
+            if why:
+                raise DamagedFile("files whose columns hold something else", why)
             return parquet.num_row_groups
     except DAMAGE as error:
         raise DamagedFile("files that are not whole Parquet files", str(error)) from error
@@ -97,7 +102,7 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
             if not quick:
                 columns = ["product_id", "images"] if kind == SHARD else [*columns, *_IMAGES[kind]]
             for batch in parquet.iter_batches(BATCH_ROWS, [group], list(dict.fromkeys(columns)), use_threads=False):
-                for row in batch.to_pylist():
+                for row in rows(batch):
                     _look(kind, row, found, place, quick)
             if quick:
                 _count_from_footer(kind, parquet.metadata, group, found, place)
@@ -118,11 +123,15 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
         why = None if row["CATEGORY"] else "no category"
     else:
         name, images, why = None, [(row.get("TYPE"), row.get("CATEGORY"), row.get("jpg"))], None
+    try:
+        name = identifier(name)
+        if name is None and kind == SHARD:
+            why = "no product id"
+    except UnusableCell as error:
+        name, why = None, f"product id that is {error.reason}"
     if name is not None:
-        found.products.append(str(name))
-    elif kind == SHARD:
-        why = "no product id"
-    name = f"{place}, row {found.rows - 1}" if name is None else str(name)
+        found.products.append(name)
+    name = f"{place}, row {found.rows - 1}" if name is None else name
     if why:
         found.faults.append((why, name))
     found.images.update((kind, category) for kind, category, _ in images)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrvsf.data.folders import files_in
 from lrvsf.data.parquet import DAMAGE
 
 # The order in which overlap is resolved: what a split holds, no later one gets.
@@ -78,7 +79,7 @@ def list_files(folder: Path) -> list[Path]:
         FileNotFoundError: there are none.
         ValueError: a file lacks a column.
     """
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("urls/*.parquet"))
+    files = files_in(folder, "*.parquet") or files_in(folder / "urls", "*.parquet")
     if not files:
         raise FileNotFoundError(f"{folder} has no *.parquet and no urls/*.parquet; give what the step `urls` wrote")
     for file in files:
