@@ -10,6 +10,7 @@ What is special here:
 Shapes below: B images, D = hidden_size, P = projection_dim, C = num_condition_tokens, T = 1 + patches (+ C) tokens.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,32 @@ class CondViTModel(CLIPPreTrainedModel):
             raise ValueError(f"{name_or_path} lacks {missing}. Give a checkpoint with CLIP's complete vision tower.")
         init.constant_(model.logit_scale.detach(), config.logit_scale_init_value)
         return model
+
+    def add_categories(self, names: list[str], like: str | None = None) -> None:
+        """Adds rows to the condition table, for training to go on with; those that are there keep every bit.
+
+        Do this before an optimizer is made: the table becomes a new parameter. The processor has names of its own:
+
+            model = CondViTModel.from_pretrained(FOLDER)
+            model.add_categories(["Belts", "Scarves"], like="Waist")
+            processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
+
+        Args:
+            names: the new categories, whose indices follow those of the old ones.
+            like: the category whose row a new one starts as; by default the mean of all.
+        """
+        known, names = self.config.categories, [names] if isinstance(names, str) else list(names)
+        if self.config.condition == "none":
+            raise ValueError('This model has condition="none", so it can learn no category. Start anew from its CLIP.')
+        if like is not None and like not in known:
+            raise ValueError(f"like={like!r} is not one of this model's categories: {known}.")
+        config = copy.deepcopy(self.config)
+        config.categories = [*known, *names]
+        config.validate_condition()  # before anything is changed
+        table = self.condition_embedding.detach()
+        row = table.mean(dim=0) if like is None else table[known.index(like)]  # (C, D)
+        self.condition_embedding = nn.Parameter(torch.cat([table, row.expand(len(names), -1, -1)]))
+        self.config.categories = self.vision_model.config.categories = config.categories
 
     def condition_tokens(self, category_indices: torch.Tensor) -> torch.Tensor:
         """The learned tokens (B, C, D) of categories (B,), position added."""

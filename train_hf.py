@@ -22,6 +22,7 @@ from lrvsf.hub.card import write_training_card
 from lrvsf.hub.push import PushError, open_repository, push_model
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.recipe import parse_recipe
+from lrvsf.training.resuming import final_evaluation
 from lrvsf.training.start import start_model
 from lrvsf.training.trainer import CondViTTrainer
 from processing_condvit import CondViTProcessor
@@ -53,13 +54,19 @@ def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     if trainer.is_world_process_zero():
         write_training_card(folder, args, training, trainer.state, model, validation)
         print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
-        metric, value = training.metric_for_best_model, trainer.state.best_metric
-        shown = "" if value is None else f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
-        best = shown and f", validation {metric} {shown}"
-        print(f"trained {trainer.state.global_step} steps{best}; the model is in {folder}")
+        print(f"trained {trainer.state.global_step} steps; {score(trainer, training)}the model is in {folder}")
         if training.push_to_hub:
             hub = (training.hub_private_repo, training.hub_token, training.hub_revision)
             print(f"pushed: {push_model(folder, training.hub_model_id, *hub)}")
+
+
+def score(trainer: CondViTTrainer, training: CondViTTrainingArguments) -> str:
+    """The validation of the very weights that are left, which need not be the last ones."""
+    if (entry := final_evaluation(trainer.state, training)) is None:
+        return ""
+    metric, value = training.metric_for_best_model, entry[f"eval_{training.metric_for_best_model}"]
+    shown = f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
+    return f"validation {metric} {shown} at step {entry['step']}, whose weights are left; "
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 from transformers import (
     CLIPConfig,
@@ -20,6 +21,7 @@ from transformers import (
 
 from configuration_condvit import CondViTConfig
 from modeling_condvit import CondViTModel
+from processing_condvit import CondViTProcessor
 
 Make = Callable[..., CondViTModel]
 INDICES = torch.tensor([0, 9, 4])
@@ -97,6 +99,44 @@ def test_only_the_chosen_categories_get_gradients(tiny_model: CondViTModel, pixe
     tiny_model(pixel_values, INDICES).image_embeds.sum().backward()
     touched = tiny_model.condition_embedding.grad.abs().sum(dim=(1, 2)) > 0
     assert touched.nonzero().flatten().tolist() == [0, 4, 9]
+
+
+@pytest.mark.parametrize("like", [None, "Feet"])
+def test_added_categories(make_model: Make, pixel_values: torch.Tensor, tmp_path: Path, like: str | None) -> None:
+    model = make_model(categories=["Bags", "Feet"], num_condition_tokens=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.add_categories(["Belts", "Rings"], like=like)
+    table = before.pop("condition_embedding")
+    start = (table[0] + table[1]) / 2 if like is None else table[1]
+    assert torch.equal(model.condition_embedding, torch.cat([table, start[None], start[None]]))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert model.config.categories == model.vision_model.config.categories == ["Bags", "Feet", "Belts", "Rings"]
+
+    model.save_pretrained(tmp_path)
+    CondViTProcessor(categories=model.config.categories, size=32).save_pretrained(tmp_path)
+    again, processor = CondViTModel.from_pretrained(tmp_path), CondViTProcessor.from_pretrained(tmp_path)
+    inputs = processor([Image.new("RGB", (9, 9))] * 2, categories=["Rings", "Bags"], return_tensors="pt")
+    assert inputs["category_indices"].tolist() == [3, 0]
+    assert torch.equal(embed(again, **inputs), embed(model, **inputs))
+    model(pixel_values, torch.tensor([2, 2, 3])).image_embeds[:, 0].sum().backward()
+    assert model.condition_embedding.grad.abs().sum(dim=(1, 2)).bool().tolist() == [False, False, True, True]
+
+
+def test_categories_that_cannot_be_added(make_model: Make) -> None:
+    model = make_model(categories=["Bags", "Feet"])
+    for names, like, message in (
+        (["Feet"], None, "more than once"),
+        (["Belts", "Belts"], None, "more than once"),
+        ([" "], None, "blank name"),
+        (["Belts"], "Waist", "'Waist' is not one of this model's categories"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.add_categories(names, like=like)
+        assert model.config.categories == ["Bags", "Feet"] and len(model.condition_embedding) == 2
+    with pytest.raises(ValueError, match="can learn no category"):
+        make_model(condition="none").add_categories(["Belts"])
+    model.add_categories("Belts")
+    assert model.config.categories == ["Bags", "Feet", "Belts"]
 
 
 def test_no_condition_means_no_condition_parameters(make_model: Make, pixel_values: torch.Tensor) -> None:

@@ -27,19 +27,31 @@ def draws_of(seed: int, epoch: int, product_id: str) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, name])
 
 
+def random_box(side: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a random part of a square, in pixels, as torchvision's RandomResizedCrop draws it.
+
+    The area's share is uniform in `scale` and the aspect log-uniform within 3:4. A box that does not fit is drawn anew:
+    cut to the square it would be smaller than `scale` allows. After ten the whole square is taken.
+    """
+    for _ in range(10):
+        area = rng.uniform(*scale) * side * side
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = (round(math.sqrt(area * r)) for r in (ratio, 1 / ratio))
+        if 0 < width <= side and 0 < height <= side:
+            return int(rng.integers(side - width + 1)), int(rng.integers(side - height + 1)), width, height
+    return 0, 0, side, side
+
+
 def augment(
     image: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
 ) -> torch.Tensor:
     """Pads to a white square, crops a random part, scales it, mirrors half: uint8 (3, size, size).
 
-    `scale` bounds the part's share of the area, its sides stay within 3:4. Torch's antialiased bilinear filter is
-    Pillow's, in half the time; the exact Pillow resize is for evaluation (processing_condvit).
+    `scale` bounds the part's share of the area, see `random_box`. Torch's antialiased bilinear filter is Pillow's, in
+    half the time; the exact Pillow resize is for evaluation (processing_condvit).
     """
     side = max(image.size)
-    area = rng.uniform(*scale) * side * side
-    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width, height = (min(side, max(1, round(math.sqrt(area * r)))) for r in (ratio, 1 / ratio))
-    left, top = rng.integers(side - width + 1), rng.integers(side - height + 1)
+    left, top, width, height = random_box(side, rng, scale)
     square = np.full((side, side, 3), 255, dtype=np.uint8)
     x, y = (side - image.width) // 2, (side - image.height) // 2
     square[y : y + image.height, x : x + image.width] = image

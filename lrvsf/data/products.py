@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from datasets.data_files import DataFilesList
 
 from lrvsf.data.folders import content_names, place_of
 from lrvsf.data.images import TooManyBadImages, reasons_table
+from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.data.parquet import DAMAGE, wrong_types
 from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
@@ -39,6 +42,7 @@ STRUCTURE = ["product_id", "images.list.element.type", "images.list.element.cate
 IMAGE_BYTES = "images.list.element.image.bytes"
 TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
 JUDGE_FROM = 100  # faulty products before their share is judged
+NOT_ASKED_FOR = "no SIMPLE image of a known category"
 SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
 
 # (product_id, types, categories) of one row
@@ -52,7 +56,7 @@ def fault(types: list[str], categories: list[str | None], known: list[str] | Non
     if not any(kind in SCENES for kind in types):
         return "no scene image"
     if known is not None and not any(k == SIMPLE and c in known for k, c in zip(types, categories, strict=True)):
-        return "no SIMPLE image of a known category"
+        return NOT_ASKED_FOR
     return None
 
 
@@ -99,7 +103,7 @@ class ProductShards:
         Raises:
             FileNotFoundError: no shards.
             ValueError: a file is not a product shard, a product is there twice, or no product is usable.
-            TooManyBadImages: more than `max_bad` are unreadable or unusable.
+            TooManyBadImages: more than `max_bad` are unreadable or unusable, or of categories that are not known.
         """
         files = product_files(folder)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
@@ -118,6 +122,8 @@ class ProductShards:
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         structure = [(file, row) for file, units in readable for unit in units for row in unit]
         rows, groups, faulty = _sort_out(structure, categories)
+        if categories is not None:
+            _compare_categories([row for _, row in structure], categories, max_bad, folder)
         if faulty:
             _report(faulty, len(structure), max_bad, folder)
         if len(rows) == 0:
@@ -233,6 +239,41 @@ def _sort_out(
             rows.append(number)
             groups.append(codes.setdefault(category_of(types, names), len(codes)))
     return np.array(rows, dtype=np.int64), np.array(groups, dtype=np.int64), faulty
+
+
+def _compare_categories(rows: list[Structure], asked: list[str], max_bad: float, folder: str) -> None:
+    """Names the categories that no product has, and those of products that were not asked for.
+
+    Raises:
+        TooManyBadImages: more than `max_bad` of the products stand under the latter. A misspelt name loses few products
+            of a small catalog, and all of them were meant: no number of them is too small to be judged.
+    """
+    found: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    for _, types, names in rows:
+        own = [name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name is not None]
+        found.update(set(own))
+        if own and fault(types, names, asked) == NOT_ASKED_FOR:
+            lost[own[0]] += 1
+    for name in asked:
+        if name not in found:
+            logger.warning("No product in %s is of category %s.%s", folder, quoted(name), did_you_mean(name, found))
+    if not lost:
+        return
+    shown = ", ".join(f"{quoted(name)} ({count})" for name, count in lost.most_common(10))
+    near = [f" {quoted(name)}:{hint}" for name in sorted(lost)[:10] if (hint := did_you_mean(name, asked))]
+    text = (
+        f"{lost.total()} of {len(rows)} products in {folder} are of categories that were not asked for: {shown}"
+        f"{', ...' if len(lost) > 10 else ''}.{''.join(near)}"
+    )
+    if lost.total() > max_bad * len(rows):
+        every = shlex.join([*(name for name in asked if name in found), *sorted(lost)])
+        allowed = math.ceil(100 * lost.total() / len(rows)) / 100
+        raise TooManyBadImages(
+            f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Ask for all with --categories {every}, or leave "
+            f"these products out with --max_bad_fraction {allowed:g}."
+        )
+    logger.warning("%s They are left out.", text)
 
 
 def _report(faulty: dict[str, str], total: int, max_bad: float, folder: str) -> None:

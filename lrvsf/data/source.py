@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from accelerate import PartialState
@@ -21,6 +22,27 @@ def training_folder(root: str) -> str:
     raise FileNotFoundError(
         f"{root} has no train/ folder; write one with prepare_lrvsf.py, or name another folder with --data"
     )
+
+
+def catalog_categories(root: str) -> list[str] | None:
+    """The categories that `prepare_lrvsf.py catalog` found, from its `catalog.json` below `root`; None without one.
+
+    Raises:
+        ValueError: it found none, or the file cannot be read.
+    """
+    filesystem, path = place_of(root)
+    if not filesystem.isfile(f"{path}/catalog.json"):
+        return None
+    try:
+        categories = list(json.loads(filesystem.cat_file(f"{path}/catalog.json"))["categories"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{root}/catalog.json does not say which categories there are ({error!r}); name them with --categories, or "
+            "write it again with prepare_lrvsf.py catalog"
+        ) from error
+    if not categories:
+        raise ValueError(f"{root} has no category, says its catalog.json; train without one: --condition none")
+    return categories
 
 
 def validation_set(root: str, cache: str | Path) -> ProductTestSet:

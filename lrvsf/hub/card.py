@@ -12,6 +12,7 @@ from transformers import TrainerState
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+from lrvsf.training.resuming import final_evaluation
 from modeling_condvit import CondViTModel
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def write_training_card(
     conditioned, categories = model.config.condition == "category", model.config.categories
     name = training.hub_model_id or folder.name
     dataset = args.dataset_name or hub_dataset(args.data)
-    entry = None if validation is None else evaluation(state, training)
+    entry = None if validation is None else final_evaluation(state, training)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
@@ -126,14 +127,6 @@ def hub_dataset(data: str) -> str | None:
     """OWNER/NAME of data at hf://datasets/OWNER/NAME[@REVISION][/FOLDER]; a folder has no name on the Hub."""
     match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", data)
     return match and match[1]
-
-
-def evaluation(state: TrainerState, training: CondViTTrainingArguments) -> dict[str, Any] | None:
-    """The log's entry on the weights that the run leaves: the best model's where that is loaded, else the last one."""
-    entries = [entry for entry in state.log_history if "eval_R@1" in entry]
-    if training.load_best_model_at_end and state.best_global_step is not None:
-        entries = [entry for entry in entries if entry["step"] == state.best_global_step]
-    return entries[-1] if entries else None
 
 
 def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str) -> list[EvalResult]:

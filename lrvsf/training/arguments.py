@@ -28,11 +28,30 @@ class ModelArguments:
         },
     )
     categories: list[str] | None = field(
-        default=None, metadata={"help": "the conditions' names in index order; by default LRVS-F's ten"}
+        default=None,
+        metadata={
+            "help": "the conditions' names in index order; by default those of DATA/catalog.json, else LRVS-F's ten. A "
+            "CondViT keeps its own unless told otherwise; what it knows of those that stay, it keeps"
+        },
+    )
+    new_category_like: str | None = field(
+        default=None,
+        metadata={
+            "help": "a category of the CondViT that the run starts from, whose tokens the new --categories begin with; "
+            "by default the mean of all"
+        },
     )
     num_condition_tokens: int | None = field(
         default=None,
         metadata={"help": "learned tokens per condition; from CLIP 1, as published"},
+    )
+    condition_init: str = field(
+        default="published",
+        metadata={
+            "help": "how condition tokens start, from CLIP: published (N(0, 1), positions N(0, 1 / width)), or clip, "
+            "as small as CLIP's own tokens are",
+            "choices": ["published", "clip"],
+        },
     )
     logit_scale_init_value: float = field(
         default=4.6052, metadata={"help": "log of the inverse temperature at the start, from CLIP; published: ln 100"}
@@ -109,10 +128,12 @@ class CondViTTrainingArguments(TrainingArguments):
     max_bad_in_a_row: int = field(
         default=100, metadata={"help": "end the run when so many images in succession are bad, on any process"}
     )
-    # The published peak and decay (the decay spares tokens and positions here); no clipping unless asked for.
+    # The published peak and decay; no clipping unless asked for.
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "of matrices; biases, norms, tokens and positions have none"}
+    weight_decay: float = field(default=0.01, metadata={"help": "of all parameters, as published"})
+    decay_matrices_only: bool = field(
+        default=False,
+        metadata={"help": "let biases, norms, tokens, positions and the temperature have no weight decay"},
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients at this norm; 0 does not"})
     # What a stream of pairs needs.
@@ -126,7 +147,11 @@ class CondViTTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = field(
         default=2, metadata={"help": "processes that decode images, each training process"}
     )
-    # The best model by validation is what the run leaves.
+    # With --save_strategy best the run leaves the best model by validation, else the last one.
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={"help": "leave the best model by validation, not the last; by default with --save_strategy best"},
+    )
     save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
     metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5, R@10 or loss on the validation set"})
     greater_is_better: bool | None = field(
@@ -146,6 +171,8 @@ class CondViTTrainingArguments(TrainingArguments):
         for name, (wanted, why) in UNUSED.items():
             if (value := getattr(self, name, wanted[0])) not in wanted:  # some versions of Trainer lack some
                 raise ValueError(f"{name}={value!r}: {why}. Leave it out")
+        if self.load_best_model_at_end is None:  # what is kept as the best is what one expects to find
+            self.load_best_model_at_end = self.save_strategy == "best"
         compiled = can_compile() and not self.shard_weights if self.torch_compile is None else self.torch_compile
         self.torch_compile = False  # Trainer would compile the whole tower, and let products round to TF32
         super().__post_init__()
@@ -224,6 +251,13 @@ class CondViTTrainingArguments(TrainingArguments):
             self.restore_callback_states_from_checkpoint = True  # a resumed run remembers how long it has waited
         if self.eval_on_start and not evaluated:
             raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
+        if self.load_best_model_at_end and not evaluated and self.save_strategy != "best":
+            raise ValueError("load_best_model_at_end=True without an eval_strategy: add --eval_strategy steps or epoch")
+        if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
+            raise ValueError(
+                f"load_best_model_at_end=True with save_steps={self.save_steps:g} and eval_steps={self.eval_steps:g}: "
+                "the best model may be one that is not saved; set both alike, or take --save_strategy best"
+            )
         if self.save_strategy == "best" and not evaluated:
             raise ValueError("save_strategy=best without an eval_strategy: add --eval_strategy steps or epoch")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -30,10 +31,22 @@ def is_over(state: TrainerState, args: TrainingArguments, steps_per_epoch: int) 
     return stopped_early or state.global_step >= total_steps(args, steps_per_epoch)
 
 
+def evaluation_of(state: TrainerState, step: int | None) -> dict[str, Any] | None:
+    """The log's entry on the evaluation of a step's weights, or None."""
+    entries = (entry for entry in reversed(state.log_history) if "eval_R@1" in entry and entry["step"] == step)
+    return next(entries, None)
+
+
+def final_evaluation(state: TrainerState, args: TrainingArguments) -> dict[str, Any] | None:
+    """The log's entry on the weights that a finished run leaves; None where these were not evaluated."""
+    best = args.load_best_model_at_end and state.best_model_checkpoint is not None  # else nothing was loaded
+    return evaluation_of(state, state.best_global_step if best else state.global_step)
+
+
 def evaluation_is_due(state: TrainerState, args: TrainingArguments, steps_per_epoch: int) -> bool:
     """Whether the step of a checkpoint should have been evaluated, and was not when it was saved."""
     step, last = state.global_step, state.global_step >= total_steps(args, steps_per_epoch)
-    if any(entry["step"] == step and "eval_R@1" in entry for entry in state.log_history):
+    if evaluation_of(state, step):
         return False
     if args.eval_strategy == "steps":
         return step >= args.eval_delay and (last or step % state.eval_steps == 0)

@@ -20,6 +20,15 @@ def learning_rate_factor(step: int, phase1_steps: int, total_steps: int) -> floa
     return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
+def is_token_or_position(parameter_name: str) -> bool:
+    """Whether a parameter of CondViTModel is a table of tokens or of positions, whatever its shape."""
+    return (
+        parameter_name.startswith("condition_")
+        or ".embeddings.class_" in parameter_name
+        or (".embeddings.position_" in parameter_name)
+    )
+
+
 def trains_in_phase1(parameter_name: str) -> bool:
     """Whether a parameter of CondViTModel trains from the first step: the projection and the condition tokens."""
     return parameter_name.startswith(("visual_projection.", "condition_"))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
+from accelerate import PartialState
+from torch import nn
 from transformers import PretrainedConfig
 
+from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.data.source import catalog_categories
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
+
+logger = logging.getLogger(__name__)
 
 
 def start_model(args: ModelArguments) -> CondViTModel:
@@ -15,23 +23,76 @@ def start_model(args: ModelArguments) -> CondViTModel:
     config, _ = PretrainedConfig.get_config_dict(args.model)
     if not config:
         raise ValueError(f"{args.model} has no config.json; give a folder or Hub name of a CLIP or CondViT checkpoint")
-    options = {"dtype": torch.float32, "attn_implementation": args.attn_implementation}
-    if config.get("model_type") != "condvit":
-        options["logit_scale_init_value"] = args.logit_scale_init_value
-        if args.condition == "none" and args.num_condition_tokens is not None:
-            raise ValueError(f"num_condition_tokens={args.num_condition_tokens} with condition='none': leave one out")
-        options["num_condition_tokens"] = 1 if args.num_condition_tokens is None else args.num_condition_tokens
-        condition = args.condition or "category"
-        clip = CondViTModel.from_clip(args.model, categories=args.categories, condition=condition, **options)
-        return use_patch_product(clip)
-    model, loaded = CondViTModel.from_pretrained(args.model, output_loading_info=True, **options)
+    trained = config.get("model_type") == "condvit"
+    return use_patch_product(from_condvit(args) if trained else from_clip(args))
+
+
+def from_clip(args: ModelArguments) -> CondViTModel:
+    """CLIP's tower, with the condition tokens and the temperature of the run."""
+    if args.condition == "none" and args.num_condition_tokens is not None:
+        raise ValueError(f"num_condition_tokens={args.num_condition_tokens} with condition='none': leave one out")
+    if args.new_category_like is not None:
+        raise ValueError(f"new_category_like={args.new_category_like!r}: {args.model} is a CLIP, which has no category")
+    condition, categories = args.condition or "category", args.categories
+    if categories is None and condition == "category":
+        categories = catalog_categories(args.data)
+    model = CondViTModel.from_clip(
+        args.model,
+        categories=categories,
+        condition=condition,
+        num_condition_tokens=1 if args.num_condition_tokens is None else args.num_condition_tokens,
+        logit_scale_init_value=args.logit_scale_init_value,
+        **_loading(args),
+    )
+    if condition == "category" and args.condition_init == "published":
+        nn.init.normal_(model.condition_embedding)
+        nn.init.normal_(model.condition_position_embedding, std=model.config.hidden_size**-0.5)
+    return model
+
+
+def from_condvit(args: ModelArguments) -> CondViTModel:
+    """A trained CondViT, with the run's categories where it names some."""
+    model, loaded = CondViTModel.from_pretrained(args.model, output_loading_info=True, **_loading(args))
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{args.model} lacks the weights {', '.join(missing[:5])}; restore its model.safetensors")
-    for name in ("condition", "categories", "num_condition_tokens"):
+    for name in ("condition", "num_condition_tokens"):
         asked, trained = getattr(args, name), getattr(model.config, name)
         if asked is not None and asked != trained:
             raise ValueError(
                 f"{args.model} was trained with {name}={trained!r}, the run asks for {asked!r}; leave it out or start "
                 "from CLIP"
             )
-    return use_patch_product(model)
+    if args.categories is not None and args.categories != model.config.categories:
+        said = take_categories(model, args.categories, args.new_category_like)
+        if PartialState().is_main_process:
+            logger.warning("%s %s", args.model, said)
+    elif args.new_category_like is not None:
+        raise ValueError(f"new_category_like={args.new_category_like!r}, but no category is new; name it in categories")
+    return model
+
+
+def take_categories(model: CondViTModel, names: list[str], like: str | None = None) -> str:
+    """Gives a trained model these categories, in this order, and says in one line what became of each.
+
+    Those that it knows keep their tokens bit for bit; new ones start as those of the category `like`, by default as the
+    mean of all that the model knew; the others are dropped.
+    """
+    known = model.config.categories
+    new, dropped = [name for name in names if name not in known], [name for name in known if name not in names]
+    if like is not None and (like not in known or not new):
+        unknown = f"which the model does not know.{did_you_mean(like, known)}"
+        raise ValueError(f"new_category_like={like!r}, {'but no category is new' if like in known else unknown}")
+    model.add_categories(new, like)
+    model.config.categories = model.vision_model.config.categories = list(names)
+    model.config.validate_condition()
+    rows = torch.tensor([[*known, *new].index(name) for name in names])
+    model.condition_embedding = nn.Parameter(model.condition_embedding.detach()[rows])
+    source = "from the mean of all that it knew" if like is None else f"from the tokens of {quoted(like)}"
+    meant = "".join(f" {quoted(name)} is new.{near}" for name in new if (near := did_you_mean(name, dropped)))
+    parts = (("kept", [name for name in names if name in known]), (f"new, {source}", new), ("dropped", dropped))
+    told = "; ".join(f"{what}: {', '.join(map(quoted, which))}" for what, which in parts if which)
+    return f"takes other categories. {told[0].upper()}{told[1:]}.{meant}"
+
+
+def _loading(args: ModelArguments) -> dict[str, object]:
+    return {"dtype": torch.float32, "attn_implementation": args.attn_implementation}

@@ -5,6 +5,7 @@ It overrides hooks only; Trainer's loop is Trainer's.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -36,9 +37,12 @@ from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import Guard, noticed_sigterm
 from lrvsf.training.loss import nested_info_nce, rows_that_share
 from lrvsf.training.resuming import Resuming
-from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
+from lrvsf.training.schedule import is_token_or_position, learning_rate_factor, trains_in_phase1
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 
+logger = logging.getLogger(__name__)
+
+FEW_STEPS = 50  # not tuned; at the published rate 50 steps move a weight by 0.0005 at most
 MAX_LOGIT_SCALE = 4.6052  # ln 100, where the published model clamps it
 
 
@@ -121,6 +125,13 @@ class CondViTTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Trainer's, from a checkpoint that is whole and of this run: True for the newest, "auto" for it or none."""
+        steps = resuming.total_steps(self.args, len(self.loader))
+        if steps < FEW_STEPS and self.is_world_process_zero():
+            logger.warning(
+                "This run has %d steps, of %d pairs each: a model hardly moves in fewer than %d. Take a smaller "
+                "--per_device_train_batch_size, more --num_train_epochs, or --max_steps.",
+                *(steps, self.loader.batch_sampler.global_size, FEW_STEPS),
+            )
         folder = checkpoints.on_main_process(lambda: self._begin(resume_from_checkpoint))
         self.resumed_from = folder
         if folder is not None:
@@ -149,6 +160,18 @@ class CondViTTrainer(Trainer):
         ):
             state.best_model_checkpoint = str(own)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """Trainer's; and of equal scores the one of lower loss is the better (published: the later one)."""
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        state = self.state
+        best = resuming.evaluation_of(state, state.best_global_step)
+        tied = metrics[f"eval_{self.args.metric_for_best_model}"] == state.best_metric
+        if not (tied and best and metrics["eval_loss"] < best["eval_loss"]):
+            return False
+        state.best_global_step = state.global_step
+        return True
+
     def _begin(self, asked: str | bool | None) -> Path | None:
         """The checkpoint to resume from; removes what an interrupted save left."""
         output = Path(self.args.output_dir)
@@ -167,6 +190,7 @@ class CondViTTrainer(Trainer):
         batches = self.loader.batch_sampler
         order = {"seed": self.args.seed, "global_batch": batches.global_size, "categories_per_batch": batches.parts}
         order |= {"phase1_steps": self.phase1_steps, "matryoshka_dims": self.args.matryoshka_dims}
+        order["decay_matrices_only"] = self.args.decay_matrices_only  # which also groups the optimizer's state
         return {**order, "data": self.shards.fingerprint, **checkpoints.describe_model(self.unwrapped.config)}
 
     def _get_output_dir(self, trial) -> str:
@@ -208,9 +232,11 @@ class CondViTTrainer(Trainer):
         return self.loader
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices only: tokens, positions and the temperature are no weights to shrink."""
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if "embedding." not in name and "condition_" not in name]
+        """All of them, as published; by `decay_matrices_only` the matrices, which alone are weights to shrink."""
+        decayed = [(name, weight.ndim) for name, weight in model.named_parameters()]
+        if self.args.decay_matrices_only:  # tokens and positions are rows of tables, and stay as long as they are
+            decayed = [(name, ndim) for name, ndim in decayed if ndim > 1 and not is_token_or_position(name)]
+        return [name for name, _ in decayed]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.phase1_steps > num_training_steps:

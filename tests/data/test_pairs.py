@@ -1,3 +1,4 @@
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -7,7 +8,7 @@ from made import encoded, image, product
 from PIL import Image
 
 from lrvsf.data.images import BadImageCounter, TooManyBadImages
-from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of, picture_numbers
+from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of, picture_numbers, random_box
 
 
 def test_a_pair_depends_on_seed_epoch_and_product_alone():
@@ -37,15 +38,50 @@ def test_augment_scales_as_pillow_does(make_image):
         rng = np.random.default_rng(seed)
         view = augment(picture, 32, rng)
         rng = np.random.default_rng(seed)
-        area, ratio = rng.uniform(0.8, 1.0) * 120**2, np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        width, height = min(120, round((area * ratio) ** 0.5)), min(120, round((area / ratio) ** 0.5))
-        left, top = rng.integers(120 - width + 1), rng.integers(120 - height + 1)
+        for _ in range(10):
+            area, ratio = rng.uniform(0.8, 1.0) * 120**2, np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            width, height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            if max(width, height) <= 120:
+                left, top = rng.integers(120 - width + 1), rng.integers(120 - height + 1)
+                break
+        else:
+            left, top, width, height = 0, 0, 120, 120
         square = Image.new("RGB", (120, 120), "white")
         square.paste(picture, (0, 10))
         expected = square.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BILINEAR)
         if rng.random() < 0.5:
             expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_boxes_are_distributed_as_published():
+    """Against closed forms: the area a is uniform in 0.8..1 and the log aspect in ±log(4/3); a box fits while the
+    latter is within ±log(1/a), with the density -log(a) in a. Ten boxes that do not fit give the whole square."""
+    side, n, log = 1000, 20_000, math.log
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(side, rng, (0.8, 1.0)) for _ in range(n)])
+    left, top, width, height = boxes.T
+    assert boxes.min() >= 0 and (left + width).max() <= side and (top + height).max() <= side
+    area, aspect = width * height / side**2, np.log(width / height)
+    assert area.min() > 0.8 - 1.1 / side, "but for rounding to whole pixels"
+    fits = 0.2 + 0.8 * log(0.8)  # the integral of -log(a) from 0.8 to 1
+    fails = (1 - fits / (0.2 * log(4 / 3))) ** 10
+    assert (area == 1).mean() == pytest.approx(fails, abs=4 * (fails / n) ** 0.5)
+    mean_area = (1 / 4 - 0.16 + 0.32 * log(0.8)) / fits  # the integral of -a log(a), likewise
+    assert area.mean() == pytest.approx(mean_area + (1 - mean_area) * fails, abs=4 * area.std() / n**0.5)
+    mean_aspect = (0.4 - 0.8 * log(0.8) ** 2 + 1.6 * log(0.8)) / 2 / fits * (1 - fails)  # the half of that of log(a)^2
+    assert abs(aspect).mean() == pytest.approx(mean_aspect, abs=4 * aspect.std() / n**0.5)
+    assert abs(aspect.mean()) < 4 * aspect.std() / n**0.5
+    slack = side - width > 0
+    places = (left / np.maximum(side - width, 1))[slack]
+    assert places.mean() == pytest.approx(0.5, abs=4 * places.std() / n**0.5)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7])
+def test_a_tiny_square_has_boxes_too(side):
+    rng = np.random.default_rng(0)
+    for left, top, width, height in (random_box(side, rng, (0.8, 1.0)) for _ in range(200)):
+        assert left >= 0 and top >= 0 and 1 <= width <= side - left and 1 <= height <= side - top
 
 
 @pytest.mark.survives("no image of a product can be read", "another product takes its place; ranks stay equal")

@@ -25,7 +25,7 @@ def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
     bare["images"].pop(0)
     rows = [product("a"), product("b"), lonely, bare, product("odd", category="Hovercraft")]
     with caplog.at_level(logging.WARNING):
-        shards = ProductShards.scan(write(tmp_path / "t", rows, 2), ["Bags"])
+        shards = ProductShards.scan(write(tmp_path / "t", rows, 2), ["Bags"], max_bad=0.2)
     assert shards.usable == 2 and shards.faulty == {
         "lonely": "no scene image",
         "bare": "no SIMPLE image",
@@ -62,9 +62,41 @@ def test_unusable_folders_are_refused(tmp_path):
 def test_a_large_share_of_faulty_products_is_refused(tmp_path):
     rows = [product(f"p{i:03d}", category="Bags" if i % 2 else "Boats") for i in range(220)]
     folder = write(tmp_path / "t", rows)
-    with pytest.raises(TooManyBadImages, match="110 of 220 products.*\n +110  no SIMPLE image of a known.*\n.*0.01"):
+    with pytest.raises(TooManyBadImages, match=r"110 of 220 products.*: 'Boats' \(110\)\.\n.*0\.01.*_fraction 0\.5\."):
         ProductShards.scan(folder, ["Bags"])
     assert ProductShards.scan(folder, ["Bags"], max_bad=0.5).usable == 110
+    for row in rows[:110]:
+        del row["images"][1]
+    with pytest.raises(TooManyBadImages, match="110 of 220 products.*\n +110  no scene image\n.*0.01"):
+        ProductShards.scan(write(tmp_path / "s", rows), ["Bags", "Boats"])
+
+
+@pytest.mark.survives("a category of products that the run does not ask for", "named, counted; refused from 1 % on")
+@pytest.mark.parametrize("category", ["lamps", "Lamp", "rugs"])
+def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(tmp_path, category, caplog):
+    """Two of a hundred: judged, where two damaged products would not be."""
+    rows = [product(f"p{i:03d}", category=category if i < 2 else "chairs") for i in range(100)]
+    folder, hint = write(tmp_path / "t", rows), "" if category == "rugs" else f" '{category}': Did you mean 'lamp'?"
+    text = f"2 of 100 products in {folder} are of categories that were not asked for: '{category}' (2).{hint}"
+    with pytest.raises(TooManyBadImages) as caught:
+        ProductShards.scan(folder, ["chairs", "lamp"])
+    assert str(caught.value) == (
+        f"{text}\nThat is more than max_bad_fraction=0.01. Ask for all with --categories chairs {category}, or leave "
+        "these products out with --max_bad_fraction 0.02."
+    )
+    near = "" if category == "rugs" else f" Did you mean '{category}'?"
+    assert f"No product in {folder} is of category 'lamp'.{near}" in caplog.messages
+    caplog.clear()
+    assert ProductShards.scan(folder, ["chairs", "lamp"], max_bad=0.02).usable == 98
+    assert f"{text} They are left out." in caplog.messages
+    caplog.clear()
+    assert ProductShards.scan(folder, ["chairs", category]).usable == 100 and not caplog.messages
+
+
+def test_products_without_a_category_are_not_of_an_unknown_one(tmp_path):
+    rows = [product("odd", category=None), product("a")]
+    rows[0]["images"][1]["category"] = "Boats"  # a scene's does not count
+    assert ProductShards.scan(write(tmp_path / "t", rows, 1), ["Bags"]).usable == 1
 
 
 def test_null_and_mixed_categories(tmp_path):
