@@ -54,19 +54,19 @@ def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     if trainer.is_world_process_zero():
         write_training_card(folder, args, training, trainer.state, model, validation)
         print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
-        print(f"trained {trainer.state.global_step} steps; {score(trainer, training)}the model is in {folder}")
+        print(f"trained {trainer.state.global_step} steps; the model{of_step(trainer, training)} is in {folder}")
         if training.push_to_hub:
             hub = (training.hub_private_repo, training.hub_token, training.hub_revision)
             print(f"pushed: {push_model(folder, training.hub_model_id, *hub)}")
 
 
-def score(trainer: CondViTTrainer, training: CondViTTrainingArguments) -> str:
-    """The validation of the very weights that are left, which need not be the last ones."""
+def of_step(trainer: CondViTTrainer, training: CondViTTrainingArguments) -> str:
+    """Which step's weights are left, which need not be the last one's, and the validation of just these."""
     if (entry := final_evaluation(trainer.state, training)) is None:
         return ""
     metric, value = training.metric_for_best_model, entry[f"eval_{training.metric_for_best_model}"]
     shown = f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
-    return f"validation {metric} {shown} at step {entry['step']}, whose weights are left; "
+    return f" of step {entry['step']}, validation {metric} {shown},"
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_registered_classes_and_pipeline_without_remote_code(saved: tuple, tmp_p
 def test_hub_files_are_short_and_stand_alone() -> None:
     """They are read by strangers before they are trusted, and run where only these packages are."""
     lines = [line for name in sorted(HUB_FILES) for line in (ROOT / name).read_text().splitlines()]
-    assert len(lines) <= 350
+    assert len(lines) <= 450
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     allowed = {"dataclasses", "typing", "torch", "numpy", "PIL", "transformers", "huggingface_hub"}
     assert imported <= allowed

@@ -74,7 +74,7 @@ def train(mini, clip):
         flags = {name: value for name, value in flags.items() if name not in without}
         train_hf.main([token for name, value in flags.items() for token in (f"--{name}", str(value))])
         checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        log = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+        log = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"] if checkpoints else []
         return [entry["loss"] for entry in log if "loss" in entry]
 
     return run
@@ -173,7 +173,8 @@ def test_validation_tells_recall_and_loss_and_can_end_the_run(train, trained, tm
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """scripted(R@1, ...): what the next evaluations find, 0 when there are no more; an exception is raised."""
+    """scripted(R@1, ...): what the next evaluations find, 0 when there are no more; an exception is raised. Of a pair
+    the second is the loss."""
 
     def script(*values):
         values = list(values)
@@ -182,7 +183,8 @@ def scripted(monkeypatch):
             value = values.pop(0) if values else 0.0
             if isinstance(value, BaseException):
                 raise value
-            return {"R@1": value, "R@5": value, "R@10": value, "loss": 1 - value}
+            value, loss = value if isinstance(value, tuple) else (value, 1 - value)
+            return {"R@1": value, "R@5": value, "R@10": value, "loss": loss}
 
         monkeypatch.setattr("lrvsf.training.trainer.validate", found)
 
@@ -210,6 +212,53 @@ def test_a_run_that_has_ended_takes_no_step_more(train, scripted, tmp_path):
         assert train(folder, save_total_limit=9, resume_from_checkpoint="auto", **{"save_steps": 2, **flags}) == losses
         assert max(int(path.name[11:]) for path in folder.glob("checkpoint-*")) == len(losses) == last
         assert (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "flags, step, score",
+    [
+        ({"save_strategy": "best"}, 2, "R@1 50.0 %"),  # what is kept as the best is what the run leaves
+        ({"save_strategy": "best", "metric_for_best_model": "loss"}, 2, "loss 0.5000"),
+        ({"save_strategy": "best", "load_best_model_at_end": False}, 3, "R@1 20.0 %"),
+        ({"save_strategy": "no"}, 3, "R@1 20.0 %"),
+        ({"save_strategy": "epoch", "eval_strategy": "epoch"}, 3, "R@1 10.0 %"),
+        ({"save_steps": 2}, 3, "R@1 20.0 %"),
+        ({"save_steps": 1, "load_best_model_at_end": True}, 2, "R@1 50.0 %"),
+        ({"save_strategy": "no", "eval_delay": 9}, 3, None),
+    ],
+)
+def test_folder_card_and_last_line_speak_of_the_same_weights(train, scripted, tmp_path, capsys, flags, step, score):
+    scripted(0.1, 0.5, 0.2)
+    train(tmp_path, max_steps=3, **{"eval_strategy": "steps", "eval_steps": 1, **flags})
+    said, card = capsys.readouterr().out.strip().splitlines()[-1], (tmp_path / "README.md").read_text()
+    if score is None:
+        assert said == f"trained 3 steps; the model is in {tmp_path}" and "| validation |" not in card
+    else:
+        assert said == f"trained 3 steps; the model of step {step}, validation {score}, is in {tmp_path}"
+        recall = "R@1 50.0 %" if "loss" in score else score
+        assert f"| validation | {recall}, " in card and f"step {step}) |" in card
+    train(tmp_path / "each", max_steps=3, save_steps=1, save_total_limit=3)
+    weights = tmp_path / f"each/checkpoint-{step}/model.safetensors"
+    assert (tmp_path / "model.safetensors").read_bytes() == weights.read_bytes()
+
+
+def test_of_equal_scores_the_one_of_lower_loss_is_the_best(train, scripted, tmp_path, capsys):
+    scripted((0.1, 9), (0.5, 3), (0.5, 3), (0.5, 2), (0.5, 4), (0.4, 1))
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "save_total_limit": 9}
+    train(tmp_path, max_steps=4, **flags)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    assert "the model of step 4, validation R@1 50.0 %" in capsys.readouterr().out
+    train(tmp_path, max_steps=6, resume_from_checkpoint=True, **flags)  # the loss of step 4 is remembered
+    assert "trained 6 steps; the model of step 4, " in capsys.readouterr().out
+
+
+def test_a_run_of_few_steps_is_warned_of(train, tmp_path, caplog):
+    train(tmp_path, max_steps=2)
+    assert "This run has 2 steps, of 7 pairs each: a model hardly moves in fewer than 50. Take a smaller" in caplog.text
 
 
 def test_the_best_model_is_found_where_it_was_moved_to(train, scripted, tmp_path, monkeypatch):
@@ -401,6 +450,11 @@ def test_bf16_loss_is_close_to_float32():
         ({"grad_cache_chunk": 0}, "must be 1 or more"),
         ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
         ({"save_strategy": "best"}, "save_strategy=best without an eval_strategy"),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "=True without an eval_strategy"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 10},
+            "save_steps=10 and eval_steps=5: the best model may be one that is not saved",
+        ),
         ({"fsdp": "full_shard"}, "fsdp='full_shard': take --shard_weights True"),
         ({"shard_weights": True}, "on one process: there is nobody to share with"),
         ({"auto_find_batch_size": True}, "must not change by itself"),
