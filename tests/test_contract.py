@@ -125,5 +125,5 @@ def test_hub_files_are_short_and_stand_alone() -> None:
     lines = [line for name in sorted(HUB_FILES) for line in (ROOT / name).read_text().splitlines()]
     assert len(lines) <= 450
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    allowed = {"dataclasses", "typing", "torch", "numpy", "PIL", "transformers", "huggingface_hub"}
+    allowed = {"copy", "dataclasses", "typing", "torch", "numpy", "PIL", "transformers", "huggingface_hub"}
     assert imported <= allowed
