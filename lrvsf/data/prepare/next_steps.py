@@ -73,16 +73,14 @@ def recipe_of(out: Path, report: dict[str, Any]) -> str:
         f"logging_steps: {max(1, steps // 100)}",
     ]
     if queries:
-        few = queries < FEW_QUERIES
-        why = f"  # R@1 of {queries} queries goes in steps of {100 / queries:.1f} points" if few else ""
+        few = f"; of {queries} queries, partly by luck" if queries < FEW_QUERIES else ""
         lines += [
             "eval_strategy: steps",
             f"eval_steps: {steps // VALIDATIONS}",
             "eval_on_start: true  # what to compare with: the model before the first step",
             "save_strategy: steps",
             f"save_steps: {steps // VALIDATIONS}",
-            "load_best_model_at_end: true",
-            f"metric_for_best_model: {'loss' if few else 'R@1'}{why}",
+            f"load_best_model_at_end: true  # the best by R@1{few}",
         ]
     else:
         lines += ['eval_strategy: "no"  # there is no validation set', "save_strategy: steps"]
