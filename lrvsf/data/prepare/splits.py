@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrvsf.data.prepare.listing import Entry, Skips
+from lrvsf.data.prepare.shards import unjoined_categories
 from lrvsf.data.prepare.spool import Place
 from lrvsf.data.products import category_of, fault
 from lrvsf.data.schema import SCENES, SIMPLE
@@ -82,7 +83,8 @@ class Splits:
     Attributes:
         complete: split -> product id -> its images, SIMPLE before scenes, in a shuffled order of products.
         distractors: test set -> SIMPLE images of products that cannot be trained on.
-        borrowed: test set -> SIMPLE images of the other test set's products, where it had too few distractors.
+        borrowed: test set -> SIMPLE images of the other test set's products, where it had too few distractors of its
+            own, or none of a category.
         conditioned: whether the catalog has categories at all.
         products: counts.
         skips: of images, and of products that a test set leaves out.
@@ -114,7 +116,9 @@ class Splits:
             self._drop_repeats(name)
         for name, other in zip(SETS, reversed(SETS), strict=True):
             self._drop_answers(name, self.distractors)
-            if len(self.distractors[name]) < len(self.complete[name]):
+            asked = {images[0].category for images in self.complete[name].values()}
+            known = {shot.category for shot in self.distractors[name]}
+            if len(self.distractors[name]) < len(self.complete[name]) or asked - known:
                 self.borrowed[name] = [shot for images in self.complete[other].values() for shot in _simple(images)]
                 self._drop_answers(name, self.borrowed)
 
@@ -234,11 +238,17 @@ class Splits:
                 parts[name] = {"queries": queries, "distractors": own + borrowed}
                 if borrowed:
                     parts[name]["of them products of the other test set"] = borrowed
+                if self.conditioned:
+                    parts[name] |= self._unjoined(name)
             else:
                 unused += own
         if unused:
             parts["distractors without queries, not used"] = unused
         return parts
+
+    def _unjoined(self, name: str) -> dict[str, Any]:
+        asked = Counter(images[0].category for images in self.complete[name].values())
+        return unjoined_categories(asked, Counter(s.category for s in self.distractors[name] + self.borrowed[name]))
 
 
 def _simple(images: list[Shot]) -> list[Shot]:

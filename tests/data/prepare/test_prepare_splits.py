@@ -115,6 +115,21 @@ def test_a_lonely_product_goes_where_its_picture_is():
     }
 
 
+def test_distractors_that_do_not_join_by_category_are_counted():
+    """Enough distractors, none of which is a lamp: lamps of the other test set are taken; poufs are only in one."""
+    products = {**plain("rugs", 50), **plain("lamps", 50)}
+    products |= {f"lonely{i}": (None if i < 9 else "rugs", [f"lonely{i}"], []) for i in range(90)}
+    splits = splits_of(products, 0.2, 0.2)
+    report = splits.report()
+    assert report["test"]["of them products of the other test set"] == 20
+    assert "categories of queries without a distractor" not in report["test"]
+    nameless = [report[part].get("distractors without a category", 0) for part in SETS]
+    assert sum(nameless) == 9
+    alone = splits_of(products, 0, 0.2).report()["test"]
+    assert alone["categories of queries without a distractor"] == {"lamps": 10}
+    assert alone["distractors without a category"] == 9
+
+
 def test_several_categories_of_one_product_are_said(tmp_path, encoded):
     rows = []
     for i, name in enumerate(("a", "b", "c")):
