@@ -28,6 +28,8 @@ from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.report import results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
+from lrvsf.signals import Watch
+from lrvsf.training.checkpoints import alone_in
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,6 +38,14 @@ def main(arguments: list[str] | None = None) -> None:
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
+    ended = "embeddings that are whole stay, and the same command goes on from them."
+    with Watch(ended, at_once=True), alone_in(Path(args.output_dir), "an evaluation"):
+        evaluate(args, pictures, state)
+    gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
+    state.destroy_process_group()
+
+
+def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: PartialState) -> None:
     settings = chosen_settings(args.protocol, vars(args))
     test_set = ProductTestSet(args.data_root)
     model = load_model(args.model)
@@ -77,8 +87,6 @@ def main(arguments: list[str] | None = None) -> None:
     if pictures.sheet:
         write_sheet(store, output / "sheet.html", pictures.sheet, args.seed, args.model)
         state.print(f"Wrote {output / 'sheet.html'}.")
-    gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":

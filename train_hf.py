@@ -20,7 +20,9 @@ from lrvsf.data.products import ProductShards
 from lrvsf.data.source import training_folder, validation_set
 from lrvsf.hub.card import write_training_card
 from lrvsf.hub.push import PushError, open_repository, push_model
+from lrvsf.signals import Watch
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+from lrvsf.training.checkpoints import alone_in
 from lrvsf.training.recipe import parse_recipe
 from lrvsf.training.resuming import final_evaluation
 from lrvsf.training.start import start_model
@@ -31,7 +33,8 @@ from processing_condvit import CondViTProcessor
 def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
     args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
-    run(args, training)
+    with Watch("what was saved stays.", at_once=True):
+        run(args, training)
     # What still held the process group would take it down with the interpreter, whose end its threads do not survive.
     gc.collect()
     PartialState().destroy_process_group()
@@ -41,6 +44,11 @@ def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     if training.push_to_hub and training.process_index == 0:  # what the Hub will refuse, it refuses before the work
         repo = training.hub_model_id or Path(training.output_dir).resolve().name
         training.hub_model_id = open_repository(repo, training.hub_private_repo, training.hub_token)
+    with alone_in(Path(training.output_dir), "a training"):
+        train(args, training)
+
+
+def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     folder = training_folder(args.data)
     set_seed(training.seed)
     model = start_model(args)

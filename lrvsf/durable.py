@@ -27,7 +27,9 @@ class InUse(ValueError):
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Lets one run at a time work in a folder, which is made if it is not there. Within one process it may be nested.
+    """Lets one run at a time work in a folder. Within one process it may be nested.
+
+    A folder that is not there is made, and removed if nothing came into it.
 
     The lock is the kernel's, of the process that asked for it: it ends with that process, however that ends, and
     processes that were forked from it hold nothing. A file system without locks lets every run in, with a warning.
@@ -39,6 +41,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         InUse: another run works there; the message names its process, machine, command and start.
         OSError: the folder cannot be written.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
     if path in _HELD:
@@ -56,6 +59,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         finally:
             path.unlink(missing_ok=True)  # while it is still locked: see `_lock_file`
             _HELD.remove(path)
+            if made:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
 
 def _lock_file(path: Path) -> TextIO:

@@ -5,7 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from configuration_condvit import CondViTConfig
+from lrvsf.durable import locked
 from modeling_condvit import CondViTModel
 
 TINY = {
@@ -71,6 +73,30 @@ def make_image() -> Callable[..., Image.Image]:
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
     return make
+
+
+@pytest.fixture
+def locked_elsewhere() -> Callable[[Path], AbstractContextManager[int]]:
+    """`with locked_elsewhere(folder) as pid`: meanwhile another process, a fork of this one, works in the folder."""
+
+    @contextmanager
+    def elsewhere(folder: Path) -> Iterator[int]:
+        (locked_end, is_locked), (wait_end, go_on) = os.pipe(), os.pipe()
+        if not (process := os.fork()):
+            os.close(go_on)
+            with locked(folder, "a rehearsal"):
+                os.write(is_locked, b".")
+                os.read(wait_end, 1)  # until the other end is closed
+            os._exit(0)
+        os.close(is_locked)
+        os.read(locked_end, 1)
+        try:
+            yield process
+        finally:
+            os.close(go_on)
+            os.waitpid(process, 0)
+
+    return elsewhere
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def other_run(tmp_path):
         command = [sys.executable, "-c", code, str(folder), "mini.yaml", "--hub_token", "secret"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         running.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
-        running[-1].stdout.readline()
+        running[-1].said = running[-1].stdout.readline()
         return running[-1]
 
     yield start
@@ -87,15 +88,25 @@ def test_one_run_at_a_time_and_the_message_names_the_other(other_run, tmp_path):
     other.communicate("")
     with locked(tmp_path / "new/folder", "a test"):
         assert os.listdir(tmp_path / "new/folder") == [LOCK]
-    assert os.listdir(tmp_path / "new/folder") == []
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_a_folder_that_was_made_for_nothing_goes(tmp_path):
+    for name in ("empty", "used"):
+        with locked(tmp_path / name, "a test"):
+            if name == "used":
+                (tmp_path / name / "file").touch()
+    assert os.listdir(tmp_path) == ["used"]
 
 
 def test_a_killed_run_holds_nothing_nor_do_its_forks(other_run, tmp_path):
     other = other_run(tmp_path, "import os, time; child = os.fork(); child or time.sleep(60); print(child, flush=True)")
     other.kill()
     other.wait()
+    os.kill(child := int(other.said), 0)  # it lives
     with locked(tmp_path, "a test"):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    os.kill(child, signal.SIGKILL)
 
 
 def test_nested_in_one_process(other_run, tmp_path):

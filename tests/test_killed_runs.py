@@ -21,7 +21,6 @@ from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
 from lrvsf.training import checkpoints
-from lrvsf.training.guards import STOPPED
 
 SCRIPT = Path(__file__).parent / "trainings.py"
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -185,11 +184,40 @@ def test_sigterm_saves_and_ends(run, flags, uninterrupted, tmp_path, processes, 
     if fault == "launcher":
         assert launch(tmp_path, without_saving, **how)[0] == 1
     else:
-        run(tmp_path, without_saving, **how, status=STOPPED)
+        run(tmp_path, without_saving, **how, status=143)
     (saved,) = checkpoints.checkpoints_in(tmp_path / "model")
     assert saved.name in ("checkpoint-5", "checkpoint-6"), "a launcher takes its time to pass a signal on"
     run(tmp_path, flags, processes=processes)
     assert_same_run(tmp_path, uninterrupted(processes), processes)
+
+
+@pytest.mark.survives(
+    "Ctrl-C at any moment, an epoch's end included", "saves a checkpoint, exits with status 130, resumes bit for bit"
+)
+@pytest.mark.parametrize(
+    "processes, workers, fault, at", [(1, 2, "ctrl-c", 5), (1, 1, "epoch's end", 3), (2, 0, "ctrl-c", 2)]
+)
+def test_ctrl_c_saves_and_ends(run, flags, uninterrupted, tmp_path, processes, workers, fault, at):
+    without_saving = [*flags, "--save_strategy", "no"]
+    said = run(tmp_path, without_saving, processes=processes, workers=workers, fault=fault, at=at, status=130)
+    (saved,) = checkpoints.checkpoints_in(tmp_path / "model")
+    assert saved.name in (f"checkpoint-{at}", f"checkpoint-{at + 1}")
+    assert said.count("Ctrl-C: the run ends after this step") == 1 and "Traceback" not in said
+    assert f"Ended by Ctrl-C after step {saved.name[11:]}: {saved} is whole" in said
+    run(tmp_path, flags, processes=processes)
+    assert_same_run(tmp_path, uninterrupted(processes), processes)
+
+
+@pytest.mark.survives("a run that hangs, and a second Ctrl-C or SIGTERM", "ends at once, whatever it waits for")
+def test_a_second_signal_ends_a_run_that_hangs(run, flags, tmp_path):
+    said = run(tmp_path, flags, workers=1, fault="deaf", at=2, status=130)
+    assert "Ended at once by a second Ctrl-C." in said
+
+
+@pytest.mark.survives("a run that hangs, and one SIGTERM", "ends after two minutes without an answer")
+def test_a_signal_that_is_not_answered_ends_the_run(run, flags, tmp_path):
+    said = run(tmp_path, flags, workers=1, fault="unanswered", at=2, status=143)
+    assert "SIGTERM was not answered within 0.5 seconds" in said
 
 
 @pytest.mark.parametrize("sharded", [False, True])

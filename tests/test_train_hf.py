@@ -21,6 +21,7 @@ from lrvsf.data.images import TooManyBadImages
 from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks, product_row
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.durable import InUse
 from lrvsf.training import checkpoints
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import newest_whole
@@ -150,6 +151,18 @@ def test_a_run_goes_on_only_with_what_it_began_with(train, trained, tmp_path):
         train(tmp_path, resume_from_checkpoint=folder / "checkpoint-6", phase1_steps=3)
     with pytest.raises(ValueError, match="checkpoint-6 of an earlier run; add --resume_from_checkpoint True"):
         train(folder)
+
+
+@pytest.mark.survives("two trainings, or two evaluations, in one folder", "the second is refused, and names the first")
+def test_one_run_at_a_time(train, trained, mini, tmp_path, locked_elsewhere):
+    by = "is in use by a rehearsal: .*, process {} on .*Wait until it has ended"
+    with locked_elsewhere(tmp_path) as other:
+        with pytest.raises(InUse, match=by.format(other)):
+            train(tmp_path)
+        flags = ["--model", trained[0], "--data_root", mini / "test", "--output_dir", tmp_path]
+        with pytest.raises(InUse, match=by.format(other)):
+            evaluate_lrvsf.main([*map(str, flags)])
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_chunks_change_nothing_but_the_memory(train, trained, tmp_path):

@@ -13,6 +13,10 @@ kill        SIGKILL on the first rank
 terminate   SIGTERM on the last rank
 group       SIGTERM to the process group, its loading processes included
 launcher    SIGTERM to torchrun, which passes it on
+ctrl-c      SIGINT to the process group, its loading processes included
+epoch's end SIGINT while the loading processes of the epoch that ends at STEP are shut down
+deaf        the process hangs beyond Python, and gets SIGINT twice
+unanswered  the process hangs beyond Python, and gets SIGTERM once, which has half a second to be answered
 raise       an error on the last rank
 nan         a loss that is not a number, on the last rank
 worker      SIGKILL on one of the processes that load data
@@ -21,6 +25,7 @@ rename      SIGKILL when the checkpoint is about to get its name
 renamed     SIGKILL when it has just got it
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -33,7 +38,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
 import train_hf
+from lrvsf import signals
 from lrvsf.training import checkpoints
 from lrvsf.training.trainer import CondViTTrainer
 
@@ -51,9 +59,26 @@ def meet(fault: str, trainer: CondViTTrainer) -> None:
         die()
     elif fault == "terminate" and last:
         os.kill(os.getpid(), signal.SIGTERM)
-    elif fault == "group":
+    elif fault in ("group", "ctrl-c"):
         # By another process, as a scheduler would: loading processes obey their trainer.
-        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
+        name = "-TERM" if fault == "group" else "-INT"
+        subprocess.run(["kill", name, "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
+    elif fault == "epoch's end":
+        shut_down = _MultiProcessingDataLoaderIter._shutdown_workers
+
+        def interrupted(self):
+            _MultiProcessingDataLoaderIter._shutdown_workers = shut_down
+            os.kill(os.getpid(), signal.SIGINT)
+            shut_down(self)
+
+        _MultiProcessingDataLoaderIter._shutdown_workers = interrupted
+    elif fault in ("deaf", "unanswered"):
+        signals.ANSWER_WITHIN = 0.5 if fault == "unanswered" else 100
+        kill = f"kill -INT {os.getpid()}; sleep 1; kill -INT {os.getpid()}"
+        subprocess.Popen(["sh", "-c", kill if fault == "deaf" else f"kill -TERM {os.getpid()}"], start_new_session=True)
+        mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+        for _ in range(2):  # the second waits for the first, and no handler of Python's runs
+            libc.pthread_mutex_lock(mutex)
     elif fault == "launcher" and last:
         os.kill(os.getppid(), signal.SIGTERM)
     elif fault == "raise" and last:

@@ -11,16 +11,21 @@ products that the condition does not tell apart.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrvsf.data.order import WINDOW, epoch_order, in_parts
@@ -29,6 +34,8 @@ from lrvsf.data.products import ProductShards
 
 SPARES = 8  # products that may replace unreadable ones in one batch, and more of larger batches: see `ProductBatches`
 UNITS_AHEAD = 4  # units that are read while earlier ones are used
+BATCH_WITHIN = 120  # seconds that a batch is waited for, and one more for each of its pairs (not tuned)
+TRAINER_SEEN_EVERY = 1.0  # seconds after which a loading process looks whether its trainer lives
 
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else a stream's end sleeps for seconds
 
@@ -181,29 +188,71 @@ class _Pairs(Dataset):
         return self.products
 
     def __getitems__(self, item: tuple[int, list[dict], list[dict]]) -> dict[str, Any]:
-        return self.maker.batch(*item)
+        return _beyond_dev_shm(self.maker.batch(*item))
 
 
 def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Lets a loading process end when its trainer says so, and not of a SIGTERM that was sent to all processes.
+def _beyond_dev_shm(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch's tensors in memory that another process may map, as torch would put them, but not in /dev/shm.
 
-    The trainer still needs it then: it finishes its step and saves a checkpoint. So the signal is not handled (torch's
-    handler would end the process) but waited for, by a thread that looks who sent it.
+    That has 64 MB in a container unless somebody thought of it, less than one batch of 256 pairs, and torch's thread
+    that meets its end drops the batch: whoever waits for it waits for ever. An anonymous file has no such limit.
     """
+    if torch.utils.data.get_worker_info() is None or not hasattr(os, "memfd_create"):  # macOS has no /dev/shm
+        return batch
+
+    def moved(tensor: Tensor) -> Tensor:
+        file = os.memfd_create("batch")
+        try:
+            os.ftruncate(file, tensor.nbytes)
+            storage = torch.UntypedStorage._new_shared_fd_cpu(file, tensor.nbytes)
+        finally:
+            os.close(file)  # the storage has opened it once more
+        return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape).copy_(tensor)
+
+    return {name: moved(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _obey_the_trainer(worker: int) -> None:
+    """Lets a loading process end when its trainer says so, or has died, and not of a signal to all processes.
+
+    The trainer still needs it then: it finishes its step and saves a checkpoint. So SIGTERM is not handled (torch's
+    handler would end the process) but waited for, by a thread that looks who sent it, and whether the trainer lives.
+    """
+    trainer = multiprocessing.parent_process().pid
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
+        told = None
+        while os.getppid() == trainer and not (told and told.si_pid == trainer):
+            if hasattr(signal, "sigtimedwait"):
+                told = signal.sigtimedwait({signal.SIGTERM}, TRAINER_SEEN_EVERY)
+            else:  # macOS: there SIGTERM to all processes ends the run without a checkpoint
+                time.sleep(TRAINER_SEEN_EVERY)
         os._exit(0)
 
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: there a signal to all processes ends the run without a checkpoint
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def explained_stall() -> Iterator[None]:
+    """Says what to look at where the loading processes gave no batch in time."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader timed out" not in str(error):
+            raise
+        raise RuntimeError(
+            f"no loading process gave a batch in time ({error}). Their last words are above, if they had any: memory, "
+            "open files (ulimit -n) or /dev/shm may be at an end, or a processor hang. Take fewer of them with "
+            "--dataloader_num_workers, or 0, which loads in the training process; then resume from the newest "
+            "checkpoint."
+        ) from error
 
 
 class PairLoader(DataLoader):
@@ -218,7 +267,8 @@ class PairLoader(DataLoader):
             batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=num_workers,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=_obey_the_trainer,
+            timeout=BATCH_WITHIN + batches.batch_size if num_workers else 0,
             **options,
         )
 

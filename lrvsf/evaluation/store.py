@@ -12,7 +12,7 @@ processes nor on what was there already. (They do depend, in the last bits, on w
 batch size, and on a CPU the threads of each process.)
 
 What is measured is what the store gives, float16 with its lengths made good, whether it was just written or not. One
-run writes at a time; of several machines' processes all must see the folder.
+run writes at a time, under a lock; of several machines' processes all must see the folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.durable import write_whole
+from lrvsf.durable import locked, write_whole
 from lrvsf.evaluation.embed import Distractors, Embedded, Encoder, Products, embed_ranges, process_slice
 from lrvsf.evaluation.fingerprint import differences, fingerprint
 from lrvsf.evaluation.recall import NORM_TOLERANCE, unit_rows
@@ -81,6 +81,7 @@ class EmbeddingStore:
 
         Raises:
             ValueError: the folder holds embeddings by another model, or of other data; an embedding is not finite.
+            InUse: another run embeds into the folder.
             OSError: the folder cannot be written, for what reason ever.
             TooManyBadImages: more than the share `max_bad` are bad, and not just a few; or `max_in_a_row` in
                 succession.
@@ -88,10 +89,11 @@ class EmbeddingStore:
         if self._rows:
             return
         parts = Products(self.test_set), Distractors(self.test_set)
-        found = on_main_process(lambda: self._open(parts))
-        for part in parts:
-            self._embed_missing(part, found[part.what])
-        PartialState().wait_for_everyone()
+        with ExitStack() as held:
+            found = on_main_process(lambda: self._open(parts, held))
+            for part in parts:
+                self._embed_missing(part, found[part.what])
+            PartialState().wait_for_everyone()
         stock = {part.what: self._take_stock(part) for part in parts}
         self._rows = {what: rows for what, (rows, _) in stock.items()}
         self._skipped = {what: skipped for what, (_, skipped) in stock.items()}
@@ -121,8 +123,14 @@ class EmbeddingStore:
     def _path(self, kind: str, start: int) -> Path:
         return self.folder / f"{kind}-{start // ROWS:05d}.safetensors"
 
-    def _open(self, parts: tuple[Part, ...]) -> dict[str, dict[Range, Bad]]:
-        """Makes the folder, or compares its manifest. What is there already, as `what` -> range -> its bad rows."""
+    def _open(self, parts: tuple[Part, ...], held: ExitStack) -> dict[str, dict[Range, Bad]]:
+        """Makes the folder, or compares its manifest. What is there already, as `what` -> range -> its bad rows.
+
+        Where something is missing it is locked, until `held` ends; what is whole anybody may read.
+        """
+        files = (self._path(kind, start) for part in parts for kind in part.kinds for start, _ in _ranges(part.total))
+        if not all(path.is_file() for path in (self.folder / MANIFEST, *files)):
+            self._lock(held)
         made_with = {"rows_of_a_shard": ROWS, "dtype": "float16", **fingerprint(self.encoder, self.test_set)}
         manifest = self.folder / MANIFEST
         if manifest.is_file():
@@ -145,6 +153,7 @@ class EmbeddingStore:
                     pass  # still to be made
                 except DamagedShard as error:
                     logger.warning("%s It is made again.", error)
+                    self._lock(held)
         return found
 
     def _compare(self, manifest: Path, made_with: dict[str, Any]) -> None:
@@ -187,10 +196,18 @@ class EmbeddingStore:
                 )
             self._write(self._path(kind, of[0]), save({"embeds": embedded.embeds[kind].half(), "row": rows}, about))
 
+    def _lock(self, held: ExitStack) -> None:
+        with self._explained(self.folder):
+            held.enter_context(locked(self.folder, "embedding"))
+
     def _write(self, path: Path, data: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(path):
             write_whole(path, data)
+
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OSError(
                 error.errno,

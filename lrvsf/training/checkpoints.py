@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PretrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lrvsf.durable import flush
+from lrvsf.durable import flush, locked
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,18 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """`durable.locked`, by the main process for all of them.
+
+    Raises:
+        InUse: another run works there.
+    """
+    with ExitStack() as held:
+        on_main_process(lambda: held.enter_context(locked(folder, what)))
+        yield
 
 
 def describe_model(config: PretrainedConfig) -> dict[str, Any]:

@@ -6,10 +6,7 @@ waiting for one that has gone.
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 
 import torch
 import torch.distributed as dist
@@ -17,43 +14,31 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-STOPPED = 128 + signal.SIGTERM  # the exit status of a run that a signal ended
+from lrvsf import signals
+from lrvsf.training import checkpoints
 
 
 class NonFinite(RuntimeError):
     """A loss or a gradient that is not a number, or infinite."""
 
 
-@contextmanager
-def noticed_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 class Guard(TrainerCallback):
-    """Ends the run on a non-finite gradient; after SIGTERM saves a checkpoint, then exits with `STOPPED`."""
+    """Ends the run on a non-finite gradient; after SIGTERM or Ctrl-C saves a checkpoint and exits, 143 or 130."""
 
     def __init__(self, trainer):
-        self.trainer, self.stopping = trainer, False
+        self.trainer, self.stopping = trainer, 0
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         gradients = [p.grad for p in self.trainer.model_wrapped.parameters() if p.grad is not None]
         norm = gradient_norm(gradients)
         scaled = self.trainer.accelerator.scaler is not None  # which meets infinite gradients on purpose
         finite = self.trainer.last_loss if scaled else self.trainer.last_loss + norm
-        stop = torch.tensor(self.trainer.sigterm.is_set(), device=args.device)
-        flags = torch.stack([~finite.isfinite(), stop]).int()
+        asked = torch.tensor(self.trainer.signals.asked, device=args.device)
+        flags = torch.stack([~finite.isfinite(), asked]).int()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        bad, self.stopping = map(bool, flags.tolist())
+        bad, self.stopping = flags.tolist()
+        self.trainer.signals.answered = bool(self.stopping)
         if bad:
             raise NonFinite(
                 f"step {state.global_step + 1}: the loss is {self.trainer.last_loss.item():g} on process "
@@ -68,7 +53,11 @@ class Guard(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self.stopping:
-            raise SystemExit(STOPPED)
+            if state.is_world_process_zero:
+                saved = f"{args.output_dir}/{checkpoints.name_of(state.global_step)}"
+                ended = f"Ended by {signals.name_of(self.stopping)} after step {state.global_step}"
+                print(f"\n{ended}: {saved} is whole; --resume_from_checkpoint True goes on from it.", file=sys.stderr)
+            raise SystemExit(signals.status_of(self.stopping))
 
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:

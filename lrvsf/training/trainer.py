@@ -27,14 +27,15 @@ from transformers.trainer_utils import TrainOutput
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.pairs import PairMaker, count_images
 from lrvsf.data.products import ProductShards
-from lrvsf.data.stream import PairLoader, ProductBatches
+from lrvsf.data.stream import PairLoader, ProductBatches, explained_stall
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.validation import validate
+from lrvsf.signals import Watch
 from lrvsf.training import checkpoints, resuming, sharding
 from lrvsf.training.compiling import compile_layers
 from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.guards import Guard, noticed_sigterm
+from lrvsf.training.guards import Guard
 from lrvsf.training.loss import nested_info_nce, rows_that_share
 from lrvsf.training.resuming import Resuming
 from lrvsf.training.schedule import is_token_or_position, learning_rate_factor, trains_in_phase1
@@ -120,6 +121,7 @@ class CondViTTrainer(Trainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._save_under, self.resumed_from = args.output_dir, None
+        self.signals = Watch("the run ends after this step, with a checkpoint; a second one ends it at once.")
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
 
@@ -138,7 +140,7 @@ class CondViTTrainer(Trainer):
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
             if resuming.is_over(state, self.args, len(self.loader)):
                 return self._take(folder, state)
-        with noticed_sigterm() as self.sigterm:
+        with self.signals, explained_stall():
             return super().train(None if folder is None else str(folder), **kwargs)
 
     def _take(self, folder: Path, state: TrainerState) -> TrainOutput:
@@ -201,7 +203,8 @@ class CondViTTrainer(Trainer):
         """Trainer's files, written aside, and published by the main process when every process has written its own."""
         output, name = Path(self.args.output_dir), checkpoints.name_of(self.state.global_step)
         try:
-            self._save_aside(output / checkpoints.STAGING, name, model, trial)
+            with self.signals.patience():
+                self._save_aside(output / checkpoints.STAGING, name, model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
             kept = ", ".join(path.name for path in checkpoints.checkpoints_in(output)) or "none before it"
             raise RuntimeError(
@@ -307,7 +310,8 @@ class CondViTTrainer(Trainer):
         model = sharding.whole_model(self.unwrapped, everywhere=True) if self.args.shard_weights else self.unwrapped
         encoder = Encoder(model, model.config.condition, self.args.bf16, self.args.device)
         limits = self.args.max_bad_fraction, self.args.max_bad_in_a_row
-        with torch.compiler.set_stance("force_eager"):  # layers compiled for training would be compiled anew
+        # Layers that were compiled for training would be compiled anew.
+        with torch.compiler.set_stance("force_eager"), self.signals.patience():
             found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)

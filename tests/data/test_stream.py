@@ -1,11 +1,17 @@
+import os
+import signal
+import time
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 from made import product, write
 
+from lrvsf.data import stream
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
-from lrvsf.data.stream import SPARES, PairLoader, ProductBatches
+from lrvsf.data.stream import SPARES, PairLoader, ProductBatches, explained_stall
 
 
 def ids(batches):
@@ -174,3 +180,64 @@ def test_a_lone_batch_takes_its_spares_from_what_the_epoch_leaves_out(tmp_path):
         assert len(spares) == 2
         made = maker.batch(epoch, batch, spares)["product_ids"]
         assert len(set(made)) == 8 and "p4" not in made
+
+
+@pytest.mark.survives("a /dev/shm smaller than a batch, as containers have it", "batches do not go through it")
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="where memory is shared otherwise")
+def test_batches_of_loading_processes_are_not_in_dev_shm(folder):
+    shards = ProductShards.scan(folder)
+    alone = list(PairLoader(ProductBatches(shards, 4, seed=0), PairMaker(16, ["Bags"], 0)))
+    loader = PairLoader(ProductBatches(shards, 4, seed=0), PairMaker(16, ["Bags"], 0), num_workers=1)
+    for batch, expected in zip(loader, alone, strict=True):
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        areas = [(*(int(end, 16) for end in words[0].split("-")), words[-2:]) for words in maps]
+        for name, tensor in batch.items():
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.equal(expected[name]) and tensor.dtype == expected[name].dtype
+                (file,) = [file for start, end, file in areas if start <= tensor.data_ptr() < end]
+                assert file == ["/memfd:batch", "(deleted)"]
+
+
+@pytest.mark.survives("SIGKILL on a training process", "its loading processes end with it, busy or not")
+def test_a_loading_process_ends_with_its_trainer(folder, tmp_path, monkeypatch):
+    """One that is busy: torch's own look whether its parent lives is between two batches."""
+    monkeypatch.setattr(PairMaker, "batch", lambda *_: (tmp_path / str(os.getpid())).touch() or time.sleep(100))
+    monkeypatch.setattr(stream, "TRAINER_SEEN_EVERY", 0.1)
+    loader = PairLoader(ProductBatches(ProductShards.scan(folder), 4, seed=0), PairMaker(16, None, 0), num_workers=2)
+    if not (trainer := os.fork()):
+        try:
+            next(iter(loader))
+        finally:
+            os._exit(1)
+    workers = wait_for(
+        lambda: len(found := [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]) == 2 and found
+    )
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    assert wait_for(lambda: not any(is_alive(worker) for worker in workers))
+
+
+def test_a_stall_is_explained(folder, monkeypatch):
+    monkeypatch.setattr(PairMaker, "batch", lambda *_: time.sleep(2))
+    monkeypatch.setattr(stream, "BATCH_WITHIN", -3)  # and four seconds more for four pairs
+    loader = PairLoader(ProductBatches(ProductShards.scan(folder), 4, seed=0), PairMaker(16, None, 0), num_workers=1)
+    with (
+        pytest.raises(RuntimeError, match="no loading process gave a batch in time .*after 1 seconds"),
+        explained_stall(),
+    ):
+        next(iter(loader))
+
+
+def wait_for(condition):
+    for _ in range(1000):
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    return False
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

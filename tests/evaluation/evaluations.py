@@ -13,6 +13,11 @@ half        AT-th file of the store, half of it written
 unnamed     AT-th file, before it gets its name
 named       AT-th file, right after it got its name
 count       AT-th block of distractors whose ranks are counted
+
+or meets, at its AT-th batch,
+
+ctrl-c      SIGINT, in the middle of something that hangs
+terminate   SIGTERM, likewise
 """
 
 import json
@@ -20,6 +25,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -49,6 +55,10 @@ def evaluate(log: str, rank: int, fault: str, fault_at: int, flags: list[str]) -
     def logged(self, pixels, *categories):
         if meet("batch"):
             die()
+        for point, number in (("ctrl-c", signal.SIGINT), ("terminate", signal.SIGTERM)):
+            if meet(point):
+                os.kill(os.getpid(), number)
+                time.sleep(100)
         with open(f"{log}.{rank}", "a") as file:
             file.write(f"{len(pixels)}\n")
         return embed(self, pixels, *categories)

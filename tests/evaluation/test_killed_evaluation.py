@@ -45,7 +45,9 @@ def run(evaluations, make_test_set, make_model, tmp_path):
         evaluations.stdin.flush()
         statuses = json.loads(evaluations.stdout.readline())
         said = log.with_suffix(".said").read_text()
-        assert statuses[-1] == (0 if fault == "none" else -signal.SIGKILL), said[-3000:]
+        expected = {"none": 0, "ctrl-c": 130, "terminate": 143}.get(fault, -signal.SIGKILL)
+        assert statuses[-1] == expected, said[-3000:]
+        assert expected < 0 or "Traceback" not in said, said
         logs = [path for path in folder.glob("log.*") if path.suffix != ".said"]
         embedded = sum(int(line) for path in logs for line in path.read_text().split())
         for path in logs:
@@ -92,6 +94,19 @@ def test_killed_while_embedding(run, whole, tmp_path, processes, fault):
     # A death costs its shard at most, 2 * 8 images, and of two processes the other one's too.
     assert EMBEDS <= embedded <= EMBEDS + 3 * processes * 2 * 8
     assert run(folder, processes) == 0 and contents(folder) == whole
+
+
+@pytest.mark.survives(
+    "Ctrl-C or SIGTERM while embeddings are made", "ends at once; the next run embeds what is missing"
+)
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("fault", ["ctrl-c", "terminate"])
+def test_ended_while_embedding(run, whole, tmp_path, processes, fault):
+    folder = tmp_path / "ended"
+    embedded = run(folder, processes, fault, 4)
+    assert embedded and "out/results.json" not in contents(folder)
+    embedded += run(folder)
+    assert contents(folder) == whole and embedded <= EMBEDS + processes * 2 * 8
 
 
 @pytest.mark.survives("SIGKILL while ranks are counted, on one process or two", "nothing is embedded again")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lrvsf.data.images import BadImageCounter, TooManyBadImages
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.durable import InUse
 from lrvsf.evaluation import store as store_module
 from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products
 from lrvsf.evaluation.fingerprint import fingerprint, weights_digest
@@ -174,7 +175,7 @@ def test_a_full_disk(open_store, embedded, monkeypatch):
 
 def test_a_place_that_cannot_be_written(open_store, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file/embeds/manifest.json could not be written.*--embeds"):
+    with pytest.raises(OSError, match="file/embeds could not be written.*--embeds"):
         open_store("file/embeds").fill()
     open_store().fill()
     monkeypatch.setattr(store_module, "write_whole", None)  # one that is complete is only read
@@ -381,3 +382,17 @@ def test_one_shard_is_in_memory_at_a_time(open_store, monkeypatch):
     evaluate_bootstrap(store, BootstrapSettings([36], folds=2))
     evaluate_paper(store)
     assert seen["RankCounter"][:6] == seen["TopShares"] == [7, 7, 6, 8, 7, 1]
+
+
+@pytest.mark.survives("two runs that embed into one folder", "the second is refused; who only reads is not")
+def test_one_run_at_a_time_embeds(open_store, locked_elsewhere):
+    store = open_store()
+    store.fill()
+    with locked_elsewhere(store.folder):
+        open_store().fill()  # complete
+        store._path("distractor", 0).unlink()
+        with pytest.raises(InUse, match="embeds is in use by a rehearsal"):
+            open_store().fill()
+        assert not store._path("distractor", 0).exists()
+    open_store().fill()
+    assert store._path("distractor", 0).exists()

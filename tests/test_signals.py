@@ -1,0 +1,112 @@
+"""The first signal asks, the second ends; what a run is told and leaves behind."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from lrvsf import signals
+from lrvsf.signals import Watch
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """What a process would have ended with: a list that the watching thread fills."""
+    statuses = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    return statuses
+
+
+def wait_for(condition):
+    for _ in range(1000):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_the_first_is_noted_and_said_once(number, name, ended, capfd):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Watch("after this step.") as watch:
+        assert watch.asked == 0
+        send(number)
+        send(number)  # together with the first: of `timeout`, of a launcher
+        assert watch.asked == number
+        assert wait_for(lambda: capfd.readouterr().err == f"\n{name}: after this step.\n")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before and not ended
+    with watch:
+        assert watch.asked == 0
+
+
+@pytest.mark.parametrize("second, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_later_one_ends_the_process(second, status, ended, monkeypatch):
+    monkeypatch.setattr(signals, "TOGETHER", 0.0)
+    with Watch("") as watch:
+        send(signal.SIGINT)
+        time.sleep(0.01)
+        send(second)
+        assert wait_for(lambda: ended == [status])
+        assert watch.asked == signal.SIGINT
+
+
+def test_torchrun_passes_on_what_all_had_already(ended, monkeypatch):
+    monkeypatch.setattr(signals, "TOGETHER", 0.0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Watch(""):
+        send(signal.SIGINT)
+        time.sleep(0.05)
+        send(signal.SIGINT)
+        time.sleep(0.05)
+        assert not ended
+
+
+def test_work_that_is_always_whole_ends_at_the_first(ended, capfd):
+    with Watch("what is there stays.", at_once=True):
+        send(signal.SIGTERM)
+        assert wait_for(lambda: ended)
+    assert ended[0] == 143 and "Ended by SIGTERM: what is there stays." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["none", "answered", "patience"])
+def test_one_that_is_not_answered_ends_the_process(answer, ended, monkeypatch):
+    monkeypatch.setattr(signals, "ANSWER_WITHIN", 0.0)
+    with Watch("") as watch, watch.patience() if answer == "patience" else threading.Lock():
+        send(signal.SIGTERM)
+        watch.answered = answer == "answered"
+        time.sleep(1.3)
+        assert (143 in ended) is (answer == "none")
+
+
+def test_what_is_ignored_stays_so(ended):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Watch("") as watch:
+            send(signal.SIGINT)
+            assert watch.asked == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_only_the_main_process_speaks_and_any_thread_may_watch(ended, capfd, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with Watch("after this step.") as watch:
+        send(signal.SIGINT)
+        assert watch.asked == signal.SIGINT
+    assert capfd.readouterr().err == ""
+
+    def elsewhere():
+        with Watch("") as inert:
+            asked.append(inert.asked)
+
+    asked = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert asked == [0]
