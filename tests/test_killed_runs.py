@@ -186,7 +186,7 @@ def test_sigterm_saves_and_ends(run, flags, uninterrupted, tmp_path, processes, 
     else:
         run(tmp_path, without_saving, **how, status=143)
     (saved,) = checkpoints.checkpoints_in(tmp_path / "model")
-    assert saved.name in ("checkpoint-5", "checkpoint-6"), "a launcher takes its time to pass a signal on"
+    assert saved.name == "checkpoint-5"
     run(tmp_path, flags, processes=processes)
     assert_same_run(tmp_path, uninterrupted(processes), processes)
 

@@ -33,6 +33,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def meet(fault: str, trainer: CondViTTrainer) -> None:
             libc.pthread_mutex_lock(mutex)
     elif fault == "launcher" and last:
         os.kill(os.getppid(), signal.SIGTERM)
+        while not trainer.signals.asked:  # a launcher takes its time to pass it on
+            time.sleep(0.01)
     elif fault == "raise" and last:
         raise ValueError("made to fail")
     elif fault == "worker":
