@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from lrvsf.data.names import printable
 from lrvsf.data.prepare.catalog import catalog
 from lrvsf.data.prepare.check import check
 from lrvsf.data.prepare.download import download
@@ -34,7 +35,8 @@ def command(step):
         try:
             print(as_table(step(*args, **kwargs)))
         except (ValueError, OSError) as error:
-            sys.exit(f"prepare_lrvsf.py {step.__name__}: {error}")
+            text = "\n".join(map(printable, str(error).split("\n")))
+            sys.exit(f"prepare_lrvsf.py {step.__name__}: {text}")
 
     return run
 
@@ -49,6 +51,8 @@ for step in STEPS:
 @app.callback()
 def main() -> None:
     """Without this, Typer would make a lone step the whole program."""
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without umlauts still gets its report
 
 
 if __name__ == "__main__":

@@ -55,7 +55,10 @@ def content_names(names: list[str], folder: str) -> list[str]:
     companions = [name for name in names if name.startswith(COMPANION)]
     if companions:
         logger.warning(
-            "Passed over %d files of macOS in %s, such as %s.", len(companions), folder, printable(min(companions))
+            "Passed over companion files of macOS in %s: %d, such as %s.",
+            printable(folder),
+            len(companions),
+            printable(min(companions)),
         )
     return sorted(set(names) - set(companions))
 

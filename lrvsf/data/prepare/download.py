@@ -29,7 +29,8 @@ from typer import Argument, Option
 from lrvsf.data.prepare.img2dataset import VERSION, ensure_environment, run_img2dataset
 from lrvsf.data.prepare.outcomes import ARRIVED, FINAL, host, outcomes, shard_sizes
 from lrvsf.data.prepare.report import write_report
-from lrvsf.data.prepare.url_lists import ListWriter, list_files
+from lrvsf.data.prepare.url_lists import ListWriter, is_web, list_files
+from lrvsf.durable import locked
 
 ENVIRONMENT = Path("~/.cache/lrvsf") / f"img2dataset-{VERSION}"
 FAILURE_COLUMNS = ("url", "product_id", "type", "split", "round", "reason", "error")
@@ -68,31 +69,32 @@ def download(
     lists, out = list_files(urls), out.resolve()
     if not sum(shard_sizes(lists, file_rows)):
         raise ValueError(f"the lists in {urls} hold no URL; run the step `urls` again and look at its report")
-    _claim(out, lists, image_size, file_rows)
-    python = ensure_environment(environment.expanduser())
-    pace = {"processes_count": processes, "thread_count": threads, "timeout": timeout, "retries": retries}
-    settings = {**_settings(image_size, file_rows), **pace}
-    work = out.with_name(out.name + ".unfinished")
-    tally = Tally()
-    with Failures(out / "failures.csv") as failures:
-        number = 1
-        while lists:
-            folder = out / f"round-{number}"
-            if not folder.is_dir():
-                here = {"url_list": str(lists[0].parent), "output_folder": str(work / folder.name)}
-                sizes = shard_sizes(lists, file_rows)
-                run_img2dataset(python, {**settings, **here}, sizes, folder.with_suffix(".log"), f"round {number}")
-                os.replace(work / folder.name, folder)
-            again = number < rounds or (out / f"round-{number + 1}").is_dir()
-            retry = ListWriter(work / f"list-{number + 1}")
-            split_outcomes(outcomes(lists, folder, file_rows), number, again, tally, failures, retry)
-            retry.close()
-            lists = list_files(retry.folder) if retry.rows else []
-            number += 1
-    tally.write_hosts(out / "hosts.csv")
-    shutil.rmtree(work)
-    report = {"folder": str(out), **tally.report()}
-    write_report(out / "download.json", report)
+    with locked(out, "prepare_lrvsf.py download"):
+        _claim(out, lists, image_size, file_rows)
+        python = ensure_environment(environment.expanduser())
+        pace = {"processes_count": processes, "thread_count": threads, "timeout": timeout, "retries": retries}
+        settings = {**_settings(image_size, file_rows), **pace}
+        work = out.with_name(out.name + ".unfinished")
+        tally = Tally()
+        with Failures(out / "failures.csv") as failures:
+            number = 1
+            while lists:
+                folder = out / f"round-{number}"
+                if not folder.is_dir():
+                    here = {"url_list": str(lists[0].parent), "output_folder": str(work / folder.name)}
+                    sizes = shard_sizes(lists, file_rows)
+                    run_img2dataset(python, {**settings, **here}, sizes, folder.with_suffix(".log"), f"round {number}")
+                    os.replace(work / folder.name, folder)
+                again = number < rounds or (out / f"round-{number + 1}").is_dir()
+                retry = ListWriter(work / f"list-{number + 1}")
+                split_outcomes(outcomes(lists, folder, file_rows), number, again, tally, failures, retry)
+                retry.close()
+                lists = list_files(retry.folder) if retry.rows else []
+                number += 1
+        tally.write_hosts(out / "hosts.csv")
+        shutil.rmtree(work)
+        report = {"folder": str(out), **tally.report()}
+        write_report(out / "download.json", report)
     return report
 
 
@@ -170,7 +172,8 @@ class Tally:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["host", "outcome", "urls"])
-            writer.writerows([name, outcome, count] for (name, outcome), count in sorted(self.outcomes.items()))
+            rows = sorted(self.outcomes.items())
+            writer.writerows([_no_formula(name), outcome, count] for (name, outcome), count in rows)
         os.replace(temporary, path)
 
 
@@ -187,7 +190,7 @@ class Failures:
         return self
 
     def write(self, row: dict[str, Any]) -> None:
-        self._writer.writerow(row)
+        self._writer.writerow({name: _no_formula(cell) for name, cell in row.items()})
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._file.close()
@@ -195,6 +198,11 @@ class Failures:
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink()
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: '=... as they write it themselves. The words are of others."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _settings(image_size: int, file_rows: int) -> dict[str, Any]:
@@ -241,6 +249,11 @@ def _texts(lists: list[Path]) -> Iterator[str]:
     """What makes a list this list: its URLs with their products and splits, and where a file ends."""
     for file in lists:
         table = pq.read_table(file, columns=["url", "product_id", "split"])
+        if foreign := [url for url in table["url"].to_pylist() if not is_web(url)]:
+            raise ValueError(
+                f"{file} has {len(foreign):,} URLs of no web server, such as {foreign[0]!r}; file:// would take a file "
+                "of this machine. Write the list with the step `urls`, which leaves them out"
+            )
         for columns in zip(*(column.to_pylist() for column in table.columns), strict=True):
             yield repr(columns)
         yield "end of file"

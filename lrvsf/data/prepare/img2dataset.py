@@ -40,17 +40,7 @@ PINS = (
 )
 MARK = "made-by-lrvsf.txt"
 
-# The pipe on standard input closes when we end, however we end: then the whole group of processes goes too. Otherwise a
-# second run would write into the files of an orphan.
-RUNNER = """
-import json, os, signal, sys, threading
-def end_with_parent():
-    os.read(0, 1)  # not sys.stdin, whose lock would be held when Python shuts down
-    os.killpg(0, signal.SIGKILL)
-threading.Thread(target=end_with_parent, daemon=True).start()
-from img2dataset import download
-download(**json.loads(sys.argv[1]))
-"""
+RUNNER = Path(__file__).with_name("img2dataset_runner.py")
 
 
 def ensure_environment(folder: Path) -> Path:
@@ -99,7 +89,7 @@ def run_img2dataset(python: Path, settings: dict[str, Any], sizes: list[int], lo
     with log.open("ab") as output, tqdm(total=sum(sizes), unit="url", desc=label, mininterval=1) as bar:
         process = subprocess.Popen(
             # -I: no PYTHONPATH, nothing of the current folder.
-            [str(python), "-I", "-c", RUNNER, json.dumps(settings)],
+            [str(python), "-I", str(RUNNER), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

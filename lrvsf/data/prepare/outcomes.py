@@ -29,6 +29,7 @@ REASONS = (
     ("unknown host", "Name or service not known|name resolution|nodename nor servname|getaddrinfo|No address assoc"),
     ("TLS", r"SSL|CERTIFICATE|certificate"),
     ("cut short", "IncompleteRead"),
+    ("too large", "body over"),  # ours, see img2dataset_runner.py
     (
         "not a URL",
         "control characters|unknown url type|no host given|nonnumeric port|can't encode|label (empty|too long)",
@@ -36,7 +37,7 @@ REASONS = (
     ("connection", r"Errno|[Cc]onnection|Remote end closed|BadStatusLine"),
 )
 # Asking again changes nothing, or is not wanted.
-FINAL = frozenset({ARRIVED, OPTED_OUT, "HTTP 404", "HTTP 410", "not a URL"})
+FINAL = frozenset({ARRIVED, OPTED_OUT, "HTTP 404", "HTTP 410", "not a URL", "too large"})
 
 
 def reason(status: str | None, message: str | None) -> str:

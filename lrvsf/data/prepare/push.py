@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from huggingface_hub import HfApi
 from typer import Argument, Option
 
+from lrvsf.data.folders import COMPANION, files_in
 from lrvsf.data.prepare.check import check
 
 TEST_SETS = ("validation", "test")
@@ -30,20 +31,21 @@ def push(
 ) -> dict[str, Any]:
     """Put a prepared folder on the Hub as a private dataset to train from."""
     check(path, quick=True)
-    files = [f for config in CONFIGURATIONS.values() for p in config.values() for f in sorted(path.glob(p))]
-    if not any(path.glob(CONFIGURATIONS["products"]["train"])):
+    patterns = [pattern for config in CONFIGURATIONS.values() for pattern in config.values()]
+    files = [file for pattern in patterns for file in _matching(path, pattern)]
+    if not _matching(path, CONFIGURATIONS["products"]["train"]):
         raise ValueError(f"{path} has no train/*.parquet; name the folder that train/ is in")
     api = HfApi()
     api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
     if not public and not api.repo_info(repo, repo_type="dataset").private:
         raise ValueError(f"{repo} is there already and public; choose another name, or say --public")
-    patterns = [pattern for config in CONFIGURATIONS.values() for pattern in config.values()]
     # What an earlier, larger push left would be read as part of this one.
     api.upload_folder(
         repo_id=repo,
         repo_type="dataset",
         folder_path=path,
         allow_patterns=[*patterns, "*/manifest.json"],
+        ignore_patterns=[f"*/{COMPANION}*"],
         delete_patterns=patterns,
         commit_message="Add product shards and test sets",
     )
@@ -58,6 +60,11 @@ def push(
     }
 
 
+def _matching(path: Path, pattern: str) -> list[Path]:
+    folder, _, name = pattern.rpartition("/")
+    return files_in(path / folder, name)
+
+
 def train_command(repo: str) -> str:
     return f"accelerate launch train_hf.py --data hf://datasets/{repo}"
 
@@ -66,7 +73,7 @@ def card_text(path: Path, repo: str) -> str:
     """The dataset card; its YAML tells `datasets` which files are which split."""
     lines = ["---", "configs:"]
     for config, splits in CONFIGURATIONS.items():
-        there = {split: pattern for split, pattern in splits.items() if any(path.glob(pattern))}
+        there = {split: pattern for split, pattern in splits.items() if _matching(path, pattern)}
         if there:
             lines += [f"- config_name: {config}", *["  default: true"] * (config == "products"), "  data_files:"]
             for split, pattern in there.items():

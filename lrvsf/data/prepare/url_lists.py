@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -93,3 +94,12 @@ def list_files(folder: Path) -> list[Path]:
                 "Give the folder that the step `urls` wrote."
             )
     return files
+
+
+def is_web(url: str | None) -> bool:
+    """Whether a URL is of a web server: http or https, and a host."""
+    try:
+        parts = urlsplit(url or "")
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # an unclosed bracket
+        return False

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import huggingface_hub
 import numpy as np
@@ -29,7 +29,7 @@ from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, rows
 from lrvsf.data.prepare.report import write_report
-from lrvsf.data.prepare.url_lists import SPLITS, ListWriter
+from lrvsf.data.prepare.url_lists import SPLITS, ListWriter, is_web
 from lrvsf.data.schema import SCENES, SIMPLE
 
 BATCH_ROWS = 8192
@@ -198,7 +198,7 @@ def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped:
         url, split, kind, product, category = identifiers(cells, COLUMNS)
     except UnusableCell as error:
         return error.reason
-    if url is None or not _is_web(url):
+    if url is None or not is_web(url):
         return "no usable URL"
     name = str(split).lower()
     base, role = BASE_SPLITS.get(ROLE.sub("", name)), ROLE.search(name)
@@ -220,14 +220,6 @@ def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped:
         "category": category,
         "captions": texts((cells[name] for name in captions), lambda reason: skipped.update([reason])),
     }
-
-
-def _is_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:  # an unclosed bracket
-        return False
 
 
 def _hash(text: str) -> int:

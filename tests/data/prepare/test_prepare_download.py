@@ -4,8 +4,11 @@ test_prepare_img2dataset.py runs the real one.
 """
 
 import csv
+import http.client
+import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -350,3 +353,72 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.survives("a list of URLs with file:// or ftp://", "refused before anything is fetched")
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "FILE:///etc/passwd", "ftp://a/1", "//a/1", "", None])
+def test_urls_of_no_web_server_are_refused(tmp_path, monkeypatch, url):
+    lists = ListWriter(tmp_path / "lists/urls")
+    for address in ("http://a/1", url):
+        lists.write({name: None for name in url_lists.URL_SCHEMA.names} | {"url": address, "captions": []})
+    lists.close()
+    monkeypatch.setattr(step, "ensure_environment", None)
+    with pytest.raises(ValueError, match=f"has 1 URLs of no web server, such as {url!r}"):
+        download(tmp_path / "lists", tmp_path / "out")
+
+
+@pytest.mark.survives("ids and errors that a spreadsheet would take for formulas", "quoted in failures.csv, hosts.csv")
+def test_no_cell_is_a_formula(tmp_path):
+    with step.Failures(tmp_path / "failures.csv") as file:
+        file.write(
+            {"url": "http://=1/", "product_id": "=1+1", "type": "-2", "round": -3, "reason": "@x", "error": "+x"}
+        )
+    (row,) = csv.DictReader((tmp_path / "failures.csv").open(newline=""))
+    assert [row[name] for name in ("url", "product_id", "type", "round", "reason", "error")] == [
+        *("http://=1/", "'=1+1", "'-2", "-3", "'@x", "'+x")
+    ]
+    tally = step.Tally()
+    tally.outcomes["=cmd", "arrived"] = 2
+    tally.write_hosts(tmp_path / "hosts.csv")
+    assert (tmp_path / "hosts.csv").read_text().splitlines()[1] == "'=cmd,arrived,2"
+
+
+class Wire:
+    """A socket that has one answer in it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def makefile(self, _):
+        return io.BytesIO(self.answer)
+
+
+@pytest.mark.survives("a server that sends without end, or a byte a second", "given up: too large, or timeout")
+def test_bodies_are_bounded(monkeypatch):
+    def body(head, content):
+        response = http.client.HTTPResponse(Wire(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + content))
+        response.begin()
+        return read(response)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", http.client.HTTPResponse.read)  # puts it back at the end
+    read = runpy.run_path(str(img2dataset.RUNNER))["read"]
+    assert http.client.HTTPResponse.read is read
+    chunks = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    for head, content in (
+        (b"Content-Length: 5", b"abcde"),
+        (b"Transfer-Encoding: chunked", chunks),
+        (b"X: y", b"abcde"),
+    ):
+        assert body(head, content) == b"abcde"
+    for head, content in ((b"Content-Length: 6", b"abcde"), (b"Transfer-Encoding: chunked", chunks[:9])):
+        with pytest.raises(http.client.IncompleteRead):
+            body(head, content)
+    bounds = read.__globals__
+    monkeypatch.setitem(bounds, "MAX_BYTES", 4)
+    with pytest.raises(ValueError, match="body over 0 MiB") as error:
+        body(b"X: y", b"abcde")
+    assert reason("failed_to_download", str(error.value)) == "too large"
+    monkeypatch.setitem(bounds, "MAX_SECONDS", -1)
+    with pytest.raises(TimeoutError) as error:
+        body(b"X: y", b"abcd")
+    assert reason("failed_to_download", str(error.value)) == "timeout"

@@ -98,6 +98,7 @@ BODIES = {
     "noai": {"body": GOOD, "X_Robots_Tag": "noai"},
     "noindex": {"body": GOOD, "X_Robots_Tag": "nofollow, NoIndex"},
     "nofollow": {"body": GOOD, "X_Robots_Tag": "nofollow"},  # says nothing of images
+    "huge": {"body": bytes(64 * 2**20 + 1), "Content_Type": "image/jpeg"},
 }
 # What the last try of each ends with, and how often it is tried in two rounds.
 EXPECTED = {
@@ -123,6 +124,7 @@ EXPECTED = {
     "html": ("not an image", 2),
     "svg": ("not an image", 2),
     "empty": ("not an image", 2),
+    "huge": ("too large", 1),
 }
 
 
@@ -149,7 +151,7 @@ def write_list(folder, shop, kinds):
 
 
 @pytest.mark.survives(
-    "servers that answer 403, 404, 500, redirect, stall, or cut bodies short",
+    "servers that answer 403, 404, 500, redirect, stall, cut bodies short, or send 64 MiB",
     "a table of reasons; what failed is asked for again",
 )
 def test_good_images_arrive_and_bad_ones_have_reasons(tmp_path, shop):

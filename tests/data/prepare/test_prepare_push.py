@@ -26,7 +26,9 @@ def hub(tmp_path, monkeypatch):
         def repo_info(self, repo, *, repo_type):
             return type("Info", (), {"private": self.private[repo]})
 
-        def upload_folder(self, *, repo_id, repo_type, folder_path, allow_patterns, delete_patterns, commit_message):
+        def upload_folder(
+            self, *, repo_id, repo_type, folder_path, allow_patterns, ignore_patterns, delete_patterns, commit_message
+        ):
             def chosen(folder, patterns):
                 files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
                 return [p for p in files if any(fnmatch.fnmatch(str(p), pattern) for pattern in patterns)]
@@ -34,7 +36,7 @@ def hub(tmp_path, monkeypatch):
             there = self.root / repo_id
             for old in chosen(there, delete_patterns):
                 (there / old).unlink()
-            for new in chosen(folder_path, allow_patterns):
+            for new in set(chosen(folder_path, allow_patterns)) - set(chosen(folder_path, ignore_patterns)):
                 (there / new).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(folder_path / new, there / new)
 
@@ -71,8 +73,9 @@ def files_of(folder):
 
 
 def test_what_is_uploaded(root, hub):
+    (root / "train/._00000.parquet").write_bytes(b"attributes, by macOS")
     report = push(root, "me/mine")
-    shards = {f"train/{p.name}" for p in (root / "train").glob("*.parquet")}
+    shards = {f"train/{p.name}" for p in (root / "train").glob("[0-9]*.parquet")}
     tests = {"test/products.parquet", "test/distractors/00000.parquet"}
     notes = {"README.md", "train/manifest.json", "test/manifest.json"}
     assert files_of(hub.root / "me/mine") == shards | tests | notes

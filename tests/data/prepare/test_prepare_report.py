@@ -1,4 +1,6 @@
+import io
 import json
+import sys
 
 import pytest
 
@@ -26,3 +28,37 @@ def test_a_step_prints_its_report_and_refuses_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[2].split() == ["training", "products", "2"]
     with pytest.raises(SystemExit, match="prepare_lrvsf.py mini: Mini LRVS-F needs at least one"):
         prepare_lrvsf.app(["mini", str(tmp_path / "n"), "--products", "0"], standalone_mode=False)
+
+
+@pytest.mark.survives(
+    "ids and categories with controls of a terminal, or not UTF-8", "written out; the report is whole"
+)
+def test_what_cannot_be_seen_is_written_out(tmp_path, capsys, monkeypatch):
+    report = {"\x1b]0;title\x07": "a\u202eb", "nested": {"Gr\udc81n": 1}, "caf\u00e9": "\u200b"}
+    assert as_table(report).split() == [
+        r"\x1b]0;title\x07",
+        r"a\u202eb",
+        "nested",
+        r"Gr\udc81n",
+        "1",
+        "caf\u00e9",
+        r"\u200b",
+    ]
+    write_report(tmp_path / "report.json", report)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+    def refuses(table, out):
+        raise ValueError("no \x1b[2J here\nnor there")
+
+    with pytest.raises(SystemExit) as refusal:
+        prepare_lrvsf.command(refuses)("a", "b")
+    assert str(refusal.value) == "prepare_lrvsf.py refuses: no \\x1b[2J here\nnor there"
+
+
+def test_a_terminal_without_umlauts_gets_its_report(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    prepare_lrvsf.main()
+    prepare_lrvsf.command(lambda: {"caf\u00e9": 1})()
+    screen.flush()
+    assert screen.buffer.getvalue() == b"caf\\xe9  1\n"
