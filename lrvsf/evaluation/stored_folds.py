@@ -5,7 +5,7 @@ python -m lrvsf.evaluation.stored_folds bootstrap_IDs.pkl folds.safetensors [--m
 The leaderboard's `bootstrapped_indices.pt` is a tensor (20, 1000) of row numbers of products.parquet; its distractors
 were never stored. The paper's `bootstrap_IDs.pkl` is a pickle of {"test_subsets": PRODUCT_IDs of each fold,
 "dist_N_subsets": for each size N, labels of each fold's distractors}. A pickle can run anything, so this command reads
-it once, with an unpickler that knows arrays and plain containers and refuses every other name, and writes safetensors:
+it once, with an unpickler that makes plain arrays and containers and refuses all else, and writes safetensors:
 
     products.ids, distractors.ids     the different names, UTF-8, one a line, as uint8
     products                          (F, draws) int32, positions in products.ids
@@ -18,10 +18,8 @@ what a test set made by prepare_lrvsf.py keeps; without, the labels are taken to
 from __future__ import annotations
 
 import argparse
-import io
-import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,27 +30,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-ADMITTED = {  # module -> names; numpy has moved its private module once
-    "collections": ("OrderedDict",),
-    "numpy": ("ndarray", "dtype"),
-    "numpy.core.multiarray": ("_reconstruct",),
-    "numpy._core.multiarray": ("_reconstruct",),
-    "numpy.core.numeric": ("_frombuffer",),
-    "numpy._core.numeric": ("_frombuffer",),
-    "torch._utils": ("_rebuild_tensor_v2",),
-    "torch.storage": ("_load_from_bytes",),
-}
+from lrvsf.evaluation.safe_pickle import labels_of, load_arrays, load_tensor
 
-
-class ArraysOnly(pickle.Unpickler):
-    """Loads numpy arrays, torch tensors, numbers, texts and plain containers; any other name ends it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in ADMITTED.get(module, ()):
-            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}, which is no array: it is not loaded.")
-        if name == "_load_from_bytes":  # torch's own would unpickle without limits
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True)
-        return super().find_class(module, name)
+MAX_NAME = 1000  # characters of a label
 
 
 @dataclass(frozen=True)
@@ -114,29 +94,27 @@ def read_indices(path: str | Path, products: int) -> Tensor:
 
     Raises ValueError: something else than such a table. IndexError: a row that the test set does not have.
     """
-    try:
-        indices = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, so it is not loaded: {error}") from error
-    if not isinstance(indices, Tensor) or indices.ndim != 2 or indices.is_floating_point() or not indices.numel():
+    indices = load_tensor(path)
+    if not isinstance(indices, np.ndarray) or indices.ndim != 2 or indices.dtype.kind not in "iu" or not indices.size:
         raise ValueError(f"{path} holds {_described(indices)}; a table (folds, draws) of row numbers is needed.")
     if indices.min() < 0 or indices.max() >= products:
         raise IndexError(
             f"{path} names rows {int(indices.min())} to {int(indices.max())}, but the test set has {products} "
             "products: it was drawn for another one."
         )
-    return indices.long()
+    return torch.from_numpy(indices.astype(np.int64))
 
 
 def convert(source: str | Path, target: str | Path, metadata: str | Path | None = None) -> None:
     """Writes the paper's folds as safetensors; the module's docstring says how. Refuses folds of unequal lengths."""
-    with open(source, "rb") as file:
-        stored = ArraysOnly(file).load()
+    stored = load_arrays(source)
     if not isinstance(stored, dict) or "test_subsets" not in stored:
         raise ValueError(f"{source} holds {_described(stored)}; a dictionary with test_subsets is needed.")
-    sizes = {int(m[1]): stored[k] for k in stored if (m := re.fullmatch(r"dist_(\d+)_subsets", str(k))) and m[1] != "0"}
-    products, ids = _as_positions([stored["test_subsets"]])
-    distractors, labels = _as_positions(list(sizes.values()))
+    sizes = {
+        int(m[1]): stored[k] for k in stored if (m := re.fullmatch(r"dist_(\d{1,9})_subsets", str(k))) and m[1] != "0"
+    }
+    products, ids = _as_positions({"test_subsets": stored["test_subsets"]}, source)
+    distractors, labels = _as_positions(sizes, source)
     if metadata is not None:
         names = _product_ids(metadata)
         if absent := [label for label in labels if label not in names]:
@@ -149,17 +127,33 @@ def convert(source: str | Path, target: str | Path, metadata: str | Path | None 
     save_file(tensors, target)
 
 
-def _as_positions(groups: list[Iterable[Any]]) -> tuple[list[Tensor], list[str]]:
+def _as_positions(groups: dict[Any, Any], source: str | Path) -> tuple[list[Tensor], list[str]]:
     """Groups of folds of names -> for each group (F, n) int32 positions in the list of different names."""
-    arrays = [np.stack([np.asarray(fold).astype(str) for fold in folds]) for folds in groups]
-    if not arrays:
-        return [], []
-    names, positions = np.unique(np.concatenate([array.ravel() for array in arrays]), return_inverse=True)
-    parts = np.split(positions.ravel(), np.cumsum([array.size for array in arrays])[:-1])
-    folds = [
-        torch.from_numpy(part.reshape(array.shape).astype(np.int32)) for part, array in zip(parts, arrays, strict=True)
-    ]
-    return folds, names.tolist()
+    number_of: dict[str, int] = {}  # in the order of their first draws
+    groups_of_numbers = []
+    for size, folds in groups.items():
+        try:
+            groups_of_numbers.append([_numbered(fold, number_of) for fold in labels_of(folds)])
+        except ValueError as error:
+            raise ValueError(f"{source}, {size}: {error}") from error
+    if long := [name for name in number_of if len(name) > MAX_NAME]:
+        raise ValueError(f"{source} has the label {long[0][:40]!r}..., of {len(long[0])} characters.")
+    names = sorted(number_of)
+    position_of = np.empty(len(names), dtype=np.int32)
+    position_of[[number_of[name] for name in names]] = np.arange(len(names), dtype=np.int32)
+    tables = [np.stack(folds) if folds else np.empty((0, 0), dtype=np.int64) for folds in groups_of_numbers]
+    return [torch.from_numpy(position_of[table]) for table in tables], names
+
+
+def _numbered(fold: Sequence[Any] | np.ndarray, number_of: dict[str, int]) -> np.ndarray:
+    """(n,) the number of each label; a new one gets the next."""
+    if not isinstance(fold, np.ndarray) or fold.dtype.kind == "O":
+        return np.array([number_of.setdefault(str(label), len(number_of)) for label in fold], dtype=np.int64)
+    if not len(fold):  # numpy's empty list is one of floats
+        return np.empty(0, dtype=np.int64)
+    different, inverse = np.unique(fold, return_inverse=True)
+    names = [label.decode() if isinstance(label, bytes) else str(label) for label in different.tolist()]
+    return np.array([number_of.setdefault(name, len(number_of)) for name in names], dtype=np.int64)[inverse.ravel()]
 
 
 def _as_bytes(names: list[str]) -> Tensor:
@@ -182,9 +176,14 @@ def _product_ids(metadata: str | Path) -> dict[str, str]:
 
 
 def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    return f"a {type(value).__name__}" + (f" with {', '.join(map(str, list(value)[:5]))}" if value else "")
+    if isinstance(value, np.ndarray):
+        return f"a tensor {value.shape} of {value.dtype}"
+    shown = (
+        [str(item)[:40] for item in list(value)[:5] if isinstance(item, str | int)]
+        if isinstance(value, dict | list)
+        else []
+    )
+    return f"a {type(value).__name__}" + (f" with {', '.join(shown)}" if shown else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
