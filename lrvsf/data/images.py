@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 # but its longer side: 8192 pixels are a square of 201 MB.
 MAX_SIDE = 8192
 
+MAX_IMAGE_BYTES = 64 * 2**20  # of an encoded image; photographs have a hundredth of that
+
 FEW = 5  # bad images from which on a whole pass is judged
 
 Image.init()  # registers the formats, among which an old Pillow lacks some

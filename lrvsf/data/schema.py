@@ -10,6 +10,7 @@ from datasets import Features, Image, List, Value
 
 SIMPLE = "SIMPLE"
 SCENES = ("COMPLEX", "PARTIAL_COMPLEX")
+MAX_IMAGES = 10_000  # of a product; a few bytes of Parquet can list millions
 
 PRODUCT_FEATURES = Features(
     {

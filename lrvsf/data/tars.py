@@ -10,9 +10,10 @@ when `SPREAD` others have begun after it, or `HELD_BYTES` wait. A member that co
 so is lost: an image is then a product without JSON, a JSON a product without images. Products come in the order of
 their first members.
 
-No fault ends a tar. After damaged blocks the next whole member is looked for; of a tar cut in the middle everything
-before the cut is used. What is lost is counted by reason in the caller's counter and named in the log at the 1st, 10th,
-100th, ... time.
+No fault ends a tar. After damaged blocks, or a member that claims more than is left, the next whole member is looked
+for; of a tar cut in the middle everything before the cut is used. Headers, names, JSON and members have bounds, so what
+is held does not depend on what a tar claims (`lrvsf.data.tar_members`). What is lost is counted by reason in the
+caller's counter and named in the log at the 1st, 10th, 100th, ... time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,14 +30,18 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from lrvsf.data.images import MAX_IMAGE_BYTES
 from lrvsf.data.names import UnusableCell, identifier, identifiers, printable, texts
-from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.schema import MAX_IMAGES, SCENES, SIMPLE
+from lrvsf.data.tar_members import MAX_HEADER_BYTES, TarMembers
 
 logger = logging.getLogger(__name__)
 
 SPREAD = 16
 HELD_BYTES = 256 * 2**20
-MAX_MEMBER_BYTES = 64 * 2**20
+MAX_MEMBER_BYTES = MAX_IMAGE_BYTES
+MAX_JSON_BYTES = 2**20  # as Python's objects, 30 times that
+MEMBER_OVERHEAD = 1024  # bytes that a member which waits takes besides its content, at least
 
 DAMAGED = "damaged or cut tars"
 NO_JSON = "products without JSON"
@@ -49,7 +53,10 @@ NO_TYPE = "images of unknown TYPE"
 EMPTY = "empty images"
 ODD = "members that are neither image nor JSON"
 TOO_LARGE = f"members over {MAX_MEMBER_BYTES >> 20} MiB"
+LONG_JSON = f"JSON over {MAX_JSON_BYTES >> 20} MiB"
+UNREADABLE = f"members whose headers are damaged or over {MAX_HEADER_BYTES >> 20} MiB"
 TWICE = "members that are there twice"
+TOO_MANY = f"products of more than {MAX_IMAGES:,} images"
 
 RASTER = "jpe?g|png|webp|gif|bmp|tiff?|avif"
 MEMBER = re.compile(rf"(?P<name>[^.]+)\.(?P<part>json|(?:(?P<number>\d{{1,9}})\.)?(?:{RASTER}))", re.IGNORECASE)
@@ -127,6 +134,8 @@ def _product(name: str, members: dict[str, bytes], skipped: Counter[str]) -> dic
     metadata = _metadata(members.pop("json"))
     if metadata is None:
         return _skip(skipped, BAD_JSON, name)
+    if len(members) > MAX_IMAGES:
+        return _skip(skipped, TOO_MANY, name)
     images = []
     numbers = members.keys() | {key for key in metadata if key.isascii() and key.isdigit()}
     for number in sorted(numbers, key=lambda text: (len(text), text)):
@@ -165,11 +174,11 @@ def _grouped(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, dict[
             _skip(skipped, TWICE, path)
         else:
             members[part] = data
-            waiting += len(data)
+            waiting += len(data) + MEMBER_OVERHEAD
         while len(held) > SPREAD or waiting > HELD_BYTES:
             name, members = next(iter(held.items()))
             del held[name]
-            waiting -= sum(map(len, members.values()))
+            waiting -= sum(map(len, members.values())) + MEMBER_OVERHEAD * len(members)
             yield name.rpartition("/")[2], members
     for name, members in held.items():
         yield name.rpartition("/")[2], members
@@ -178,42 +187,23 @@ def _grouped(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, dict[
 def _members(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, re.Match, bytes]]:
     """(path, its parsed file name, content) of every image and JSON."""
     with open_tar(source) as file:
-        try:
-            # A stream never seeks back, so pipes and remote files do; and damaged blocks are skipped like empty ones.
-            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member, ignore_zeros=True) as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # a TarFile remembers every member that it ever gave
-                    match = MEMBER.fullmatch(member.name.rpartition("/")[2])
-                    if member.isdir():
-                        continue
-                    if not member.isreg() or match is None:
-                        _skip(skipped, ODD, member.name)
-                    elif member.size > MAX_MEMBER_BYTES:
-                        _skip(skipped, TOO_LARGE, member.name)
-                    else:
-                        yield member.name, match, tar.extractfile(member).read()
-                whole = getattr(tar, "ended", False) and not getattr(tar, "damaged", False)
-        except (tarfile.TarError, EOFError, ValueError):  # tarfile lets a few errors of numbers and text through
-            whole = False
-        if not whole:
+        members = TarMembers(file)
+        for member in members:
+            match = MEMBER.fullmatch(member.path.rpartition("/")[2])
+            if member.folder:
+                continue
+            if not member.readable:
+                _skip(skipped, UNREADABLE, member.path)
+            elif not member.regular or match is None:
+                _skip(skipped, ODD, member.path)
+            elif member.size > MAX_MEMBER_BYTES:
+                _skip(skipped, TOO_LARGE, member.path)
+            elif member.size > MAX_JSON_BYTES and match["part"].lower() == "json":
+                _skip(skipped, LONG_JSON, member.path)
+            elif (content := members.content()) is not None:
+                yield member.path, match, content
+        if not members.whole:
             _skip(skipped, DAMAGED, source)
-
-
-class _Member(tarfile.TarInfo):
-    """Notes on the TarFile how its headers were: a TarFile itself ends alike at its end and at damage."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            member = super().fromtarfile(tar)
-        except tarfile.HeaderError as error:
-            tar.ended = isinstance(error, tarfile.EOFHeaderError) or (
-                isinstance(error, tarfile.EmptyHeaderError) and getattr(tar, "ended", False)
-            )
-            tar.damaged = getattr(tar, "damaged", False) or isinstance(error, tarfile.InvalidHeaderError)
-            raise
-        tar.ended = False
-        return member
 
 
 def _metadata(content: bytes) -> dict[str, Any] | None:
