@@ -26,8 +26,9 @@ from lrvsf.evaluation.embed import THREADS, Encoder, map_ahead, process_slice
 from lrvsf.evaluation.paired import bootstrap_interval
 from lrvsf.evaluation.protocols import EmbeddedTestSet
 from lrvsf.evaluation.recall import RankCounter
-from lrvsf.evaluation.sheet import FOUND, TopItems
+from lrvsf.evaluation.sheet import FOUND
 from lrvsf.evaluation.store import EmbeddingStore
+from lrvsf.evaluation.top import TopItems
 
 KS = (1, 5, 10)
 WAYS = ("with the condition", "without", "without, filtered by category")
@@ -125,12 +126,10 @@ def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
 def top_of(data: EmbeddedTestSet, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Items (P, 10), distractors' numbers after the products', and their categories, -1 where unknown; on the CPU."""
     products = len(data.targets)
-    parts = TopItems(queries, FOUND)
-    for embeds, first, _ in data.blocks():
-        parts.add(embeds, torch.arange(first, first + len(embeds)) + products)
     top = TopItems(queries, FOUND)
-    for part in gather_object([(parts.scores.cpu(), parts.items.cpu())]):  # each process saw its own distractors
-        top.keep(*part)
+    for embeds, first, _ in data.blocks():
+        top.add(embeds, torch.arange(first, first + len(embeds)) + products)
+    top.gather()  # each process saw its own distractors
     top.add(data.targets, torch.arange(products))
     items = top.items.cpu()
     return items, torch.cat([data.product_categories, data.distractor_categories]).cpu()[items]

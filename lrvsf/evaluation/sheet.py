@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
@@ -21,49 +20,13 @@ from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.evaluation.protocols import EmbeddedTestSet
 from lrvsf.evaluation.store import EmbeddingStore
+from lrvsf.evaluation.top import TopItems
 from lrvsf.evaluation.validation import ranks_among_all
 from processing_condvit import pad_and_resize
 
-BLOCK = 4096  # items scored at a time
 FOUND = 10  # items shown of each query's answer
 TILE = 128  # pixels
 TEMPLATE = Path(__file__).with_name("sheet.html.jinja")
-
-
-class TopItems:
-    """The best items of Q queries, from blocks that come in any order and size.
-
-    Scores are float64, so that a block's shape decides nothing; among equal scores the smaller item number is better.
-
-    Args:
-        queries: (Q, dim) unit rows.
-        count: how many items to keep of each query; fewer are kept while fewer were added.
-
-    Attributes:
-        scores: (Q, kept) float64, best first.
-        items: (Q, kept) int64, their numbers.
-    """
-
-    def __init__(self, queries: Tensor, count: int) -> None:
-        self.queries, self.count = queries.double(), count
-        self.scores = self.queries.new_empty(len(queries), 0)
-        self.items = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-
-    def add(self, embeds: Tensor, items: Tensor) -> None:
-        """Items (B,), each once, with embeddings (B, dim)."""
-        for rows, numbers in zip(embeds.split(BLOCK), items.to(self.items.device).split(BLOCK), strict=True):
-            self.keep(self.queries @ rows.to(self.queries).T, numbers.expand(len(self.queries), -1))
-
-    def keep(self, scores: Tensor, items: Tensor) -> None:
-        """The best of what was kept and of scores (Q, B) of items (Q, B), from a block or from another process."""
-        if self.scores.shape[1] == self.count:  # what no query ranks among its best need not be sorted
-            wanted = (scores.to(self.scores) >= self.scores[:, -1:]).any(0)
-            scores, items = scores[:, wanted], items[:, wanted]
-        scores = torch.cat([self.scores, scores.to(self.scores)], dim=1)
-        items = torch.cat([self.items, items.to(self.items)], dim=1)
-        items, order = items.sort(dim=1)
-        self.scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-        self.scores, self.items = self.scores[:, : self.count], items.gather(1, order)[:, : self.count]
 
 
 @dataclass(frozen=True)
@@ -137,10 +100,7 @@ def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) ->
     top = TopItems(data.queries[shown], FOUND)
     for embeds, first, _ in data.blocks():
         top.add(embeds, data.distractor_rows[first : first + len(embeds)] + first_distractor)
-    parts = gather_object([(top.scores.cpu(), top.items.cpu())])  # each process saw its own distractors
-    top = TopItems(data.queries[shown], FOUND)
-    for part in parts:
-        top.keep(*part)
+    top.gather()  # each process saw its own distractors
     top.add(data.targets, torch.tensor(data.rows, dtype=torch.int64))  # alike on every process
     return top.items.tolist()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrvsf.evaluation import precision
+from lrvsf.evaluation import top
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.protocols import paper_metrics
 
@@ -36,7 +36,7 @@ def test_weights_that_count_nothing_are_refused(published):
 
 def test_equals_sorted_lists_in_every_gallery(monkeypatch):
     """Folds of several lengths, repeats, an empty gallery, uneven blocks in any order, k beyond the gallery."""
-    monkeypatch.setattr(precision, "BLOCK", 7)
+    monkeypatch.setattr(top, "BLOCK", 7)
     draw = np.random.default_rng(3)
     queries, targets, distractors = (
         torch.nn.functional.normalize(torch.from_numpy(draw.normal(size=(n, 8))).float(), dim=1) for n in (9, 9, 40)

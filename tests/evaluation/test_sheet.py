@@ -1,4 +1,4 @@
-"""The best items against a full sort, the choice of queries, and the page, parsed: all of it is in the file."""
+"""The choice of queries, and the page, parsed: all of it is in the file."""
 
 import base64
 import io
@@ -12,10 +12,9 @@ from PIL import Image
 
 import evaluate_lrvsf
 from lrvsf.data.testset import Product, ProductTestSet
-from lrvsf.evaluation import sheet
 from lrvsf.evaluation.arguments import PictureArguments
 from lrvsf.evaluation.embed import Encoder
-from lrvsf.evaluation.sheet import Retrieval, TopItems, choose, render_sheet, thumbnail, write_sheet
+from lrvsf.evaluation.sheet import Retrieval, choose, render_sheet, thumbnail, write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
 
 
@@ -54,28 +53,6 @@ def naive_top(queries, embeds, items, count):
     """The twin: the full matrix, and Python's sort by score, then by number."""
     scores = (queries.double() @ embeds.double().T).tolist()
     return [[item for _, item in sorted(zip((-s for s in row), items, strict=True))][:count] for row in scores]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_best_items_equal_a_full_sort_with_ties(monkeypatch, seed):
-    """Coordinates of -1, 0, 1 give many equal scores; blocks are uneven, in any order, and cut again inside."""
-    monkeypatch.setattr(sheet, "BLOCK", 4)
-    draw = np.random.default_rng(seed)
-    queries, embeds = (torch.tensor(draw.integers(-1, 2, (n, 3)), dtype=torch.float32) for n in (5, 31))
-    items = torch.tensor(draw.permutation(1000)[:31])
-    top = TopItems(queries, 7)
-    blocks = torch.tensor(draw.permutation(31)).split([1, 9, 0, 3, 18])
-    for block in blocks:
-        top.add(embeds[block], items[block])
-    assert top.items.tolist() == naive_top(queries, embeds, items.tolist(), 7)
-    assert torch.equal(top.scores, (queries @ embeds.T).double().sort(descending=True).values[:, :7])
-
-    parts = [TopItems(queries, 7) for _ in range(2)]  # as on two processes, of which one has fewer items than 7
-    for part, half in zip(parts, (slice(0, 5), slice(5, 31)), strict=True):
-        part.add(embeds[half], items[half])
-    assert parts[0].items.shape == (5, 5)
-    parts[0].keep(parts[1].scores, parts[1].items)
-    assert torch.equal(parts[0].items, top.items)
 
 
 def test_choice_by_hand():
