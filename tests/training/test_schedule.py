@@ -1,8 +1,13 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from configuration_condvit import CondViTConfig
 from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
+from lrvsf.training.trainer import CondViTTrainer
+from modeling_condvit import CondViTModel
 
 
 def test_golden_schedule(golden):
@@ -21,3 +26,23 @@ def test_without_phase1_it_starts_at_the_peak():
 def test_phase1_trains_projection_and_condition_only(make_model):
     names = [name for name, _ in make_model().named_parameters() if trains_in_phase1(name)]
     assert sorted(names) == ["condition_embedding", "condition_position_embedding", "visual_projection.weight"]
+
+
+def test_every_parameter_decays_or_only_matrices_do():
+    """Of B/32; what is spared is listed by hand."""
+    with torch.device("meta"):
+        shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        model = CondViTModel(CondViTConfig(**shape, patch_size=32, projection_dim=512))
+    names = {name for name, _ in model.named_parameters()}
+
+    def decayed(only):
+        asked = SimpleNamespace(args=SimpleNamespace(decay_matrices_only=only))
+        return set(CondViTTrainer.get_decay_parameter_names(asked, model))
+
+    assert decayed(False) == names and len(names) == 203
+    layer = [f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")] + ["mlp.fc1", "mlp.fc2"]
+    assert decayed(True) == {
+        "vision_model.embeddings.patch_embedding.weight",
+        "visual_projection.weight",
+        *(f"vision_model.encoder.layers.{i}.{part}.weight" for i in range(12) for part in layer),
+    }
