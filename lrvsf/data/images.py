@@ -1,7 +1,8 @@
 """Decoding images that come from the open web: one bad image never ends a run, and too many do.
 
-A file is untrusted input. Only raster formats are tried (Pillow would start Ghostscript for a PostScript file), and the
-size is checked before a pixel is decoded, because a few kilobytes of PNG can unfold into gigabytes.
+A file is untrusted input. Only raster formats are tried (Pillow would start Ghostscript for a PostScript file), and its
+structure and size are checked before a pixel is decoded, because a few kilobytes can unfold into gigabytes. No image
+that passes takes more than 1 GB.
 """
 
 import io
@@ -11,11 +12,15 @@ from collections.abc import Callable, Iterable
 
 from PIL import Image, UnidentifiedImageError
 
+from lrvsf.data.image_bombs import bomb, exif_bomb
+
 logger = logging.getLogger(__name__)
 
 # Pixels on the longer side. The published preprocessing pads to a square, so what bounds memory is not the image's area
-# but its longer side: 8192 pixels are a square of 201 MB.
+# but its longer side: 8192 pixels are a square of 268 MB, for Pillow stores RGB in four bytes.
 MAX_SIDE = 8192
+# libwebp's reader of animations, which Pillow takes for every WebP, holds four pictures of four bytes a pixel.
+MAX_WEBP_PIXELS = 8192 * 6144
 
 MAX_IMAGE_BYTES = 64 * 2**20  # of an encoded image; photographs have a hundredth of that
 
@@ -53,15 +58,24 @@ def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image
         to_rgb: what makes an opened image RGB; `prepare_lrvsf.py catalog` has another than the published one.
 
     Raises:
-        BadImage: with the reason "empty", "not an image", "too large" (longer side over `MAX_SIDE` pixels), "truncated"
-            or "damaged".
+        BadImage: with the reason "empty", "not an image", "too large" (longer side over `MAX_SIDE` pixels, file over
+            `MAX_IMAGE_BYTES`, or decoded through something larger), "too many parts" (far more scans or segments than
+            programs write), "truncated", "damaged" or "out of memory".
     """
     if not data:
         raise BadImage("empty")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadImage("too large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
+    if fault := bomb(data):
+        raise BadImage(*fault)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if max(image.size) > MAX_SIDE:
             raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
+        if image.format == "WEBP" and image.width * image.height > MAX_WEBP_PIXELS:
+            raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_WEBP_PIXELS} of WebP")
+        if fault := exif_bomb(image.info.get("exif")):
+            raise BadImage(*fault)
         return to_rgb(image)
     except BadImage:
         raise
@@ -69,6 +83,8 @@ def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image
         raise BadImage("not an image", f"{len(data)} bytes that begin with {data[:12]!r}") from error
     except Image.DecompressionBombError as error:
         raise BadImage("too large", str(error)) from error
+    except MemoryError as error:
+        raise BadImage("out of memory", str(error)) from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, and no file may end a run
         # Only the wording tells a file that stops early from other faults.
         raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged", str(error)) from error

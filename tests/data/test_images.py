@@ -2,6 +2,10 @@
 
 import io
 import logging
+import os
+import struct
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
+from lrvsf.data import images
 from lrvsf.data.images import MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
 
 
@@ -126,7 +131,7 @@ def test_flipped_bytes_never_raise_anything_else():
             try:
                 decode_image(data.tobytes())
             except BadImage as error:
-                assert error.reason in ("not an image", "truncated", "damaged", "too large")
+                assert error.reason in ("not an image", "truncated", "damaged", "too large", "too many parts")
 
 
 def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
@@ -212,3 +217,142 @@ def count_one_by_one(counter, rows, bad):
             counter.add_bad(f"row {row} of the images", bad[row])
         else:
             counter.add_good()
+
+
+def tiff(entries, order="<", large=False, body=b""):
+    """A TIFF of one directory, [(tag, type, count, value)], behind 8 or 16 bytes of head and the body."""
+    head = struct.pack(order + "2sH", b"II" if order == "<" else b"MM", 43 if large else 42)
+    start = (16 if large else 8) + len(body)
+    head += struct.pack(order + ("HHQ" if large else "I"), *((8, 0, start) if large else (start,)))
+    short = {3: "H"}
+    rows = b""
+    for tag, kind, count, value in entries:
+        number = short.get(kind, "Q" if large else "I")
+        rows += struct.pack(order + ("HHQ" if large else "HHI"), tag, kind, count)
+        rows += struct.pack(order + number, value).ljust(8 if large else 4, b"\0")
+    return head + body + struct.pack(order + ("Q" if large else "H"), len(entries)) + rows + bytes(8)
+
+
+def picture(width=16, height=16, tile=(), further=()):
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)]
+    entries += [(322 + i, 4, 1, side) for i, side in enumerate(tile)]
+    return [*entries, *further]
+
+
+def segment(marker, content):
+    return b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
+
+
+def before_scan(data, insert):
+    """A JPEG with something before its first scan."""
+    place = data.index(b"\xff\xda")
+    return data[:place] + insert + data[place:]
+
+
+def chunks(data, count, kind=b"teSt"):
+    """A PNG with further chunks before its end."""
+    return data[:-12] + (struct.pack(">I4s", 0, kind) + bytes(4)) * count + data[-12:]
+
+
+def overlapping_exif(entries, size):
+    """A directory whose entries all hold the same bytes."""
+    return b"Exif\0\0" + tiff([(1000 + i, 7, size, 8) for i in range(entries)], body=bytes(size))
+
+
+JPEG, PNG, GIF = encoded(noise(), "JPEG"), encoded(noise()), encoded(noise().quantize(16), "GIF")
+EMPTY_SCAN = segment(b"\xda", b"\x01\x01\x00\x01\x3f\x10")  # one more bit of each frequency, of which there are none
+BOMBS = {
+    "a tile of 26,000 x 26,000": (tiff(picture(tile=(26000, 26000))), "too large"),
+    "a tile of 26,000 x 26,000, from the other end": (tiff(picture(tile=(26000, 26000)), ">"), "too large"),
+    "the same in a BigTIFF": (tiff(picture(tile=(26000, 26000)), large=True), "too large"),
+    "the same for 8,000 x 8,000": (tiff(picture(8000, 8000, (26000, 26000))), "too large"),
+    "a tile of 16 x 40,000,000": (tiff(picture(tile=(16, 40_000_000))), "too large"),
+    "a tile that only one reader sees": (tiff(picture(tile=(26000, 26000), further=[(322, 4, 1, 16)])), "damaged"),
+    "a width that only one reader sees": (tiff(picture(further=[(256, 4, 1, 60000)])), "damaged"),
+    "16 million strips": (tiff(picture(further=[(273, 4, 2**24, 8)])), "too many parts"),
+    "5,000 entries": (tiff([(i, 3, 1, 0) for i in range(5000)]), "too many parts"),
+    "entries that share their bytes": (
+        tiff([(i, 7, 2**20, 8) for i in range(100)], body=bytes(2**20)),
+        "too many parts",
+    ),
+    "200 scans": (JPEG[:-2] + EMPTY_SCAN * 200 + JPEG[-2:], "too many parts"),
+    "200 scans with restarts": (JPEG[:-2] + (EMPTY_SCAN + b"\xff\xd0\xff\x00") * 200, "too many parts"),
+    "fill bytes before the scan": (before_scan(JPEG, b"\xff" * 100_000), "too many parts"),
+    "fill bytes within the scan": (JPEG[:-2] + b"\xff" * 100_000 + JPEG[-2:], "too many parts"),
+    "escaped bytes before the scan": (before_scan(JPEG, b"\xff\x00" * 20_000), "too many parts"),
+    "20,000 segments": (JPEG[:2] + segment(b"\xfe", b"") * 20_000 + JPEG[2:], "too many parts"),
+    "EXIF that shares its bytes": (
+        JPEG[:2] + segment(b"\xe1", overlapping_exif(2500, 30_000)) + JPEG[2:],
+        "too many parts",
+    ),
+    "150,000 chunks": (chunks(PNG, 150_000), "too many parts"),
+    "a GIF of 20,000 comments": (GIF[: 13 + 48] + b"!\xfe\x01x\x00" * 20_000 + GIF[13 + 48 :], "too many parts"),
+    "a GIF of one comment in 20,000 blocks": (
+        GIF[: 13 + 48] + b"!\xfe" + b"\x01x" * 20_000 + b"\0" + GIF[13 + 48 :],
+        "too many parts",
+    ),
+    "a GIF of 20,000 empty bytes": (GIF[: 13 + 48] + b"\0" * 20_000 + GIF[13 + 48 :], "too many parts"),
+    "a run-length coded BMP": (
+        struct.pack("<2sIIIIiiHHII", b"BM", 0, 0, 54, 40, 9, 9, 1, 8, 1, 0) + bytes(2**23),
+        "too large",
+    ),
+    "65 MiB": (PNG + bytes(2**26), "too large"),
+    "WebP of 8192 x 8192": (
+        b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x07\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0",
+        "too large",
+    ),
+}
+
+
+@pytest.mark.survives(
+    "a TIFF of huge tiles, a JPEG of a thousand scans, metadata that repeat their bytes, files of a million parts",
+    "skipped before decoding, counted by reason",
+)
+@pytest.mark.parametrize("fault", BOMBS)
+def test_bombs(fault):
+    data, reason = BOMBS[fault]
+    with pytest.raises(BadImage) as error:
+        decode_image(data)
+    assert error.value.reason == reason, error.value
+
+
+def test_what_programs_write_is_no_bomb():
+    """The limits are for files that nobody writes: the pixels are those of Pillow alone."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker" * 1000
+    large = noise((700, 500))
+    files = [encoded(large, "JPEG", progressive=True, exif=exif, comment=b"c" * 60_000, icc_profile=bytes(200_000))]
+    files += [encoded(large, "JPEG", restart_marker_blocks=1), before_scan(JPEG, b"\xff" * 1000)]
+    files += [encoded(large, "TIFF", compression=how) for how in (None, "tiff_lzw", "jpeg", "tiff_adobe_deflate")]
+    files += [encoded(large, "TIFF", big_tiff=True), encoded(large, "PNG", exif=exif), chunks(PNG, 5000)]
+    files += [
+        encoded(large.quantize(256), "GIF", save_all=True, append_images=[large.quantize(9)], comment=b"c" * 9000)
+    ]
+    files += [encoded(large, "BMP"), encoded(large, "WEBP", exif=exif, lossless=True)]
+    for data in files:
+        assert np.array_equal(decode_image(data), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits of memory are Linux's here")
+def test_the_largest_images_take_less_than_a_gigabyte():
+    """In a process that may take 1 GB more than its imports."""
+    code = (
+        "import io, resource; from PIL import Image; from lrvsf.data.images import *\n"
+        "def encoded(size, form, **options):\n"
+        "    out = io.BytesIO(); Image.new('RGB', size).save(out, form, **options); return out.getvalue()\n"
+        "files = [encoded((MAX_SIDE, 6144), 'WEBP', lossless=True, quality=0, method=0)]\n"
+        "files += [encoded((MAX_SIDE, MAX_SIDE), 'TIFF', compression='tiff_deflate')]\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 10**9, used + 10**9))\n"
+        "for data in files: decode_image(data).load()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == 0
+
+
+def test_too_little_memory_has_a_reason_of_its_own(monkeypatch):
+    def nothing_left(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(images.Image, "open", nothing_left)
+    with pytest.raises(BadImage, match="out of memory"):
+        decode_image(PNG)
