@@ -53,14 +53,7 @@ class FolderWriter:
     def __enter__(self) -> Self:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f"{self.folder} is in use; remove it or choose another folder")
-        if self.folder.exists():
-            try:
-                self.folder.rmdir()  # what cannot be removed now cannot be replaced after hours of work either
-            except OSError as error:
-                raise ValueError(
-                    f"{self.folder} cannot be replaced by the finished folder ({error.strerror}), as a mount point "
-                    "cannot; name a folder within it"
-                ) from error
+        _refuse_irreplaceable(self.folder)
         shutil.rmtree(self.writing, ignore_errors=True)
         self.writing.mkdir(parents=True)
         return self
@@ -94,6 +87,19 @@ class FolderWriter:
     def finish(self) -> None:
         """Completes the folder of a block that succeeded, or raises ValueError."""
         raise NotImplementedError
+
+
+def _refuse_irreplaceable(folder: Path) -> None:
+    """Finds out before hours of work what would prevent the finished folder's renaming."""
+    if folder.exists():
+        try:
+            folder.rmdir()  # it is empty
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be replaced by the finished folder ({error.strerror}), as a mount point cannot; name "
+                "a folder within it"
+            ) from error
+        folder.mkdir()
 
 
 class ProductShardWriter(FolderWriter):
@@ -343,10 +349,12 @@ def made_from(folder: str | Path, source: str) -> bool:
     """Whether the folder is finished and its note's "input" is this; False if it is not there yet.
 
     Raises:
-        ValueError: it is there, made from something else, or lacks a file or the end of one.
+        ValueError: it is there, made from something else, or lacks a file or the end of one; or it is empty and cannot
+            be replaced.
     """
     folder = Path(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
+        _refuse_irreplaceable(folder.resolve())
         return False
     manifest = read_manifest(folder)
     if manifest is None or manifest["note"].get("input") != source:
