@@ -100,6 +100,9 @@ def test_written_layout(tmp_path):
     assert len(distractors) == 20 and decode_image(distractors[0]["jpg"]).height == 48
     assert pq.read_table(tmp_path / "validation/distractors").num_rows == 4
     assert json.loads((tmp_path / "mini.json").read_text())["seed"] == 0
+    (tmp_path / "train/00000.parquet").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="is not whole: train/00000.parquet is missing or cut; remove .*mini.json"):
+        build_mini(tmp_path, SMALL)
 
 
 @pytest.mark.parametrize(

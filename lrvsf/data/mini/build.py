@@ -9,7 +9,6 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from lrvsf.data.mini.attributes import CATEGORIES, Garment, all_looks, near_miss
 from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
+from lrvsf.data.workers import worker_map
 
 JPEG_QUALITY = 88
 SHARD_ROWS = 2000
@@ -182,7 +182,7 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
     """Draws Mini LRVS-F into a folder; False if it is there already, drawn with the same settings.
 
     Args:
-        out: folder; gets train/*.parquet, validation/, test/ and mini.json (the settings, written last).
+        out: folder; gets train/*.parquet, validation/, test/ and mini.json (settings and files, written last).
         processes: how many draw; the machine's cores by default.
     """
     out = Path(out)
@@ -190,11 +190,14 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
     manifest = out / "mini.json"
     if manifest.is_file():
         found = json.loads(manifest.read_text())
+        files = found.pop("files", {})
         if found == settings:
+            if lost := [name for name, bytes_ in files.items() if _size(out / name) != bytes_]:
+                raise ValueError(f"{out} is not whole: {lost[0]} is missing or cut; remove {manifest} to draw it again")
             return False
         raise ValueError(f"{out} holds a Mini LRVS-F drawn with {found}; remove it or choose another folder")
     started = out / "mini.started"
-    stale = [path for name in ("train", "validation", "test") for path in (out / name).rglob("*.parquet")]
+    stale = _shards(out)
     if stale and not started.is_file():
         raise ValueError(f"{out} holds other data, such as {stale[0]}; choose another folder")
     for path in stale:  # of a drawing that was interrupted
@@ -212,18 +215,27 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
             (name + "/distractors/%05d.parquet", rows, partial(distractor_row, size, code + 1), DISTRACTOR_SCHEMA)
         )
     with (
-        ProcessPoolExecutor(processes or os.cpu_count()) as pool,
+        worker_map(processes) as mapper,
         tqdm(total=sum(len(garments) for _, garments, _, _ in plan), desc="drawing", unit="product") as bar,
     ):
         for pattern, garments, job, schema in plan:
-            rows = advance(bar, pool.map(job, enumerate(garments), chunksize=32))
+            rows = advance(bar, mapper(job, enumerate(garments), chunksize=32))
             per_file = SHARD_ROWS if "%" in pattern else len(garments)
             for shard, start in enumerate(range(0, len(garments), per_file)):
                 path = out / (pattern % shard if "%" in pattern else pattern)
                 write_shard(path, rows, min(per_file, len(garments) - start), schema)
-    manifest.write_text(json.dumps(settings, indent=1) + "\n")
+    drawn = {str(path.relative_to(out)): _size(path) for path in _shards(out)}
+    manifest.write_text(json.dumps({**settings, "files": drawn}, indent=1) + "\n")
     started.unlink()
     return True
+
+
+def _shards(out: Path) -> list[Path]:
+    return sorted(path for name in ("train", "validation", "test") for path in (out / name).rglob("*.parquet"))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def advance(bar: tqdm, rows: Iterator[dict]) -> Iterator[dict]:

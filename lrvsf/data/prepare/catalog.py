@@ -33,7 +33,7 @@ from lrvsf.data.prepare.shown import as_shown
 from lrvsf.data.prepare.splits import SETS, TRAIN, Shares, Shot, Splits
 from lrvsf.data.prepare.spool import Spool
 from lrvsf.data.prepare.testset import query_row
-from lrvsf.data.prepare.workers import worker_map
+from lrvsf.data.workers import worker_map
 from lrvsf.durable import locked
 
 FORMAT = 2  # raise it when the same catalog gives other bytes

@@ -31,8 +31,8 @@ from lrvsf.data.prepare.inspection import (
 )
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import read_manifest, unjoined_categories
-from lrvsf.data.prepare.workers import worker_map
 from lrvsf.data.sharing import SharedPictures
+from lrvsf.data.workers import worker_map
 
 MAX_BAD = 0.01  # share of images; training and evaluation end at the same unless told otherwise
 EXAMPLES = 3

@@ -32,8 +32,8 @@ from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, open_parquet, rows
 from lrvsf.data.prepare.shards import FolderWriter
-from lrvsf.data.prepare.workers import why_bad
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.workers import why_bad
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from lrvsf.data.mini.build import MiniSize, build_mini
+from lrvsf.durable import locked
 
 
 def mini(
@@ -24,7 +25,8 @@ def mini(
 ) -> dict[str, Any]:
     """Draw Mini LRVS-F: product shards and test sets, no download."""
     size = MiniSize(products, test_products, distractors, image_size, seed)
-    drawn = build_mini(out, size)
+    with locked(out, "prepare_lrvsf.py mini"):
+        drawn = build_mini(out, size)
     return {
         "folder": str(out),
         "drawn now": "yes" if drawn else "no, it was there already",

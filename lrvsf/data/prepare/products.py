@@ -16,10 +16,10 @@ from typer import Argument, Option
 from lrvsf.data.prepare.downloaded import Partitions, Picture, Source, distinct
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import ProductShardWriter, made_from, read_manifest
-from lrvsf.data.prepare.workers import worker_map
 from lrvsf.data.products import category_of
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
+from lrvsf.data.workers import worker_map
 from lrvsf.durable import locked
 
 NO_SIMPLE, NO_SCENE, NEITHER = "without SIMPLE image", "without scene image", "without either"

@@ -35,10 +35,10 @@ from lrvsf.data.prepare.shards import FolderWriter, ProductShardWriter, TestSetW
 from lrvsf.data.prepare.spool import Place, Spool
 from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.prepare.url_metadata import UrlMetadata
-from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
+from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 
 FORMAT = 2  # raise it when the same tars give other bytes

@@ -22,9 +22,9 @@ from lrvsf.data.prepare.downloaded import DISTRACTORS, Partitions, Picture, Sour
 from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import TestSetWriter, made_from, read_manifest
-from lrvsf.data.prepare.workers import why_bad, worker_map
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.testset import PRODUCT_COLUMNS
+from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 
 PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928

@@ -13,7 +13,7 @@ from shops import make_shop
 from lrvsf.data.prepare import downloaded
 from lrvsf.data.prepare.catalog import catalog
 from lrvsf.data.prepare.products import products
-from lrvsf.data.prepare.workers import worker_map
+from lrvsf.data.workers import worker_map
 from lrvsf.durable import InUse, locked
 
 FORK = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Decoding in other processes: the slow half of preparing, and the only half that is shared out."""
+"""Other processes that decode, or draw: the slow half of preparing data, and the only half that is shared out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from lrvsf.data.images import BadImage, decode_image
 def worker_map(processes: int | None) -> Iterator[Callable]:
     """Gives a `map` that keeps the order and runs in `processes` processes: all cores for None, this one for 1.
 
+    Like that of ProcessPoolExecutor, it takes a chunksize: how many items a worker gets at once.
+
     Raises:
         OSError: a worker was killed.
     """
     if processes is not None and processes < 1:
         raise ValueError(f"processes={processes} must be 1 or more")
     if processes == 1:
-        yield map
+        yield lambda job, *items, chunksize=1: map(job, *items)
         return
     pool = ProcessPoolExecutor(processes or os.cpu_count(), initializer=_obey_parent)
     try:
