@@ -12,6 +12,11 @@ import gc
 import logging
 from pathlib import Path
 
+from lrvsf.signals import end_at_once
+
+if __name__ == "__main__":  # the imports below take seconds
+    end_at_once("embeddings that are whole stay, and the same command goes on from them.")
+
 import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
@@ -28,7 +33,6 @@ from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.report import results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
-from lrvsf.signals import Watch
 from lrvsf.training.checkpoints import alone_in
 
 
@@ -38,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
-    ended = "embeddings that are whole stay, and the same command goes on from them."
-    with Watch(ended, at_once=True), alone_in(Path(args.output_dir), "an evaluation"):
+    with alone_in(Path(args.output_dir), "an evaluation"):
         evaluate(args, pictures, state)
     gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
     state.destroy_process_group()

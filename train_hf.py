@@ -12,6 +12,11 @@ import gc
 import sys
 from pathlib import Path
 
+from lrvsf.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once("what was saved stays.")  # the imports below take seconds
+
 import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
@@ -20,7 +25,6 @@ from lrvsf.data.products import ProductShards
 from lrvsf.data.source import training_folder, validation_set
 from lrvsf.hub.card import write_training_card
 from lrvsf.hub.push import PushError, open_repository, push_model
-from lrvsf.signals import Watch
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.checkpoints import alone_in
 from lrvsf.training.recipe import parse_recipe
@@ -33,8 +37,7 @@ from processing_condvit import CondViTProcessor
 def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
     args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
-    with Watch("what was saved stays.", at_once=True):
-        run(args, training)
+    run(args, training)
     # What still held the process group would take it down with the interpreter, whose end its threads do not survive.
     gc.collect()
     PartialState().destroy_process_group()

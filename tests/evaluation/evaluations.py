@@ -37,6 +37,7 @@ import evaluate_lrvsf
 from lrvsf.evaluation import store
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.recall import RankCounter
+from lrvsf.signals import end_at_once
 
 
 def evaluate(log: str, rank: int, fault: str, fault_at: int, flags: list[str]) -> None:
@@ -78,6 +79,7 @@ def evaluate(log: str, rank: int, fault: str, fault_at: int, flags: list[str]) -
         count(self, *block)
 
     Encoder.embed, store.write_whole, RankCounter.add = logged, around_the_writing, counted
+    end_at_once("as the script does.")
     evaluate_lrvsf.main(flags)
 
 
