@@ -31,6 +31,11 @@ class CondViTConfig(CLIPVisionConfig):
     num_condition_tokens: int = 1
     logit_scale_init_value: float = 4.6052
 
+    # Where `pipeline(TASK, trust_remote_code=True)` finds the class that knows conditions; anew, as it is written into.
+    custom_pipelines = property(
+        lambda _: {"image-feature-extraction": {"impl": "processing_condvit.CondViTPipeline", "pt": ["AutoModel"]}}
+    )
+
     def validate_architecture(self) -> None:
         """Run by `@strict` when a configuration is made, as every `validate_*`."""
         super().validate_architecture()

@@ -75,6 +75,9 @@ class CondViTVisionTower(CLIPPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Reads images (B, 3, H, W) and condition tokens (B, C, D); pools [CLS] into (B, D)."""
+        known = ("return_dict", "output_hidden_states", "output_attentions", "use_cache")  # the last is Trainer's
+        if unknown := [key for key in kwargs if key not in known and kwargs[key] is not None]:
+            raise TypeError(f"Unknown argument {unknown[0]!r}. A condition is given as category_indices.")
         hidden = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + patches, D)
         if condition_tokens is not None:
             hidden = torch.cat([hidden, condition_tokens.to(hidden.dtype)], dim=1)  # (B, 1 + patches + C, D)
@@ -148,11 +151,7 @@ class CondViTModel(CLIPPreTrainedModel):
     def add_categories(self, names: list[str], like: str | None = None) -> None:
         """Adds rows to the condition table, for training to go on with; those that are there keep every bit.
 
-        Do this before an optimizer is made: the table becomes a new parameter. The processor has names of its own:
-
-            model = CondViTModel.from_pretrained(FOLDER)
-            model.add_categories(["Belts", "Scarves"], like="Waist")
-            processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
+        Do this before an optimizer is made, as the table becomes a new parameter; give the processor the names, too.
 
         Args:
             names: the new categories, whose indices follow those of the old ones.
@@ -201,8 +200,6 @@ class CondViTModel(CLIPPreTrainedModel):
             interpolate_pos_encoding: accept any H and W, by interpolating the learned positions.
             kwargs: `return_dict`; `output_hidden_states` and `output_attentions`, which speak of `pixel_values`.
         """
-        if misspelt := [key for key in kwargs if key.startswith("categor")]:
-            raise TypeError(f"Unknown argument {misspelt[0]!r}. Give category_indices.")
         if pixel_values is None and target_pixel_values is None:
             raise ValueError("There is nothing to embed. Give pixel_values, target_pixel_values or both.")
         tokens, output = None, CondViTOutput()

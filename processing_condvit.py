@@ -1,12 +1,23 @@
 """CondViT's processor: images and category names become the model's inputs.
 
-`pad_and_resize` and `to_pixel_values` are its image path as plain functions, for evaluation. No torchvision.
+Orientation: an image is embedded as its file stores it, by every door (path, bytes, PIL image, array, `pipeline`,
+sentence-transformers). EXIF does not turn it, as it does not in the published training and evaluation: the same bytes
+give one embedding everywhere. An image that asks to be turned is warned of; `PIL.ImageOps.exif_transpose` turns it.
+`pad_and_resize` and `to_pixel_values` are the image path as plain functions, for evaluation. No torchvision.
 """
 
+import io
+import json
+import warnings
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 from PIL import Image
+from transformers import ImageFeatureExtractionPipeline
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import to_pil_image
@@ -18,6 +29,12 @@ except ImportError:
     from configuration_condvit import CATEGORIES  # in a checkout they are top-level modules
 
 IMAGE_MEAN, IMAGE_STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
+SETTINGS = ("size", "image_mean", "image_std", "return_tensors", "input_data_format")  # of one call; the rest is fixed
+FIXED = {"resample": Image.Resampling.BILINEAR, "rescale_factor": 1 / 255, "do_center_crop": False}
+# Without these two files sentence-transformers would average the last layer's tokens, which are no embedding.
+INPUTS = dict.fromkeys(("image", "image+text"), {"method": "forward", "method_output_name": "image_embeds"})
+TASK = {"transformer_task": "feature-extraction", "modality_config": INPUTS, "module_output_name": "sentence_embedding"}
+MODULE = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 
 
 def pad_and_resize(image: Image.Image, size: int) -> Image.Image:
@@ -35,6 +52,37 @@ def to_pixel_values(image: Any, mean: tuple[float, ...] = IMAGE_MEAN, std: tuple
     """An RGB image or array (H, W, 3) of 0..255 as normalised float32 (3, H, W)."""
     pixels = np.asarray(image, np.float32) / np.float32(255)
     return np.ascontiguousarray(((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1))
+
+
+def read_image(source: Any, channels: str | None = None) -> Image.Image:
+    """A path, address, bytes, open file, array or PIL image as a PIL image, as it is stored.
+
+    Arrays are (H, W), (H, W, C) or (C, H, W), by `channels` where the shape does not say: of 0 to 255, or floats to 1.
+    """
+    if hasattr(source, "ndim"):
+        array = np.atleast_3d(source)
+        if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
+            array = np.rint(255 * array)  # 0.2 as a float32 may come out below 51
+        if channels is None and source.ndim == 3:
+            channels = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+        return to_pil_image(array, input_data_format=channels or "channels_last")
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        source = urlopen(Request(source, headers={"User-Agent": "CondViT"}), timeout=60).read()
+    source = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    if not isinstance(source, Image.Image | str | Path) and not hasattr(source, "read"):
+        raise ValueError(f"{source!r:.80} is no image. Give a path, bytes, an open file, a PIL image or an array.")
+    image = source if isinstance(source, Image.Image) else Image.open(source)
+    with suppress(Exception):  # of a damaged tag, while the pixels may be good
+        if (turn := image.getexif().get(0x0112, 1)) != 1:
+            warnings.warn(f"EXIF orientation {turn} is ignored; ImageOps.exif_transpose(image) obeys it.", stacklevel=2)
+    return image
+
+
+def did_you_mean(word: Any, known: list[str]) -> str:
+    """The nearest known word as a hint, or an empty string."""
+    lower = {name.lower(): name for name in known}
+    near = get_close_matches(str(word).strip().lower(), lower, n=1)
+    return f" Did you mean {lower[near[0]]!r}?" if near else ""
 
 
 class CondViTProcessor(PilBackend):
@@ -58,36 +106,59 @@ class CondViTProcessor(PilBackend):
         """Prepares a batch: `pixel_values` (B, 3, S, S) float32 and, with categories, `category_indices` (B,) int64.
 
         Args:
-            images: one or a list: PIL images, arrays (H, W, 3) or (3, H, W), or paths and URLs.
-            categories: what to look for, one name for each image; a string for one image.
-            kwargs: `return_tensors` ("pt", "np" or None) and, for this call, `size`, `image_mean`, `image_std`.
+            images: one or a list of what `read_image` reads, or an array of images.
+            categories: what to look for: one name for all images, or a list with one for each.
+            kwargs: SETTINGS for this call; `text` is `categories` as sentence-transformers says it.
         """
-        return_tensors = kwargs.pop("return_tensors", None)
-        data = dict(self.preprocess(images, **kwargs))
+        categories = kwargs.pop("text", None) if categories is None else categories
+        if unknown := [key for key in kwargs if key not in self.valid_kwargs.__annotations__]:
+            raise TypeError(f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], ['categories', *SETTINGS])}")
+        data = dict(self.preprocess(images, **{**kwargs, "return_tensors": None}))
         if categories is not None:
-            names, count = [categories] if isinstance(categories, str) else list(categories), len(data["pixel_values"])
+            count = len(data["pixel_values"])
+            names = [categories] * count if isinstance(categories, str) else list(categories)
             if len(names) != count:
-                raise ValueError(f"Got {count} images and {len(names)} categories. Give one category for each image.")
+                raise ValueError(f"Got {count} images and {len(names)} categories. Give one for all, or one for each.")
             if unknown := [name for name in names if name not in self.categories]:
-                raise ValueError(f"Unknown category {unknown[0]!r}. This model knows {self.categories}.")
-            data["category_indices"] = [self.categories.index(name) for name in names]
-        return BatchFeature(data=data, tensor_type=return_tensors)
+                known = f"This model knows {self.categories}; for no condition, leave categories out."
+                raise ValueError(f"Unknown category {unknown[0]!r}.{did_you_mean(unknown[0], self.categories)} {known}")
+            data["category_indices"] = np.array([self.categories.index(name) for name in names], np.int64)
+        return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
 
-    def process_image(self, image: Any, **kwargs: Any) -> Image.Image:
-        """One input image as a PIL image, which PilBackend would turn into an array."""
-        if isinstance(image, Image.Image):
-            return image
-        image = np.asarray(image)
-        return to_pil_image(image, input_data_format=infer_channel_dimension_format(image, num_channels=(1, 3, 4)))
+    def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[Image.Image]:
+        """One input or many as PIL images. PilBackend would turn files by EXIF, and takes neither bytes nor (H, W)."""
+        if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+            return [image for item in images for image in self._prepare_image_like_inputs(item, **kwargs)]
+        return [read_image(images, kwargs.get("input_data_format"))]
 
     def _preprocess(self, images: list, size: Any, image_mean: Any, image_std: Any, **kwargs: Any) -> BatchFeature:
         """Replaces PilBackend's chain of general steps, which is slower and cannot pad to a square first."""
         if not size.height or size.height != size.width:
             raise ValueError(f'size={size} is not a square. Give one integer, or "height" and "width" alike.')
-        if other := [key for key in kwargs if key.startswith("do_") and kwargs[key] is (key == "do_center_crop")]:
-            raise ValueError(f"{other[0]}={kwargs[other[0]]} is not how the model was trained. Leave it out.")
+        for key, value in kwargs.items():
+            if key not in SETTINGS and value not in (None, FIXED.get(key, True)):
+                raise ValueError(f"{key}={value!r} is not how the model was trained. Leave it out.")
         pixels = [to_pixel_values(pad_and_resize(image, size.height), image_mean, image_std) for image in images]
-        return BatchFeature({"pixel_values": pixels})
+        pixels = pixels or np.empty((0, 3, size.height, size.width), np.float32)
+        return BatchFeature({"pixel_values": pixels}, tensor_type=kwargs.get("return_tensors"))
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Saves the processor, and what tells sentence-transformers that `image_embeds` is the embedding."""
+        saved = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        for name, content in {"modules.json": [MODULE], "sentence_bert_config.json": TASK}.items():
+            Path(save_directory, name).write_text(json.dumps(content, indent=2) + "\n")
+        return saved
+
+
+class CondViTPipeline(ImageFeatureExtractionPipeline):
+    """`extract(images, categories="Bags")`: transformers' own class drops `categories` in silence, and obeys EXIF."""
+
+    def _sanitize_parameters(self, categories=None, image_processor_kwargs=None, return_tensors=None, pool=None):
+        said = {} if categories is None else {"categories": categories}
+        return super()._sanitize_parameters({**(image_processor_kwargs or {}), **said}, return_tensors, pool)
+
+    def preprocess(self, image: Any, **kwargs: Any) -> BatchFeature:
+        return self.image_processor(image, return_tensors="pt", **kwargs).to(self.dtype)  # integers stay integers
 
 
 CondViTProcessor.register_for_auto_class("AutoImageProcessor")

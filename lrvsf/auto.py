@@ -9,15 +9,28 @@ installed classes are used instead, so that nothing from a checkpoint is ever ex
 The Hub files themselves must not do this: there it would silently replace a checkpoint's own code.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, ImageFeatureExtractionPipeline, Pipeline
 
 # Not from the top level, where early 5.x offers it only if torchvision is installed.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from configuration_condvit import CondViTConfig
 from modeling_condvit import CondViTModel
-from processing_condvit import CondViTProcessor
+from processing_condvit import CondViTPipeline, CondViTProcessor
 
 AutoConfig.register("condvit", CondViTConfig)
 AutoModel.register(CondViTConfig, CondViTModel)
 AutoImageProcessor.register(CondViTConfig, image_processor_classes={"pil": CondViTProcessor})
+
+
+class PipelineOfModel(ImageFeatureExtractionPipeline):
+    """What `pipeline("image-feature-extraction")` makes: CondViT's own for a CondViT, transformers' for all others."""
+
+    def __new__(cls, model, **kwargs) -> Pipeline:
+        own = model.config.model_type == "condvit"
+        return (CondViTPipeline if own else ImageFeatureExtractionPipeline)(model, **kwargs)
+
+
+CondViTConfig.custom_pipelines = {}  # it names the checkpoint's code, which `pipeline` would ask to trust
+PIPELINE_REGISTRY.supported_tasks["image-feature-extraction"]["impl"] = PipelineOfModel

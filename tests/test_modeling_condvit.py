@@ -166,6 +166,19 @@ def test_input_errors(tiny_model: CondViTModel, pixel_values: torch.Tensor) -> N
         tiny_model(torch.zeros(1, 3, 48, 48))
 
 
+@pytest.mark.parametrize("name", ["categories", "category_indexes", "input_ids", "labels", "attention_mask", "text"])
+def test_unknown_arguments_are_refused(tiny_model: CondViTModel, pixel_values: torch.Tensor, name: str) -> None:
+    """What is ignored is another embedding than the one asked for; the tower alone is asked by some libraries."""
+    for part in (tiny_model, tiny_model.vision_model):
+        with pytest.raises(TypeError, match=f"Unknown argument '{name}'. A condition is given as category_indices"):
+            part(pixel_values, **{name: INDICES})
+        part(pixel_values, **{name: None}, output_hidden_states=True, output_attentions=False, return_dict=True)
+    with pytest.raises(TypeError, match=name):
+        tiny_model(target_pixel_values=pixel_values, **{name: INDICES})
+    with pytest.raises(TypeError, match="'category_indices'"):
+        tiny_model.vision_model(pixel_values, category_indices=INDICES)
+
+
 # From CLIP
 
 
