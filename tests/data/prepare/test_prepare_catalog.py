@@ -203,7 +203,7 @@ def test_a_killed_run_ends_with_the_same_result(shop, tmp_path, monkeypatch, fun
             catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
     assert (tmp_path / "out/validation").exists() == ((function, call) in [("query_row", 10), ("product_row", 2)])
     assert not (tmp_path / "out/train").exists() and not (tmp_path / "out/catalog.json").exists()
-    (tmp_path / "out/images.writing").write_bytes(b"left by a run that nothing could catch")
+    write_image(tmp_path / "out/images.writing", b"left by a run that nothing could catch")
     report = catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
     assert same_parquet(tmp_path / "whole", tmp_path / "out")
     assert {name: report[name] for name in PARTS} == {name: whole[name] for name in PARTS}
