@@ -110,8 +110,9 @@ class Splits:
             self.shared.add(name, [number_of(shot.digest) for shot in images])
             alike.add(name, [m for shot in images for m in marks(shot.digest, shot.entry.type, category)])
         self._things = {name: group[0] for group in alike.groups() for name in group}
-        self._place({name: images for name, images in products.items() if self._is_complete(images)})
-        self._place_distractors(products)
+        groups = {name: group for group in self.shared.groups() for name in group}
+        self._place({name: images for name, images in products.items() if self._is_complete(images)}, groups)
+        self._place_distractors(products, groups)
         for name in SETS:
             self._drop_repeats(name)
         for name, other in zip(SETS, reversed(SETS), strict=True):
@@ -133,7 +134,7 @@ class Splits:
         for shot in kept:
             if shot.entry.type == SIMPLE:
                 shot.category = shot.entry.category or category
-        named = list(dict.fromkeys(shot.entry.category for shot in kept if shot.entry.category))
+        named = list(dict.fromkeys(shot.entry.category for shot in (*kept, *images) if shot.entry.category))
         if len(named) > 1:
             stands = f"{kept[0].entry.product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
             self.mixed.add("several categories", stands)
@@ -150,9 +151,8 @@ class Splits:
         self.products[f"without {lacks}"] += 1
         return False
 
-    def _place(self, products: dict[str, list[Shot]]) -> None:
+    def _place(self, products: dict[str, list[Shot]], groups: dict[str, list[str]]) -> None:
         """Puts complete products into splits, category by category and group by group."""
-        groups = {name: group for group in self.shared.groups() for name in group}
         strata: dict[str | None, dict[str, list[str]]] = defaultdict(dict)
         for name, images in products.items():
             together = [other for other in groups.get(name, [name]) if other in products]
@@ -170,12 +170,11 @@ class Splits:
         for name, images in products.items():
             self.complete[split[name]][name] = images
 
-    def _place_distractors(self, products: dict[str, list[Shot]]) -> None:
+    def _place_distractors(self, products: dict[str, list[Shot]], groups: dict[str, list[str]]) -> None:
         """Gives each SIMPLE image that cannot be trained on to a test set: its group's, if that has queries."""
         if not self.shares.validation + self.shares.test:
             return
         split = {name: part for part, complete in self.complete.items() for name in complete}
-        groups = {name: group for group in self.shared.groups() for name in group}
         for name, images in products.items():
             if name in split or not (simple := _simple(images)):
                 continue

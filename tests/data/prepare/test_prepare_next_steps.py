@@ -45,6 +45,7 @@ def test_the_recipe_is_one_that_training_takes(tmp_path):
     assert args.categories == names and args.data == str(tmp_path / "no") and args.condition == "category"
     assert args.model == "openai/clip-vit-base-patch32" and training.output_dir == "runs/no"
     assert (training.per_device_train_batch_size, training.max_steps, training.phase1_steps) == (190, 300, 30)
+    assert args.condition_init == "clip"
     assert training.learning_rate == 1e-5 and training.load_best_model_at_end and training.eval_on_start
     assert (training.eval_steps, training.save_steps, training.metric_for_best_model) == (30, 30, "R@1")
     assert "the best by R@1; of 95 queries, partly by luck" in path.read_text()
