@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 from lrvsf.signals import end_at_once
 
@@ -28,7 +29,7 @@ from lrvsf.hub.push import PushError, open_repository, push_model
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.checkpoints import alone_in
 from lrvsf.training.recipe import parse_recipe
-from lrvsf.training.resuming import final_evaluation
+from lrvsf.training.resuming import evaluation_of, final_evaluation
 from lrvsf.training.start import start_model
 from lrvsf.training.trainer import CondViTTrainer
 from processing_condvit import CondViTProcessor
@@ -72,12 +73,18 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
 
 
 def of_step(trainer: CondViTTrainer, training: CondViTTrainingArguments) -> str:
-    """Which step's weights are left, which need not be the last one's, and the validation of just these."""
-    if (entry := final_evaluation(trainer.state, training)) is None:
+    """Which step's weights are left, which need not be the last one's, the validation of just these, and the start's."""
+    entry, start = final_evaluation(trainer.state, training), evaluation_of(trainer.state, 0)
+    if entry is None:
         return ""
-    metric, value = training.metric_for_best_model, entry[f"eval_{training.metric_for_best_model}"]
-    shown = f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
-    return f" of step {entry['step']}, validation {metric} {shown},"
+    metric = training.metric_for_best_model
+    before = "" if start is None else f" ({shown(start, metric)} before the first step)"
+    return f" of step {entry['step']}, validation {metric} {shown(entry, metric)}{before},"
+
+
+def shown(entry: dict[str, Any], metric: str) -> str:
+    value = entry[f"eval_{metric}"]
+    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
 
 
 if __name__ == "__main__":

@@ -269,6 +269,12 @@ def test_of_equal_scores_the_one_of_lower_loss_is_the_best(train, scripted, tmp_
     assert "trained 6 steps; the model of step 4, " in capsys.readouterr().out
 
 
+def test_the_score_before_the_first_step_is_told_beside_the_best(train, scripted, tmp_path, capsys):
+    scripted(0.6, 0.1, 0.5)
+    train(tmp_path, max_steps=2, eval_on_start=True, **EACH_STEP)
+    assert "the model of step 2, validation R@1 50.0 % (60.0 % before the first step), is in" in capsys.readouterr().out
+
+
 def test_a_run_of_few_steps_is_warned_of(train, tmp_path, caplog):
     train(tmp_path, max_steps=2)
     assert "This run has 2 steps, of 7 pairs each: a model hardly moves in fewer than 50. Take a smaller" in caplog.text

@@ -20,7 +20,7 @@ LOG = [
 
 @pytest.fixture
 def write(tmp_path, make_model):
-    """write(log, steps, **training flags) -> the card of a run of so many steps."""
+    """write(log, steps, **training flags) -> the card of a run that ended at this step."""
 
     def write(log, data="data/mini", dataset_name=None, steps=25, **flags):
         args = ModelArguments(model="openai/clip-vit-base-patch32", data=data, dataset_name=dataset_name)
