@@ -73,7 +73,7 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
 
 
 def of_step(trainer: CondViTTrainer, training: CondViTTrainingArguments) -> str:
-    """Which step's weights are left, which need not be the last one's, the validation of just these, and the start's."""
+    """Which step's weights are left, which need not be the last one's, with their score and that of the start."""
     entry, start = final_evaluation(trainer.state, training), evaluation_of(trainer.state, 0)
     if entry is None:
         return ""
