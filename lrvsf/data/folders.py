@@ -43,11 +43,15 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
     named in the log.
 
     Raises:
-        OSError: the folder cannot be read.
+        OSError: the folder cannot be read, or an entry is a pipe or device, at which a reader would wait for ever.
     """
     if not folder.is_dir():
         return []
-    return [folder / name for name in content_names(os.listdir(folder), str(folder)) if fnmatchcase(name, pattern)]
+    names = content_names(os.listdir(folder), str(folder))
+    found = [folder / name for name in names if fnmatchcase(name, pattern)]
+    if odd := [path for path in found if path.exists() and not path.is_file() and not path.is_dir()]:
+        raise OSError(f"{odd[0]} is {DEVICE}; remove it")
+    return found
 
 
 def content_names(names: list[str], folder: str) -> list[str]:
@@ -73,8 +77,8 @@ def matching_below(folder: Path, pattern: str) -> list[Path]:
 
     def skip(reason: str, where: str) -> None:
         if reason == UNREADABLE or (reason in (NOWHERE, DEVICE) and fnmatchcase(Path(where).name, pattern)):
-            raise OSError(f"{folder / where} is a {reason}; repair or remove it")
-        logger.warning("Passed over %s, a %s.", printable(str(folder / where)), reason)
+            raise OSError(f"{folder / where}: {reason}; repair or remove it")
+        logger.warning("Passed over %s: %s.", printable(str(folder / where)), reason)
 
     if not folder.exists():
         return []

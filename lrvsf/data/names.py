@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from numbers import Integral
 from typing import Any
@@ -25,6 +25,8 @@ NOTHING = {"nan", "-nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "n
 # number such as 12E5 has none.
 SHORTENED = re.compile(r"[+-]?\d+([.,]\d+)?[eE]\+\d+")
 FLOAT = re.compile(r"[+-]?(\d+)\.0+")
+SEPARATOR = re.compile(r"[,;|]")
+WHOLE = re.compile(r"^(\d+)\.0+$")
 # Characters that move, hide or turn round what stands next to them, on a screen or in a file.
 CONTROLS = {"Cc", "Zl", "Zp"}
 TURNING = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -142,11 +144,13 @@ def _is_control(character: str) -> bool:
 
 
 def appearance(name: str, case: bool = False) -> str:
-    """What a reader sees of a name: without invisible characters, accents and widths in one form, blanks joined.
+    """What a reader sees of a name: without invisible characters, accents and widths in one form, blanks joined, and
+    12.0 as 12.
 
     Args:
         case: whether capitals count.
     """
+    name = WHOLE.sub(r"\1", name)
     if name.isascii():
         return " ".join((name if case else name.lower()).split())
     form = unicodedata.normalize("NFKC", name)
@@ -166,6 +170,13 @@ def lookalikes(names: Iterable[str], case: bool = False) -> list[list[str]]:
     for name in names:
         groups[appearance(name, case)].add(name)
     return [sorted(groups[seen]) for seen in sorted(groups) if len(groups[seen]) > 1]
+
+
+def lists_of_others(names: Collection[str]) -> list[str]:
+    """Those names that are lists of other ones: 'Bags, Head' where 'Bags' and 'Head' are names too."""
+    seen = {appearance(name) for name in names}
+    parts = {name: [appearance(part) for part in SEPARATOR.split(name)] for name in names if SEPARATOR.search(name)}
+    return sorted(name for name, others in parts.items() if seen.issuperset(others))
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets.data_files import DataFilesList
 
-from lrvsf.data.folders import content_names, place_of
+from lrvsf.data.folders import content_names, files_in, place_of
 from lrvsf.data.images import TooManyBadImages, reasons_table
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.data.parquet import DAMAGE, wrong_types
@@ -153,16 +154,19 @@ def product_files(folder: str) -> list[str]:
     """
     filesystem, path = place_of(str(folder))
     # Listed, not matched: in a pattern the brackets of "data [spring]" would mean one of six letters.
-    there = filesystem.ls(path, detail=False) if filesystem.isdir(path) else []
-    places = {place.rstrip("/").rpartition("/")[2]: place for place in there}
-    names = content_names(list(places), str(folder))
-    files = [name for name in names if name.endswith(".parquet")] or [name for name in names if name.endswith(".tar")]
+    if "file" in filesystem.protocol:
+        files = [*map(str, files_in(Path(path), "*.parquet") or files_in(Path(path), "*.tar"))]
+    else:
+        there = filesystem.ls(path, detail=False) if filesystem.isdir(path) else []
+        places = {place.rstrip("/").rpartition("/")[2]: filesystem.unstrip_protocol(place) for place in there}
+        names = content_names(list(places), str(folder))
+        endings = ([name for name in names if name.endswith(ending)] for ending in (".parquet", ".tar"))
+        files = [places[name] for name in next(filter(None, endings), ())]
     if not files:
         raise FileNotFoundError(f"no *.parquet and no *.tar in {folder}; write product shards with prepare_lrvsf.py")
-    if chained := [name for name in files if "::" in name]:
-        raise ValueError(f"{folder}/{chained[0]} has '::' in its name, which is read as two places; rename it")
-    local = "file" in filesystem.protocol
-    return [places[name] if local else filesystem.unstrip_protocol(places[name]) for name in files]
+    if chained := [file for file in files if "::" in file]:
+        raise ValueError(f"{chained[0]} has '::' in its name, which is read as two places; rename it")
+    return files
 
 
 def _stream(files: list[str]) -> datasets.IterableDataset:

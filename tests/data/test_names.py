@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lookalikes, quoted, text
+from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lists_of_others, lookalikes, quoted, text
 from lrvsf.data.parquet import rows
 
 
@@ -91,7 +91,13 @@ def test_lookalikes():
         ["Bag", "Bag\ufe0f"],
         ["STRASSE", "Stra\u00dfe"],
     ]
+    assert lookalikes(["12", "12.0", "012", "1.20", "1.2"], case=True) == [["12", "12.0"]]
     assert lookalikes([]) == lookalikes(["Bags", "Bags"]) == []
+
+
+def test_lists_of_others():
+    names = ["Bags", "Head", "Bags, Head", "bags;HEAD", "Bags / Neck", "Men, women", "Head,"]
+    assert lists_of_others(names) == ["Bags, Head", "bags;HEAD"] and lists_of_others([]) == []
 
 
 def test_did_you_mean():

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import os
 import tarfile
 
 import fsspec
@@ -246,3 +247,11 @@ def test_an_image_of_a_tar_is_not_taken_from_the_disk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ((_, row),) = ProductShards.scan(str(tmp_path / "train")).read(0)
     assert [image["image"]["bytes"] for image in row["images"]] == [encoded("red"), encoded("blue")]
+
+
+@pytest.mark.survives("a pipe or device among the files of a data folder", "refused; nothing waits for it")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write(tmp_path / "train", [product("p")], files=1)
+    os.mkfifo(tmp_path / "train/1.parquet")
+    with pytest.raises(OSError, match="1.parquet is neither file nor folder; remove it"):
+        product_files(str(tmp_path / "train"))

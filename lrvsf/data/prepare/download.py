@@ -19,6 +19,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,7 @@ def download(
         pace = {"processes_count": processes, "thread_count": threads, "timeout": timeout, "retries": retries}
         settings = {**_settings(image_size, file_rows), **pace}
         work = out.with_name(out.name + ".unfinished")
+        _check_one_disk(work, out)
         tally = Tally()
         with Failures(out / "failures.csv") as failures:
             number = 1
@@ -96,6 +98,24 @@ def download(
         report = {"folder": str(out), **tally.report()}
         write_report(out / "download.json", report)
     return report
+
+
+def _check_one_disk(work: Path, out: Path) -> None:
+    """Finds out before hours of downloading whether a finished round can be renamed from one folder into the other.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    probe = work / "probe"
+    probe.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(probe, out / "probe")
+    except OSError as error:
+        raise ValueError(
+            f"what is downloaded into {work} cannot be moved to {out} ({error.strerror}), as into a mount point it "
+            "cannot; name a folder within it"
+        ) from error
+    (out / "probe").rmdir()
 
 
 def split_outcomes(
@@ -193,11 +213,13 @@ class Failures:
         self._writer.writerow({name: _no_formula(cell) for name, cell in row.items()})
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        self._file.close()
         if kind is None:
+            self._file.close()
             os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
+            return
+        with suppress(OSError):  # of a full disk, whose first error is on its way
+            self._file.close()
+        self._temporary.unlink()
 
 
 def _no_formula(cell: Any) -> Any:

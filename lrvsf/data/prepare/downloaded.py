@@ -41,7 +41,7 @@ PARTITIONS = 128  # fewer where so many files may not be open at once; the produ
 OTHER_FILES = 32  # that are open besides
 BATCH_ROWS = 64
 BATCH_BYTES = 2**20  # of images that wait for their batch, in each partition
-FORMAT = 1  # raise it when the partitions or what is made of them change
+FORMAT = 2  # raise it when the partitions or what is made of them change
 TYPES = (SIMPLE, *SCENES)
 DISTRACTORS = "_distractors"  # ends the name of a split in which rows need not belong to a product
 
@@ -122,7 +122,7 @@ class Partitions:
     def of(cls, source: Source, work: Path) -> Partitions:
         """Those that an earlier run left in `work`, if the source is still the same, or new ones."""
         described = work / "partitions.json"
-        if not described.is_file() or json.loads(described.read_text())["input"] != source.fingerprint():
+        if not _whole(described, source.fingerprint()):
             if described.is_file():
                 rmtree(work)
             with _PartitionWriter(work, source) as writer:
@@ -149,6 +149,15 @@ class Partitions:
                         urls = groupby(rows, key=itemgetter("split", "url"))
                         pictures = [_picture(list(rounds)) for _, rounds in urls]
                         yield product_id, sorted(pictures, key=lambda picture: (_rank(picture.type), picture.url))
+
+
+def _whole(described: Path, fingerprint: str) -> bool:
+    """Whether partitions are of this source, and all there."""
+    if not described.is_file():
+        return False
+    numbers = json.loads(described.read_text())
+    there = {path.name: path.stat().st_size for path in described.parent.glob("*.arrow")}
+    return numbers["input"] == fingerprint and numbers["files"] == there
 
 
 def distinct(pictures: list[Picture]) -> list[Picture]:
@@ -238,7 +247,8 @@ class _PartitionWriter(FolderWriter):
 
     def finish(self) -> None:
         skipped = {"other splits": dict(self.other_splits), "unusable": dict(self.unusable)}
-        described = {"input": self.input, "rows": self.rows, "skipped": skipped}
+        files = {path.name: path.stat().st_size for path in self.writing.iterdir()}
+        described = {"input": self.input, "rows": self.rows, "skipped": skipped, "files": files}
         (self.writing / "partitions.json").write_text(json.dumps(described, indent=1) + "\n")
 
 

@@ -22,7 +22,16 @@ from PIL import Image
 
 from lrvsf.data.folders import files_below
 from lrvsf.data.images import FORMATS, BadImage
-from lrvsf.data.names import UnusableCell, identifier, identifiers, lookalikes, printable, quoted, texts
+from lrvsf.data.names import (
+    UnusableCell,
+    identifier,
+    identifiers,
+    lists_of_others,
+    lookalikes,
+    printable,
+    quoted,
+    texts,
+)
 from lrvsf.data.prepare.tables import CsvTable, check_columns, image_column, parquet_rows
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.tars import MAX_MEMBER_BYTES
@@ -32,6 +41,7 @@ OPTIONAL = ("category", "text")
 ROLES = {"product": SIMPLE, "scene": SCENES[0], **{kind.lower(): kind for kind in (SIMPLE, *SCENES)}}
 # Pillow opens an MPO as the JPEG that it begins as, and so does not list it among what it can open.
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
+TEXT = (".csv", ".tsv")
 EXAMPLES = 3
 OUTSIDE = "path out of the folder of images; name that folder with --images"
 
@@ -100,7 +110,7 @@ class Listing:
 
     def images(self) -> Iterator[str | bytes | None]:
         """For each entry the path of its image, or its bytes, or None where the cell is empty."""
-        if not self.source.is_file() or self.source.suffix.lower() == ".csv":
+        if not self.source.is_file() or self.source.suffix.lower() in TEXT:
             yield from (entry.path for entry in self.entries)
             return
         cells = enumerate(row["image"] for row in parquet_rows(self.source, ["image"]))
@@ -137,13 +147,13 @@ def read_listing(source: Path, scene_pattern: str, images: Path | None = None) -
     if source.is_dir():
         _list_folder(listing, scene_pattern)
     elif not source.is_file():
-        raise FileNotFoundError(f"there is no {source}; give a .csv or .parquet table, or a folder of images")
-    elif source.suffix.lower() == ".csv":
+        raise FileNotFoundError(f"there is no {source}; give a .csv, .tsv or .parquet table, or a folder of images")
+    elif source.suffix.lower() in TEXT:
         _list_csv(listing)
     elif source.suffix.lower() == ".parquet":
         _list_parquet(listing)
     else:
-        raise ValueError(f"{source} is neither .csv nor .parquet nor a folder; save the table as one of them")
+        raise ValueError(f"{source} is neither .csv, .tsv nor .parquet nor a folder; save the table as one of them")
     _refuse_lookalikes(listing)
     return listing
 
@@ -261,7 +271,8 @@ def read_file(path: str, folder: Path) -> bytes:
 
 
 def _refuse_lookalikes(listing: Listing) -> None:
-    """Refuses ids and categories that a reader takes for one: they would be two products, or two conditions.
+    """Refuses ids and categories that a reader takes for one: they would be two products, or two conditions. And a
+    category that is a list of others, for a picture has one.
 
     Raises:
         ValueError: with the names, in which what cannot be seen is written out, and how many rows have them.
@@ -276,6 +287,11 @@ def _refuse_lookalikes(listing: Listing) -> None:
             raise ValueError(
                 f"{listing.source} writes {len(groups):,} {what} names in several ways, which would be told apart: "
                 f"{shown}. Write each in one way"
+            )
+        if what == "category" and (lists := lists_of_others(counts)):
+            raise ValueError(
+                f"{listing.source} has {len(lists):,} categories that are lists of others, such as {quoted(lists[0])} "
+                f"({counts[lists[0]]:,} images); give each picture the one that a query will name"
             )
 
 

@@ -44,10 +44,10 @@ class ListWriter:
     """
 
     def __init__(self, folder: Path, shuffle: bool = False) -> None:
-        self.folder, self.shuffle = folder, shuffle
+        self.folder, self.shuffle = folder.resolve(), shuffle
         self.files = self.rows = 0
         self._waiting: list[dict[str, Any]] = []
-        self._temporary = folder.with_name(folder.name + ".tmp")
+        self._temporary = self.folder.with_name(self.folder.name + ".tmp")
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
 

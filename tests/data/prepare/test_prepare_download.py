@@ -4,6 +4,7 @@ test_prepare_img2dataset.py runs the real one.
 """
 
 import csv
+import errno
 import http.client
 import io
 import json
@@ -422,3 +423,21 @@ def test_bodies_are_bounded(monkeypatch):
     with pytest.raises(TimeoutError) as error:
         body(b"X: y", b"abcd")
     assert reason("failed_to_download", str(error.value)) == "timeout"
+
+
+@pytest.mark.survives("images are downloaded into a mount point", "refused before anything is fetched")
+def test_a_folder_on_another_disk_is_refused_at_once(tmp_path, monkeypatch):
+    def across(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    lists = ListWriter(tmp_path / "lists/urls")
+    lists.write({name: None for name in url_lists.URL_SCHEMA.names} | {"url": "http://a/1", "captions": []})
+    lists.close()
+    monkeypatch.setattr(step, "ensure_environment", lambda _: Path("python"))
+    monkeypatch.setattr(step, "run_img2dataset", None)
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: across() if old.name == "probe" else replace(old, new))
+    with pytest.raises(
+        ValueError, match="cannot be moved to .*/out .Invalid cross-device link., as into a mount point"
+    ):
+        download(tmp_path / "lists", tmp_path / "out")

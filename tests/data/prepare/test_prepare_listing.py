@@ -206,7 +206,7 @@ def test_tables_that_give_nothing_are_refused_with_the_remedy(tmp_path, content,
 
 
 def test_requests_that_make_no_sense_are_refused(shop, tmp_path):
-    with pytest.raises(FileNotFoundError, match="give a .csv or .parquet table"):
+    with pytest.raises(FileNotFoundError, match="give a .csv, .tsv or .parquet table"):
         catalog(tmp_path / "none.csv", tmp_path / "out")
     with pytest.raises(ValueError, match="leave some of 1"):
         catalog(shop, tmp_path / "out", validation=0.5, test=0.5)

@@ -272,3 +272,19 @@ def test_ids_of_float_columns(tmp_path, encoded, downloaded_row, write_download)
         report = products(tmp_path / "in", tmp_path / str(kind), processes=1)
         assert [row["product_id"] for row in rows_of(tmp_path / str(kind) / "train")] == ["12"]
         assert list(report["unusable"].values()) == [2]
+
+
+@pytest.mark.survives(
+    "partitions of a killed run have lost a file, or the end of one", "made again; no product is lost"
+)
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-8])])
+def test_partitions_are_not_believed_by_their_list_alone(many, tmp_path, monkeypatch, damage):
+    folder, _ = many
+    products(folder, tmp_path / "whole", processes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProductShardWriter, "finish", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            products(folder, tmp_path / "out", processes=1)
+    damage(next((tmp_path / "out/train.partitions").glob("*.arrow")))
+    products(folder, tmp_path / "out", processes=1)
+    assert contents(tmp_path / "out/train") == contents(tmp_path / "whole/train")

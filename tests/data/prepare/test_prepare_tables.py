@@ -257,3 +257,17 @@ def test_paths_may_start_from_another_folder(tmp_path, encoded):
 def test_the_separator_is_the_one_of_the_head(tmp_path):
     (tmp_path / "t.csv").write_text("product_id;image;role;a,b,c,d,e,f\n")
     assert CsvTable(tmp_path / "t.csv", ("product_id", "image", "role")).separator == ";"
+
+
+def test_a_list_of_categories_is_no_category(tmp_path):
+    rows = [("p", "a", "product", name, "") for name in ("Bags", "Head", "Bags, Head", "Men, women")]
+    with pytest.raises(ValueError, match="1 categories that are lists of others, such as 'Bags, Head' .1 images."):
+        listed(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_a_table_of_tabs_is_read_under_its_own_name(tmp_path, encoded):
+    for number in range(2):
+        write_image(tmp_path / f"{number}.jpg", encoded(number))
+    (tmp_path / "t.TSV").write_text("product_id\timage\trole\np\t0.jpg\tproduct\np\t1.jpg\tscene\n")
+    catalog(tmp_path / "t.TSV", tmp_path / "out", validation=0, test=0, processes=1)
+    assert shards_of(tmp_path / "out").keys() == {"p"}
