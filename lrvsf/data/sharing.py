@@ -80,11 +80,10 @@ class SharedPictures:
         same = np.flatnonzero(numbers[order][1:] == numbers[order][:-1])
         return list(zip(owners[order[same]].tolist(), owners[order[same + 1]].tolist(), strict=True))
 
-    def also_in(self, other: SharedPictures) -> list[str]:
-        """The products here of which some picture is there too, in the order of adding."""
+    def also_in(self, other: SharedPictures) -> list[int]:
+        """The numbers, in the order of adding, of the products here of which some picture is there too."""
         numbers, owners = np.array(self._numbers, np.uint64), np.array(self._owners, np.int64)
-        found = np.isin(numbers, np.array(other._numbers, np.uint64))
-        return [self.products[index] for index in np.unique(owners[found])]
+        return np.unique(owners[np.isin(numbers, np.array(other._numbers, np.uint64))]).tolist()
 
     def report(self) -> dict[str, Any]:
         """One part of a report; empty if no product shares a picture."""

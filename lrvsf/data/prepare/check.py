@@ -132,7 +132,7 @@ class Part:
         """Adds the faults that only the whole shows."""
         self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
         if same := self.pictures[DISTRACTORS].also_in(self.targets):
-            self.notes["distractors that are the very image of a target"] = same
+            self.notes["distractors that are the very image of a target"] = [f"row {number}" for number in same]
         for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
             self.faults[f"{what} that a reader takes for one"] += _alike(names, case)
         bad = [name for names in self.bad.values() for name in names]
@@ -247,10 +247,11 @@ def _compare(parts: list[Part], max_bad: float) -> None:
             judged.faults[f"categories that a reader takes for one of {other.name}"] = alike
         if common := sorted(first.ids.keys() & second.ids.keys()):
             judged.faults[f"products that are also in {other.name}"] = common
-        if leaked := judged.shown().also_in(other.shown()):
+        shown = judged.shown()
+        if leaked := [shown.products[number] for number in shown.also_in(other.shown())]:
             title = f"products with a picture that is also in {other.name}"
             judged.notes[title] = leaked
-            if len(leaked) > max_bad * len(judged.shown().products):
+            if len(leaked) > max_bad * len(shown.products):
                 judged.faults[f"{title}, more than {100 * max_bad:g}%"] = judged.notes.pop(title)
 
 

@@ -50,7 +50,8 @@ class Found:
         images: (type, category) -> how many.
         image_bytes: of all images; in a quick look, with the few bytes of Parquet's own.
         shorter, longer: pixels of a side -> how many images; empty after a quick look.
-        pictures: (product id or place, numbers of its pictures, a query's target first); empty after a quick look.
+        pictures: (product id or place, numbers of its pictures, a query's target first), without names of distractors,
+            which can be millions; empty after a quick look.
         bad: (reason, product id or place) of images that cannot be decoded; after a quick look, of missing ones.
         digests: of the rows, of shards; empty after a quick look.
         damage: why the rest of the row group could not be read, or None.
@@ -140,7 +141,9 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
     for _, _, cell in images:
         _look_at_image(cell, found, name)
     data = (_bytes(cell) for _, _, cell in images)
-    found.pictures.append((name, [number_of(hashlib.sha256(d).digest()) for d in data if d]))
+    found.pictures.append(
+        ("" if kind == DISTRACTORS else name, [number_of(hashlib.sha256(d).digest()) for d in data if d])
+    )
     if kind == SHARD and all(i is not None and i["image"] is not None for i in row["images"] or ()):
         found.digests += row_digest(row)
 

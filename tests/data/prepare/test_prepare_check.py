@@ -231,7 +231,7 @@ def test_pictures_that_are_shared_are_counted_and_named(root, encoded):
         "products": 2, "groups": 1, "in the largest group": 2, "such as": "p0, p3"
     }  # fmt: skip
     same = report["test"]["distractors that are the very image of a target"]
-    assert same == {"count": 1, "such as": "00000.parquet, row group 0, row 2"}
+    assert same == {"count": 1, "such as": "row 2"}
     assert title not in check(root, quick=True)["test"]
 
 
