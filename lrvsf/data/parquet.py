@@ -1,27 +1,162 @@
-"""Parquet files that hold images: opened so that a row group is never in memory at once, and what damage raises."""
+"""Parquet files that hold images: read in bounded memory, whatever a file claims to hold, and what damage raises."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-# Text that is not UTF-8 is noticed only where it becomes Python's, and Python says so in its own way.
-DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+from lrvsf.data.parquet_pages import Unfolded, unfolded
+
+# Text that is not UTF-8 is noticed only where it becomes Python's, and Python says so in its own way. What a file
+# unfolds to can be more memory than there is.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)
 
 BUFFER_BYTES = 2**20
+BATCH_BYTES = 2**27  # of a column's cells in memory at a time
+MAX_PAGE_BYTES = 2**29  # a page is read as a whole, whoever reads; pandas writes up to 1,024 images into one
+MAX_BYTES = 2**30  # of a column that is read as a whole, and of what a dictionary makes of a few rows
+MAX_EMPTY_VALUES = 2**18  # of a column in a row group, beyond a value for each byte, or 64 in the list of each row
+FEW_ROWS = 16
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
+class ParquetBomb(OSError):
+    """A file holds, or claims to hold, far more than its bytes can mean."""
+
+
+class BoundedFile(pq.ParquetFile):
+    """A Parquet file of which no row group is in memory at once, and whose pages are looked at before they are read.
+
+    Attributes:
+        source: its path, or an open file.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO, **options: Any) -> None:
+        super().__init__(source, **options)
+        self.source, self._opened = source, None
+        columns = [self.schema.column(i) for i in range(len(self.schema))]
+        self._in_lists = {column.path: column.max_repetition_level > 0 for column in columns}
+        self._size = self._file().seek(0, io.SEEK_END)
+
+    def iter_batches(
+        self,
+        batch_size: int = 64,
+        row_groups: Sequence[int] | None = None,
+        columns: list[str] | None = None,
+        use_threads: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of at most `batch_size` rows, fewer where cells are large.
+
+        Raises:
+            ParquetBomb: a page over `MAX_PAGE_BYTES`, lists of very many values, or a dictionary that stands for more
+                than `MAX_BYTES` in a few rows.
+        """
+        for group in range(self.metadata.num_row_groups) if row_groups is None else row_groups:
+            size = min(batch_size, self._rows_in_memory(group, columns))
+            yield from super().iter_batches(size, [group], columns, use_threads=use_threads)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """A few small columns as a whole. Raises ParquetBomb as `iter_batches`, and for more than `MAX_BYTES`."""
+        batches, size = [], 0
+        for batch in self.iter_batches(2**16, columns=columns):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                raise ParquetBomb(f"{', '.join(columns or ['its columns'])} take more than {MAX_BYTES >> 30} GiB")
+        table = pa.Table.from_batches(batches) if batches else self.schema_arrow.empty_table()
+        return table if columns is None else table.select(columns)
+
+    def close(self, force: bool = False) -> None:
+        if self._opened:
+            self._opened.close()
+        super().close(force=force)
+
+    def check_whole(self, group: int, columns: list[str]) -> None:
+        """For a reader that takes a row group at once: refuses one that unfolds to far more than it stores.
+
+        Raises:
+            ParquetBomb: to more than `MAX_BYTES` and four times what it stores.
+        """
+        chunks = self._chunks(group, columns)
+        limit, size = max(MAX_BYTES, 4 * sum(chunk.total_compressed_size for chunk in chunks)), 0
+        for chunk in chunks:
+            pages = self._pages(group, chunk)
+            size += pages.plain + pages.prefixed
+            # What a dictionary stands for is counted only where the guess, each value the largest, is above the limit.
+            size += pages.indexed if pages.indexed <= limit else sum(self._indexed(group, chunk))
+        if size > limit:
+            raise ParquetBomb(f"row group {group} unfolds to {size} bytes, at most {limit} at once")
+
+    def check_footer(self, group: int, columns: list[str]) -> None:
+        """What `check_whole` refuses, as far as the footer tells, which is quick for remote files too."""
+        chunks = self._chunks(group, columns)
+        stored, size = sum(c.total_compressed_size for c in chunks), sum(c.total_uncompressed_size for c in chunks)
+        if size > max(MAX_BYTES, 4 * stored):
+            raise ParquetBomb(f"row group {group} unfolds from {stored} to {size} bytes")
+
+    def _rows_in_memory(self, group: int, columns: list[str] | None) -> int:
+        """How many rows of a row group may be in memory at a time."""
+        largest = max([self._pages(group, chunk).value for chunk in self._chunks(group, columns)], default=1)
+        return max(1, BATCH_BYTES // max(largest, 1))
+
+    def _pages(self, group: int, chunk: pq.ColumnChunkMetaData) -> Unfolded:
+        """A column's pages, if they are not too large for any reader."""
+        rows, path = self.metadata.row_group(group).num_rows, chunk.path_in_schema
+        pages, in_lists = unfolded(self._file(), chunk), self._in_lists.get(path, True)
+        most = MAX_EMPTY_VALUES + 64 * rows if in_lists else max(MAX_EMPTY_VALUES, self._size)
+        where = f"column {path} of row group {group}"
+        if pages.largest_page > MAX_PAGE_BYTES:
+            raise ParquetBomb(f"{where} has a page of {pages.largest_page} bytes, at most {MAX_PAGE_BYTES}")
+        if rows > max(MAX_EMPTY_VALUES, self._size) or pages.values > most:
+            raise ParquetBomb(f"{where} has {max(rows, pages.values)} values in a file of {self._size} bytes")
+        # A row of lists is read as a whole, however many values it has.
+        if in_lists and pages.prefixed > MAX_BYTES:
+            raise ParquetBomb(f"{where} is encoded as DELTA_BYTE_ARRAY; write it plain")
+        if in_lists and pages.indexed > MAX_BYTES and max(self._indexed(group, chunk)) > MAX_BYTES:
+            raise ParquetBomb(
+                f"{where} has a dictionary that stands for more than {MAX_BYTES} bytes in {FEW_ROWS} rows"
+            )
+        return pages
+
+    def _indexed(self, group: int, chunk: pq.ColumnChunkMetaData) -> Iterator[int]:
+        """Bytes of the values of every few rows of a column, its dictionary's repeated; none is unfolded."""
+        path = chunk.path_in_schema
+        with pq.ParquetFile(self.source, read_dictionary=[path], pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+            for batch in file.iter_batches(FEW_ROWS, [group], [path], use_threads=False):
+                column = batch.column(0)
+                while not pa.types.is_dictionary(column.type):
+                    column = column.field(0) if pa.types.is_struct(column.type) else column.flatten()
+                lengths = pc.binary_length(column.dictionary)
+                yield pc.sum(lengths.take(column.indices)).as_py() or 0
+
+    def _chunks(self, group: int, columns: list[str] | None) -> list[pq.ColumnChunkMetaData]:
+        row_group = self.metadata.row_group(group)
+        chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+        return [
+            chunk
+            for chunk in chunks
+            if columns is None or any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)
+        ]
+
+    def _file(self) -> BinaryIO:
+        if hasattr(self.source, "read"):
+            return self.source
+        self._opened = self._opened or open(self.source, "rb")  # noqa: SIM115 - closed with this
+        return self._opened
+
+
+def open_parquet(path: str | Path) -> BoundedFile:
     """The file, read page by page. pyarrow's default reads whole row groups, and pandas writes a file as one.
 
     Raises:
         one of DAMAGE: it is not a whole Parquet file.
     """
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    return BoundedFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Iterable[str]) -> str | None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ from datasets.data_files import DataFilesList
 from lrvsf.data.folders import content_names, files_in, place_of
 from lrvsf.data.images import TooManyBadImages, reasons_table
 from lrvsf.data.names import did_you_mean, quoted
-from lrvsf.data.parquet import DAMAGE, wrong_types
-from lrvsf.data.schema import PRODUCT_FEATURES, SCENES, SIMPLE
+from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, wrong_types
+from lrvsf.data.schema import MAX_IMAGES, PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ IMAGE_BYTES = "images.list.element.image.bytes"
 TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
 JUDGE_FROM = 100  # faulty products before their share is judged
 NOT_ASKED_FOR = "no SIMPLE image of a known category"
+SCAN_ROWS = 1024
 SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
 
 # (product_id, types, categories) of one row
@@ -52,6 +54,8 @@ Structure = tuple[str, list[str], list[str | None]]
 
 def fault(types: list[str], categories: list[str | None], known: list[str] | None) -> str | None:
     """Why a product gives no training pair, or None if it does. `known`: the categories to condition on, if any."""
+    if len(types) > MAX_IMAGES:
+        return f"more than {MAX_IMAGES:,} images"
     if SIMPLE not in types:
         return "no SIMPLE image"
     if not any(kind in SCENES for kind in types):
@@ -137,12 +141,21 @@ class ProductShards:
         """(row number, row) of a unit, undecoded; ends early with a warning where the shard is damaged."""
         number = int(self.starts[unit])
         try:
+            _check_unit(self.units[unit])
             for row in self.stream.shard(num_shards=len(self.units), index=unit):
                 yield number, row
                 number += 1
         except DAMAGE as error:
             lost = int(self.starts[unit + 1]) - number
             logger.warning("%s: %s. Lost %d products; write this file again.", self.units[unit], error, lost)
+
+
+def _check_unit(name: str) -> None:
+    """Raises ParquetBomb: `datasets` reads a row group at once, so what it unfolds to is looked at before."""
+    file, _, group = name.rpartition(", part ")
+    if file.endswith(".parquet") and os.path.exists(file):  # of remote files the scan has looked at the footers
+        with open_parquet(file) as parquet:
+            parquet.check_whole(int(group), list(UNDECODED))
 
 
 def product_files(folder: str) -> list[str]:
@@ -200,13 +213,19 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
             if lost:
                 logger.warning("%s: %d products; skipped %s.", file, len(rows), dict(lost.most_common()))
             return [rows]
-        with fsspec.open(file, "rb") as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
+        with fsspec.open(file, "rb") as handle, BoundedFile(handle, pre_buffer=True) as parquet:
             if why := wrong_columns(parquet):
                 raise ValueError(f"{file} {why}. Write product shards with prepare_lrvsf.py")
-            tables = [parquet.read_row_group(i, STRUCTURE).to_pylist() for i in range(parquet.num_row_groups)]
+            tables = [_structures(parquet, group) for group in range(parquet.num_row_groups)]
     except DAMAGE as error:
         return error
-    return [[_structure_of(row) for row in rows] for rows in tables]
+    return tables
+
+
+def _structures(parquet: BoundedFile, group: int) -> list[Structure]:
+    parquet.check_footer(group, list(UNDECODED))
+    batches = parquet.iter_batches(SCAN_ROWS, [group], STRUCTURE, use_threads=False)
+    return [_structure_of(row) for batch in batches for row in batch.to_pylist()]
 
 
 def wrong_columns(parquet: pq.ParquetFile) -> str | None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from lrvsf.data.parquet import open_parquet
 from lrvsf.evaluation.recall import GalleryRanks
 
 HITS = (1, 5, 10)
@@ -77,7 +78,8 @@ def load_queries(folder: str | Path) -> pa.Table:
     path = Path(folder, "queries.parquet")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Evaluate the model again: evaluate_lrvsf.py writes it.")
-    table = pq.read_table(path)
+    with open_parquet(path) as file:
+        table = file.read()
     if missing := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}; it has {', '.join(table.column_names)}. Evaluate the model again."

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lrvsf.data.parquet import open_parquet
 from lrvsf.evaluation.safe_pickle import labels_of, load_arrays, load_tensor
 
 MAX_NAME = 1000  # characters of a label
@@ -164,7 +164,7 @@ def _as_bytes(names: list[str]) -> Tensor:
 
 def _product_ids(metadata: str | Path) -> dict[str, str]:
     """Label of the index -> PRODUCT_ID, of a Parquet file that pandas wrote."""
-    file = pq.ParquetFile(metadata)
+    file = open_parquet(metadata)
     described = (file.schema_arrow.pandas_metadata or {}).get("index_columns") or [{"kind": "range"}]
     ids = file.read(["PRODUCT_ID"])["PRODUCT_ID"].to_pylist()
     if isinstance(described[0], str):

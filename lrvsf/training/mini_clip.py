@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from tqdm import tqdm
@@ -31,6 +30,7 @@ from transformers import (
 )
 
 from lrvsf.data.images import decode_image
+from lrvsf.data.parquet import open_parquet
 from lrvsf.training.recipe import parse_recipe
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
@@ -111,7 +111,7 @@ class CaptionedImages(torch.utils.data.Dataset):
 
         with ThreadPoolExecutor() as pool:
             for shard in tqdm(shards, desc="decoding", unit="shard"):
-                for batch in pq.ParquetFile(shard).iter_batches(batch_size=256, columns=["images"]):
+                for batch in open_parquet(shard).iter_batches(256, columns=["images"]):
                     images = [image for product in batch.to_pydict()["images"] for image in product]
                     self.captions += [image["captions"][0] for image in images]
                     self.pixels += pool.map(load, images)

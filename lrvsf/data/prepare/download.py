@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow.parquet as pq
 from typer import Argument, Option
 
+from lrvsf.data.parquet import open_parquet
 from lrvsf.data.prepare.img2dataset import VERSION, ensure_environment, run_img2dataset
 from lrvsf.data.prepare.outcomes import ARRIVED, FINAL, host, outcomes, shard_sizes
 from lrvsf.data.prepare.report import write_report
@@ -270,7 +270,8 @@ def _claim(out: Path, lists: list[Path], image_size: int, file_rows: int) -> Non
 def _texts(lists: list[Path]) -> Iterator[str]:
     """What makes a list this list: its URLs with their products and splits, and where a file ends."""
     for file in lists:
-        table = pq.read_table(file, columns=["url", "product_id", "split"])
+        with open_parquet(file) as parquet:
+            table = parquet.read(["url", "product_id", "split"])
         if foreign := [url for url in table["url"].to_pylist() if not is_web(url)]:
             raise ValueError(
                 f"{file} has {len(foreign):,} URLs of no web server, such as {foreign[0]!r}; file:// would take a file "

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from lrvsf.data.parquet import DAMAGE
+from lrvsf.data.parquet import DAMAGE, open_parquet
 
 ARRIVED = "arrived"
 OPTED_OUT = "opted out"
@@ -83,7 +83,8 @@ def outcomes(lists: list[Path], folder: Path, shard_rows: int) -> Iterator[dict[
     digits = math.ceil(math.log10(shard_rows))  # a key is the output file's number followed by the row's, of so many
     shard = 0
     for file in lists:
-        rows = pq.read_table(file)
+        with open_parquet(file) as parquet:
+            rows = parquet.read()
         for start in range(0, len(rows), shard_rows):
             recorded = _recorded(folder / f"{shard:05d}.parquet", digits)
             for place, row in enumerate(rows.slice(start, shard_rows).to_pylist()):
@@ -95,7 +96,8 @@ def outcomes(lists: list[Path], folder: Path, shard_rows: int) -> Iterator[dict[
 def _recorded(file: Path, digits: int) -> dict[int, tuple[str, str | None]]:
     """Place in the shard -> status and error message. The images are not read."""
     try:
-        table = pq.read_table(file, columns=["key", "status", "error_message"])
+        with open_parquet(file) as parquet:
+            table = parquet.read(["key", "status", "error_message"])
     except DAMAGE as error:
         raise OSError(f"{file} is damaged ({error}); delete {file.parent} and run the same command again") from error
     return {int(row["key"]) % 10**digits: (row["status"], row["error_message"]) for row in table.to_pylist()}

@@ -21,13 +21,12 @@ from urllib.parse import quote
 
 import huggingface_hub
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm import tqdm
 from typer import Argument
 
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
-from lrvsf.data.parquet import DAMAGE, rows
+from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows
 from lrvsf.data.prepare.report import write_report
 from lrvsf.data.prepare.url_lists import SPLITS, ListWriter, is_web
 from lrvsf.data.schema import SCENES, SIMPLE
@@ -226,10 +225,10 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def _open(file: Path) -> BoundedFile:
     """The file, if it is one of metadata."""
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
     except DAMAGE as error:
         raise OSError(f"{file} is not a readable Parquet file: {error}. Fetch it again.") from error
     if missing := [name for name in ("URL", "SPLIT") if name not in parquet.schema_arrow.names]:
