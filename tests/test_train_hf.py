@@ -227,6 +227,14 @@ def test_a_run_that_has_ended_takes_no_step_more(train, scripted, tmp_path):
         assert (folder / "model.safetensors").read_bytes() == weights
 
 
+@pytest.fixture(scope="module")
+def weights_of_step(train, tmp_path_factory):
+    """The weights after each of three steps, as bytes of a file."""
+    folder = tmp_path_factory.mktemp("each")
+    train(folder, max_steps=3, save_steps=1, save_total_limit=3)
+    return {step: (folder / f"checkpoint-{step}/model.safetensors").read_bytes() for step in (1, 2, 3)}
+
+
 @pytest.mark.parametrize(
     "flags, step, score",
     [
@@ -240,7 +248,9 @@ def test_a_run_that_has_ended_takes_no_step_more(train, scripted, tmp_path):
         ({"save_strategy": "no", "eval_delay": 9}, 3, None),
     ],
 )
-def test_folder_card_and_last_line_speak_of_the_same_weights(train, scripted, tmp_path, capsys, flags, step, score):
+def test_folder_card_and_last_line_speak_of_the_same_weights(
+    train, scripted, weights_of_step, tmp_path, capsys, flags, step, score
+):
     scripted(0.1, 0.5, 0.2)
     train(tmp_path, max_steps=3, **{"eval_strategy": "steps", "eval_steps": 1, **flags})
     said, card = capsys.readouterr().out.strip().splitlines()[-1], (tmp_path / "README.md").read_text()
@@ -250,9 +260,7 @@ def test_folder_card_and_last_line_speak_of_the_same_weights(train, scripted, tm
         assert said == f"trained 3 steps; the model of step {step}, validation {score}, is in {tmp_path}"
         recall = "R@1 50.0 %" if "loss" in score else score
         assert f"| validation | {recall}, " in card and f"step {step}) |" in card
-    train(tmp_path / "each", max_steps=3, save_steps=1, save_total_limit=3)
-    weights = tmp_path / f"each/checkpoint-{step}/model.safetensors"
-    assert (tmp_path / "model.safetensors").read_bytes() == weights.read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == weights_of_step[step]
 
 
 def test_of_equal_scores_the_one_of_lower_loss_is_the_best(train, scripted, tmp_path, capsys):

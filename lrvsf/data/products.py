@@ -45,6 +45,7 @@ IMAGE_BYTES = "images.list.element.image.bytes"
 TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
 JUDGE_FROM = 100  # faulty products before their share is judged
 NOT_ASKED_FOR = "no SIMPLE image of a known category"
+NO_CATEGORY = "no SIMPLE image that has a category"
 SCAN_ROWS = 1024
 SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
 
@@ -61,7 +62,8 @@ def fault(types: list[str], categories: list[str | None], known: list[str] | Non
     if not any(kind in SCENES for kind in types):
         return "no scene image"
     if known is not None and not any(k == SIMPLE and c in known for k, c in zip(types, categories, strict=True)):
-        return NOT_ASKED_FOR
+        named = any(k == SIMPLE and c is not None for k, c in zip(types, categories, strict=True))
+        return NOT_ASKED_FOR if named else NO_CATEGORY
     return None
 
 
@@ -276,7 +278,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], max_bad: float,
     for _, types, names in rows:
         own = [name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name is not None]
         found.update(set(own))
-        if own and fault(types, names, asked) == NOT_ASKED_FOR:
+        if fault(types, names, asked) == NOT_ASKED_FOR:
             lost[own[0]] += 1
     for name in asked:
         if name not in found:
@@ -305,5 +307,8 @@ def _report(faulty: dict[str, str], total: int, max_bad: float, folder: str) -> 
     table = reasons_table(Counter(faulty.values()))
     text = f"{len(faulty)} of {total} products in {folder} give no training pair, such as {first}:\n{table}"
     if len(faulty) == total or (len(faulty) >= JUDGE_FROM and len(faulty) > max_bad * total):
-        raise TooManyBadImages(f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Repair the data, or raise it.")
+        other = ", train without a condition (--condition none)" if NO_CATEGORY in faulty.values() else ""
+        raise TooManyBadImages(
+            f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Repair the data{other}, or raise it."
+        )
     logger.warning("Skipped: %s", text)
