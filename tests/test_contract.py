@@ -73,6 +73,8 @@ save_file(found, result)
 
 shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 clip = CLIPVisionModel(CLIPVisionConfig(**shape))
+objects = pipeline("image-feature-extraction", model=model, image_processor=image_processor)
+assert objects(image, categories="Pots") == extract(image, categories="Pots")
 others = pipeline("image-feature-extraction", model=clip, image_processor=CLIPImageProcessorPil(size=32, crop_size=224))
 assert type(others) is ImageFeatureExtractionPipeline
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 import re
 from pathlib import Path
@@ -19,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")  # what lrvsf.hub.leaderboard writes beside the card
 
+LRVSF = "Slep/LAION-RVS-Fashion"
+LRVSF_LICENSE = "cc-by-nc-4.0"  # of the data set and of the published weights, and so of what is trained from them
+
 CARD = """---
 {metadata}
 ---
@@ -31,7 +36,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-path = "{name}"  # a folder or a Hub repository
+path = {path}  # a folder or a Hub repository
 model = AutoModel.from_pretrained(path, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
 
@@ -42,18 +47,20 @@ with torch.inference_mode():
 print(query @ target.T)  # cosine: embeddings are unit rows
 ```
 
-Products are indexed once and without a condition.
+Products are indexed once and without a condition. `SentenceTransformer(path, trust_remote_code=True).encode(...)` and
+`pipeline("image-feature-extraction", path, trust_remote_code=True)` give the same rows. An image is read as it is
+stored: turn a photo with an EXIF orientation upright before, by `PIL.ImageOps.exif_transpose`.
 
 ## Training
 
 | | |
 | --- | --- |
-| started from | `{start}` |
-| data | `{data}` |
+| started from | {start} |
+| data | {data} |
 | steps | {steps} of {batch} pairs |
 | peak learning rate | {learning_rate} |
 | seed | {seed} |
-{validation}
+{license}{validation}
 ## Source
 
 The method is CondViT: [LRVS-Fashion: Extending Visual Search with Referring Instructions](https://arxiv.org/abs/2306.02928).
@@ -94,33 +101,90 @@ def write_training_card(
             folder / EVAL_RESULTS,
         )
     conditioned, categories = model.config.condition == "category", model.config.categories
-    name = training.hub_model_id or folder.name
+    name = training.hub_model_id or folder.resolve().name
     dataset = args.dataset_name or hub_dataset(args.data)
+    license, license_row = license_of(args, dataset)
     entry = None if validation is None else final_evaluation(state, training)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        license=args.license,
+        license=license,
         base_model=None if Path(args.model).exists() else args.model,  # a folder is no Hub name
         datasets=None if dataset is None else [dataset],
-        tags=["visual-search", "lrvsf-benchmark", "fashion", "custom_code", "arxiv:2306.02928"],
+        tags=[
+            *(["visual-search", "lrvsf-benchmark", "fashion"] if is_lrvsf(args.data, dataset) else ["visual-search"]),
+            *("sentence-transformers", "custom_code", "arxiv:2306.02928"),
+        ],
         model_name=None if entry is None else name.split("/")[-1],
-        eval_results=None if entry is None else eval_results(entry, validation, dataset or Path(args.data).name),
+        eval_results=None if entry is None else eval_results(entry, validation, dataset),
     )
     card = CARD.format(
         metadata=metadata.to_yaml(),
-        name=name,
-        what=CONDITIONED.format(categories=", ".join(categories)) if conditioned else UNCONDITIONED,
-        condition=f', categories="{categories[0]}"' if conditioned else "",
-        start=args.model,
-        data=args.data,
+        name=plain(name),
+        path=python_string(name),
+        what=CONDITIONED.format(categories=", ".join(map(plain, categories))) if conditioned else UNCONDITIONED,
+        condition=f", categories={python_string(categories[0])}" if conditioned else "",
+        start=plain(shown(args.model)),
+        data=plain(shown(args.data)),
         steps=state.global_step,
         batch=training.per_device_train_batch_size * training.world_size,
         learning_rate=training.learning_rate,
         seed=training.seed,
+        license=license_row,
         validation="" if entry is None else validation_row(entry, validation),
     )
     ModelCard(card).save(folder / "README.md")
+
+
+def plain(text: str) -> str:
+    """Any text as one line of Markdown that shows it: no markup, no HTML, no end of a table's cell."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", html.escape(line, quote=False))
+
+
+def python_string(text: str) -> str:
+    """A literal for the code sample. JSON's are Python's too, and none holds a line break or ends early."""
+    return json.dumps(text, ensure_ascii=not text.isprintable()).replace("<", "\\u003c")
+
+
+def shown(source: str) -> str:
+    """A model or data set as the card names it: where a folder lies on this machine is nobody's business."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def is_lrvsf(data: str, dataset: str | None) -> bool:
+    """Whether a run's data is LRVS-Fashion: by its name on the Hub or, of a folder without one, by the folder's."""
+    return dataset.lower() == LRVSF.lower() if dataset else Path(data).name.lower().startswith("lrvsf")
+
+
+def license_of(args: ModelArguments, dataset: str | None) -> tuple[str | None, str]:
+    """The card's licence, and its row in the table: the owner's word, or else what data or start bind the model to."""
+    lrvsf, start = is_lrvsf(args.data, dataset), start_license(args.model)
+    bound, source = (LRVSF_LICENSE, "LRVS-Fashion") if lrvsf else (start, shown(args.model))
+    if args.license is None and bound is not None:
+        return bound, f"| licence | {plain(bound)}, because {plain(source)} has it |\n"
+    if bound is not None and not binds(args.license):
+        logger.warning(
+            "The card says license=%s, but %s is under %s, which holds for what is made from it.",
+            *(args.license, source, bound),
+        )
+    return args.license, ""
+
+
+def binds(license: str) -> bool:
+    """Whether a licence also holds for what is made from the thing: non-commercial, share-alike, no derivatives."""
+    return re.search(r"-(nc|sa|nd)\b", license.lower()) is not None
+
+
+def start_license(model: str) -> str | None:
+    """The binding licence that the card of the model that a run starts from states, None if it has no such."""
+    if model.lower().startswith("slep/condvit"):
+        return LRVSF_LICENSE
+    for folder in (Path(model), Path(model).resolve().parent):  # a checkpoint lies in its run's folder
+        if (folder / "README.md").is_file() and (folder / "config.json").is_file():
+            license = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.license
+            return license if isinstance(license, str) and binds(license) else None
+    return None
 
 
 def hub_dataset(data: str) -> str | None:
@@ -129,8 +193,8 @@ def hub_dataset(data: str) -> str | None:
     return match and match[1]
 
 
-def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str) -> list[EvalResult]:
-    """R@1, R@5 and R@10 in %, for the card's model-index.
+def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str | None) -> list[EvalResult]:
+    """R@1, R@5 and R@10 in %, for the card's model-index, which wants a data set's name: own data have none.
 
     The leaderboard reads types of the form recall_at_1|10000 on the split "test", which these are not.
     """
@@ -138,8 +202,8 @@ def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str
         EvalResult(
             task_type="image-feature-extraction",
             task_name="Retrieval",
-            dataset_type=dataset,
-            dataset_name=f"{dataset}, validation",
+            dataset_type=dataset or "custom",
+            dataset_name=f"{dataset}, validation" if dataset else "validation set of the training data",
             dataset_split="validation",
             dataset_args={"products": validation.n_products, "distractors": validation.n_distractors},
             metric_type=f"recall_at_{k}",

@@ -7,7 +7,7 @@ RESULTS_FOLDER is what evaluate_lrvsf.py --protocol leaderboard wrote. Two thing
 
 README.md                 the `model-index` gets the results as the leaderboard's own code writes them: types such as
                           recall_at_1|10000, values such as "93.44 ± 0.83", n_dists, embedding_dim, conditioning, and
-                          the tag lrvsf-benchmark. Other entries, such as the validation's, and the text stay.
+                          the tag lrvsf-benchmark on LRVS-F. Other entries, such as the validation's, and the text stay.
 .eval_results/lrvsf.yaml  the same recalls as numbers, in the Hub's newer form.
 
 It is a command of its own, not a flag of the evaluation: an evaluation does not change what it measures, and a score is
@@ -30,8 +30,8 @@ from lrvsf.evaluation.embed import load_model
 from lrvsf.evaluation.fingerprint import weights_digest
 from lrvsf.evaluation.report import load_results
 from lrvsf.hub.card import EVAL_RESULTS
+from lrvsf.hub.card import LRVSF as DATASET
 
-DATASET = "Slep/LAION-RVS-Fashion"
 DATASET_NAME = "LAION - Referred Visual Search - Fashion"
 SOURCE = {"source_name": "LRVSF Leaderboard", "source_url": "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"}
 TAG = "lrvsf-benchmark"
@@ -69,7 +69,8 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
     own = [one for one in card.data.eval_results or [] if not _is_ours(one, dataset)]
     card.data.eval_results = own + model_index(results, galleries, dataset)
     card.data.model_name = card.data.model_name or folder.resolve().name
-    card.data.tags = [*(card.data.tags or []), *([] if TAG in (card.data.tags or []) else [TAG])]
+    if dataset == DATASET and TAG not in (card.data.tags or []):  # the leaderboard lists models by it
+        card.data.tags = [*(card.data.tags or []), TAG]
     entries = eval_result_entries_to_yaml(eval_entries(results, galleries, dataset))
     path = folder / EVAL_RESULTS
     path.parent.mkdir(exist_ok=True)

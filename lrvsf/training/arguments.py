@@ -66,10 +66,11 @@ class ModelArguments:
             "choices": ["float32", "float16", "bfloat16"],
         },
     )
-    license: str = field(
-        default="cc-by-nc-4.0",
+    license: str | None = field(
+        default=None,
         metadata={
-            "help": "for the model card; models trained on LRVS-F are for non-commercial use, your own catalog is yours"
+            "help": "for the model card; by default cc-by-nc-4.0 for LRVS-F, which binds what is trained on it, a "
+            "binding licence of the model that the run starts from, and none otherwise: your own catalog is yours"
         },
     )
     dataset_name: str | None = field(

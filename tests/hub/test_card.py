@@ -1,14 +1,17 @@
 """The card is read back as the Hub reads it."""
 
+import ast
+import re
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
-from lrvsf.hub.card import EVAL_RESULTS, hub_dataset, write_training_card
+from lrvsf.hub.card import EVAL_RESULTS, LRVSF, hub_dataset, plain, write_training_card
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 
+CLIP = "openai/clip-vit-base-patch32"
 VALIDATION = SimpleNamespace(n_products=500, n_distractors=1000)
 LOG = [
     {"step": 10, "loss": 3.0},
@@ -22,13 +25,14 @@ LOG = [
 def write(tmp_path, make_model):
     """write(log, steps, **training flags) -> the card of a run that ended at this step."""
 
-    def write(log, data="data/mini", dataset_name=None, steps=25, **flags):
-        args = ModelArguments(model="openai/clip-vit-base-patch32", data=data, dataset_name=dataset_name)
-        training = CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **flags)
+    def write(log, data="data/mini", model=CLIP, categories=None, folder=tmp_path, own=None, steps=25, **flags):
+        args = ModelArguments(model=str(model), data=data, **(own or {}))
+        training = CondViTTrainingArguments(output_dir=str(folder), use_cpu=True, **flags)
         best = {"best_metric": 0.5, "best_global_step": 10, "best_model_checkpoint": "runs/checkpoint-10"}
         state = TrainerState(global_step=steps, log_history=log, **best)
-        write_training_card(tmp_path, args, training, state, make_model(), VALIDATION)
-        return ModelCard.load(tmp_path / "README.md")
+        trained = make_model(**({} if categories is None else {"categories": categories}))
+        write_training_card(folder, args, training, state, trained, VALIDATION)
+        return ModelCard.load(folder / "README.md")
 
     return write
 
@@ -40,9 +44,72 @@ def numbers(card):
 def test_the_metadata_are_explicit(write):
     data = write(LOG, steps=20, data="hf://datasets/me/shop@main/small", hub_model_id="me/bags").data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
-    assert (data.license, data.base_model) == ("cc-by-nc-4.0", "openai/clip-vit-base-patch32")
+    assert data.base_model == "openai/clip-vit-base-patch32"
     assert data.datasets == ["me/shop"] and data.model_name == "bags"
-    assert {"visual-search", "lrvsf-benchmark", "fashion", "custom_code", "arxiv:2306.02928"} <= set(data.tags)
+    assert {"visual-search", "sentence-transformers", "custom_code", "arxiv:2306.02928"} == set(data.tags)
+
+
+@pytest.mark.parametrize("data, own", [("data/lrvsf", {}), ("s3://all/of/it", {"dataset_name": LRVSF})])
+def test_what_lrvsf_trains_is_for_its_leaderboard_and_not_commercial(write, data, own):
+    card = write(LOG, steps=20, data=data, own=own)
+    assert card.data.license == "cc-by-nc-4.0" and {"lrvsf-benchmark", "fashion"} <= set(card.data.tags)
+    assert "| licence | cc-by-nc-4.0, because LRVS-Fashion has it |" in card.text
+
+
+def test_the_card_of_an_own_catalog_claims_nothing_of_lrvsf(write, tmp_path):
+    (tmp_path / "customers of Ada").mkdir()
+    card = write(LOG, steps=20, data=str(tmp_path / "customers of Ada"))
+    assert card.data.license is None and "licen" not in card.content.split("## Source")[0]
+    assert not {"lrvsf-benchmark", "fashion"} & set(card.data.tags)
+    assert card.data.eval_results[0].dataset_type == "custom" and card.data.datasets is None
+    assert str(tmp_path) not in card.content and "| data | customers of Ada |" in card.text
+    assert write(LOG, own={"license": "mit"}).data.license == "mit"
+
+
+@pytest.mark.parametrize("stated, kept", [("cc-by-nc-4.0", True), ("cc-by-sa-4.0", True), ("apache-2.0", False)])
+def test_a_binding_licence_of_the_start_is_kept_with_a_word(write, tmp_path, caplog, stated, kept):
+    start = tmp_path / "start"
+    (start / "checkpoint-3").mkdir(parents=True)
+    (start / "config.json").write_text("{}")
+    (start / "README.md").write_text(f"---\nlicense: {stated}\n---\n# Start\n")
+    for model in (start, start / "checkpoint-3"):
+        card = write(LOG, steps=20, model=model)
+        assert card.data.license == (stated if kept else None)
+        assert (f"| licence | {stated}, because {model.name} has it |" in card.text) == kept
+    assert "is under" not in caplog.text
+    assert write(LOG, model=start, own={"license": "mit"}).data.license == "mit", "the owner's word"
+    assert (f"license=mit, but start is under {stated}" in caplog.text) == kept
+    assert write(LOG, model="Slep/CondViT-B32", data="data/shop").data.license == "cc-by-nc-4.0"
+
+
+AWKWARD = [
+    'a", return_tensors="pt")); import os; os.system("id") #',
+    "<script>alert(1)</script> & 'so' | on",
+    "two\nlines\r\n---\nlicense: mit",
+    "```\n# no `code` *bold* [a](b) $x$ ![c](d)",
+    "back\\slash \x1b]0;t\x07 \u202e {braces} é",
+]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_no_name_spoils_the_sample_the_markdown_or_the_metadata(write, tmp_path, name):
+    folder = tmp_path / name.replace("/", "")
+    folder.mkdir()
+    card = write(LOG, categories=[name, "Bags"], folder=folder, data=name, model=name, hub_model_id=name)
+    assert card.data.license is None and card.data.pipeline_tag == "image-feature-extraction"
+    sample = ast.parse(re.search(r"^```python$(.*?)^```$", card.text, re.M | re.S)[1])
+    strings = [node.value for node in ast.walk(sample) if isinstance(node, ast.Constant) and node.value == name]
+    assert len(strings) == 2, "the path and the category, each a string and nothing else"
+    assert "<script>" not in card.text and "\x1b" not in card.text and "\u202e" not in card.text
+    rows = [line for line in card.text.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows), rows
+    assert [line for line in card.text.splitlines() if line.startswith("#")][0] == f"# {plain(name)}"
+    assert card.text.count("\n```") == 4, "two fences"
+
+
+def test_plain_text_is_text():
+    assert plain("<b>&") == "&lt;b&gt;&amp;" and plain("a|b\n\t`c`") == r"a\|b \`c\`"
+    assert plain("openai/clip-vit-base-patch32, é") == "openai/clip-vit-base-patch32, é"
 
 
 def test_the_model_index_is_the_last_evaluation(write):
@@ -51,7 +118,7 @@ def test_the_model_index_is_the_last_evaluation(write):
     first = card.data.eval_results[0]
     assert (first.task_type, first.dataset_type, first.dataset_split) == (
         "image-feature-extraction",
-        "mini",
+        "custom",
         "validation",
     )
     assert first.dataset_args == {"products": 500, "distractors": 1000}
@@ -72,9 +139,8 @@ def test_without_an_evaluation_of_these_weights_there_is_no_model_index(write):
 
 
 def test_the_data_may_be_named_by_hand(write):
-    card = write(LOG, steps=20, dataset_name="Slep/LAION-RVS-Fashion")
-    assert card.data.datasets == ["Slep/LAION-RVS-Fashion"]
-    assert card.data.eval_results[0].dataset_type == "Slep/LAION-RVS-Fashion"
+    card = write(LOG, steps=20, own={"dataset_name": "me/shop"})
+    assert card.data.datasets == ["me/shop"] and card.data.eval_results[0].dataset_type == "me/shop"
 
 
 @pytest.mark.parametrize(
