@@ -14,6 +14,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 from lrvsf.data.prepare.listing import Entry, Skips
@@ -58,6 +59,9 @@ class Shares:
                 "to train on"
             )
 
+    def of(self, name: str) -> float:
+        return {VALIDATION: self.validation, TEST: self.test}[name]
+
     def place(self, product_id: str) -> float:
         seeded = hashlib.blake2b(product_id.encode(), digest_size=8, key=str(self.seed).encode())
         return int.from_bytes(seeded.digest(), "big") / 2**64
@@ -65,9 +69,9 @@ class Shares:
     def counts(self, groups: int) -> dict[str, int]:
         """How many of the groups of a category are in each test set: the share, rounded, and at least one of a few."""
         counts = {}
-        for name, share in ((TEST, self.test), (VALIDATION, self.validation)):
-            least = 1 if share and groups >= SPLIT_FROM else 0
-            counts[name] = max(least, int(groups * share + 0.5))
+        for name in (TEST, VALIDATION):
+            least = 1 if self.of(name) and groups >= SPLIT_FROM else 0
+            counts[name] = max(least, int(groups * self.of(name) + 0.5))
         while sum(counts.values()) >= max(groups, 1):  # one is left to train on
             counts[max(counts, key=counts.__getitem__)] -= 1
         return counts
@@ -160,10 +164,11 @@ class Splits:
                 strata[images[0].category][name] = together
         split = {}
         for stratum in strata.values():
-            left, total = self.shares.counts(len(stratum)), sum(map(len, stratum.values()))
+            left, sizes = self.shares.counts(len(stratum)), [len(together) for together in stratum.values()]
+            usual = 3 * median_low(sizes)
             for together in stratum.values():
                 # Many products of one picture are most likely of a picture that says "no picture": not a test set.
-                fits = (n for n in left if left[n] and len(together) <= max(1, total * getattr(self.shares, n)))
+                fits = (n for n in left if left[n] and len(together) <= max(usual, sum(sizes) * self.shares.of(n)))
                 if (part := next(fits, TRAIN)) != TRAIN:
                     left[part] -= 1
                 split.update(dict.fromkeys(together, part))

@@ -83,6 +83,14 @@ def test_products_that_share_a_picture_are_in_one_split():
     assert splits.skips.counts["product of a test set that shows the same as another one there"] >= 36
 
 
+def test_things_under_several_ids_each_have_their_share_too():
+    """Eight lamps in three sizes: one in each test set, though a tenth of 24 ids is fewer than three."""
+    products = {f"lamp{i}-{size}": ("lamps", [f"lamp{i}"], [f"lamp{i}w"]) for i in range(8) for size in "SML"}
+    for seed in range(5):
+        splits = splits_of(products, seed=seed)
+        assert [len(splits.complete[part]) for part in ("train", *SETS)] == [18, 1, 1]
+
+
 def test_a_scene_of_two_categories_asks_two_questions():
     """A room with a sofa and a lamp: one split, two queries. Two sofas of one room: one of them is a query."""
     products = {f"sofa{i}": ("sofas", [f"sofa{i}"], [f"room{i}"]) for i in range(10)}
