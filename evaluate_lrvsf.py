@@ -8,21 +8,41 @@ prepare_lrvsf.py makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate
 takes N GPUs or, where there is none, N processes on the CPU, with the same draws.
 """
 
+from __future__ import annotations
+
 import gc
 import logging
+import sys
+from argparse import Namespace
 from pathlib import Path
 
+from lrvsf import command
+from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
+from lrvsf.flags import FlagParser
+from lrvsf.paths import check_evaluation
+from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.signals import end_at_once
 
-if __name__ == "__main__":  # the imports below take seconds
+CLASSES = (EvaluateArguments, PictureArguments)
+
+
+def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
+    """The flags, and what they ask for: nothing known to be wrong."""
+    usage = "evaluate_lrvsf.py --model MODEL --data_root FOLDER --output_dir FOLDER [--flag value ...]"
+    parser = FlagParser(usage, __doc__, *((one.__module__, one.__name__) for one in CLASSES))
+    flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
+    check_evaluation(asked)
+    return flags, asked
+
+
+if __name__ == "__main__":  # the imports below take seconds: what is wrong is told before
+    command.run(read, "evaluate_lrvsf.py")
     end_at_once("embeddings that are whole stay, and the same command goes on from them.")
 
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
 from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.conditions import check_conditions, measure_conditions, write_conditions
 from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
@@ -37,8 +57,8 @@ from lrvsf.training.checkpoints import alone_in
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = HfArgumentParser((EvaluateArguments, PictureArguments), allow_abbrev=False)
-    args, pictures = parser.parse_args_into_dataclasses(arguments)
+    args, pictures = parse_classes(CLASSES, *read(arguments))
+    command.quiet_libraries()
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
@@ -93,4 +113,4 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, "evaluate_lrvsf.py")

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from lrvsf.data.names import printable
+from lrvsf.command import run
 from lrvsf.data.prepare.catalog import catalog
 from lrvsf.data.prepare.check import check
 from lrvsf.data.prepare.download import download
@@ -28,17 +28,13 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 
 
 def command(step):
-    """The step as a command: its report on the screen, its refusals as one line."""
+    """The step as a command: its report on the screen."""
 
     @functools.wraps(step)
-    def run(*args, **kwargs):
-        try:
-            print(as_table(step(*args, **kwargs)))
-        except (ValueError, OSError) as error:
-            text = "\n".join(map(printable, str(error).split("\n")))
-            sys.exit(f"prepare_lrvsf.py {step.__name__}: {text}")
+    def reported(*args, **kwargs):
+        print(as_table(step(*args, **kwargs)))
 
-    return run
+    return reported
 
 
 for step in STEPS:
@@ -49,11 +45,20 @@ for step in STEPS:
 
 
 @app.callback()
-def main() -> None:
+def steps() -> None:
     """Without this, Typer would make a lone step the whole program."""
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without umlauts still gets its report
+
+
+def main() -> None:
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's, of which newer versions of Typer have a copy
+            raise
+        raise ValueError(f"{error.format_message()} --help tells the rest") from error
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":
-    app()
+    run(main, " ".join(["prepare_lrvsf.py", *(word for word in sys.argv[1:2] if not word.startswith("-"))]))

@@ -10,25 +10,40 @@ from __future__ import annotations
 
 import gc
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from lrvsf import command
+from lrvsf.flags import FlagParser
+from lrvsf.paths import check_training
+from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.signals import end_at_once
 
-if __name__ == "__main__":
-    end_at_once("what was saved stays.")  # the imports below take seconds
+
+def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
+    """The flags, of a recipe and of the command line, and what they ask for: nothing known to be wrong."""
+    classes = (("lrvsf.training.arguments", name) for name in ("ModelArguments", "CondViTTrainingArguments"))
+    parser = FlagParser("train_hf.py [RECIPE.yaml] [--flag value ...]", __doc__, *classes)
+    flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
+    check_training(asked)
+    return flags, asked
+
+
+if __name__ == "__main__":  # the imports below take seconds: what is wrong is told before
+    command.run(read, "train_hf.py")
+    end_at_once("what was saved stays.")
 
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from lrvsf.data.products import ProductShards
 from lrvsf.data.source import training_folder, validation_set
 from lrvsf.hub.card import write_training_card
-from lrvsf.hub.push import PushError, open_repository, push_model
+from lrvsf.hub.push import open_repository, push_model
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.checkpoints import alone_in
-from lrvsf.training.recipe import parse_recipe
 from lrvsf.training.resuming import evaluation_of, final_evaluation
 from lrvsf.training.start import start_model
 from lrvsf.training.trainer import CondViTTrainer
@@ -36,8 +51,8 @@ from processing_condvit import CondViTProcessor
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
-    args, training = parse_recipe(parser, sys.argv[1:] if arguments is None else arguments)
+    args, training = parse_classes((ModelArguments, CondViTTrainingArguments), *read(arguments), machine=True)
+    command.quiet_libraries()
     run(args, training)
     # What still held the process group would take it down with the interpreter, whose end its threads do not survive.
     gc.collect()
@@ -88,7 +103,4 @@ def shown(entry: dict[str, Any], metric: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PushError as error:
-        sys.exit(str(error))
+    command.run(main, "train_hf.py")

@@ -111,6 +111,13 @@ def write_whole(path: Path, data: bytes) -> None:
     flush(path.parent)
 
 
+def follow_umask(folder: Path) -> None:
+    """Gives a saved model's weights the rights of its config.json: safetensors 0.8 lets nobody else read them."""
+    rights = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(rights)
+
+
 def flush(path: Path) -> None:
     """Waits until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

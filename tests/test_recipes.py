@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
+from lrvsf.flags import FlagParser
+from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.mini_clip import MiniClipArguments
-from lrvsf.training.recipe import parse_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 FULL = [path for path in RECIPES if path.stem.startswith("lrvsf-")]
@@ -17,7 +18,9 @@ FULL = [path for path in RECIPES if path.stem.startswith("lrvsf-")]
 def parse(path):
     clip = path.name == "mini-clip.yaml"
     types = (MiniClipArguments, TrainingArguments) if clip else (ModelArguments, CondViTTrainingArguments)
-    return parse_recipe(HfArgumentParser(types), [str(path), "--use_cpu", "True"])
+    parser = FlagParser("", "", *((one.__module__, one.__name__) for one in types))
+    flags, asked = read_arguments(parser, [str(path), "--use_cpu", "True"])
+    return parse_classes(types, flags, asked, machine=True)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

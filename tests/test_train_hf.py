@@ -540,7 +540,7 @@ def test_bad_requests_are_refused_with_the_remedy(train, tmp_path):
         train(tmp_path, data=tmp_path / "nothing")
     with pytest.raises(ValueError, match="set a smaller phase1_steps"):
         train(tmp_path, max_steps=2, phase1_steps=3)
-    with pytest.raises(SystemExit, match="no recipe recipes/nothing.yaml"):
+    with pytest.raises(FileNotFoundError, match="no recipe recipes/nothing.yaml"):
         train_hf.main(["recipes/nothing.yaml"])
 
 

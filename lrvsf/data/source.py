@@ -9,8 +9,7 @@ from accelerate import PartialState
 
 from lrvsf.data.folders import place_of
 from lrvsf.data.testset import ProductTestSet
-
-TRAINING = ("train", "TRAIN")  # ours, and the published layout's
+from lrvsf.paths import TRAINING, no_training_folder
 
 
 def training_folder(root: str) -> str:
@@ -19,9 +18,7 @@ def training_folder(root: str) -> str:
     for name in TRAINING:
         if filesystem.isdir(f"{path}/{name}"):
             return f"{root.rstrip('/')}/{name}"
-    raise FileNotFoundError(
-        f"{root} has no train/ folder; write one with prepare_lrvsf.py, or name another folder with --data"
-    )
+    raise FileNotFoundError(no_training_folder(root))
 
 
 def catalog_categories(root: str) -> list[str] | None:

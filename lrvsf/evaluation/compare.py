@@ -8,10 +8,9 @@ A FOLDER holds what evaluate_lrvsf.py wrote.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
+from lrvsf.command import OneLineParser, run
 from lrvsf.evaluation.paired import compare_pair, differences_table
 from lrvsf.evaluation.plots import PLOTS, plot_all
 from lrvsf.evaluation.queries import load_queries
@@ -19,14 +18,7 @@ from lrvsf.evaluation.report import comparison_table, load_results
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
-        compare(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
-
-
-def compare(arguments: list[str] | None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER", help="a row's name, and where its results.json is")
     parser.add_argument("--plots", help=f"folder to write {', '.join(PLOTS)} to")
     parser.add_argument("--paired", action="store_true", help="two models: their difference, query by query")
@@ -36,13 +28,15 @@ def compare(arguments: list[str] | None) -> None:
         name, equals, folder = model.partition("=")
         path = Path(folder, "results.json")
         if not equals or not path.is_file():
-            sys.exit(f"{model!r}: no {path}; give NAME=FOLDER with a folder that evaluate_lrvsf.py wrote")
+            raise FileNotFoundError(
+                f"{model!r}: no {path}; give NAME=FOLDER with a folder that evaluate_lrvsf.py wrote"
+            )
         if name in results:
-            sys.exit(f"{name!r} names two models; give each a name of its own")
+            raise ValueError(f"{name!r} names two models; give each a name of its own")
         folders.append(folder)
         results[name] = load_results(path)
     if args.paired and len(folders) != 2:
-        sys.exit(f"--paired compares two models; {len(folders)} are given")
+        raise ValueError(f"--paired compares two models; {len(folders)} are given")
     if len(protocols := {of.get("protocol") for of in results.values()}) > 1:
         raise ValueError(f"These are results of different protocols, {protocols}, whose numbers do not compare.")
     differences = compare_pair(*folders) if args.paired else None
@@ -55,4 +49,4 @@ def compare(arguments: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "lrvsf.evaluation.compare")

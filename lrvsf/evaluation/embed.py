@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from transformers import PretrainedConfig
 from lrvsf.data.images import BadImage, BadImageCounter, decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.baselines import Baseline, load_baseline
+from lrvsf.paths import check_model
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
@@ -59,10 +59,7 @@ class Embedded:
 
 def load_model(path: str) -> CondViTModel | Baseline:
     """Loads CondViT, CLIP, which becomes an unconditioned CondViT, or another baseline, from a folder or the Hub."""
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(f"{path} has no config.json: give the model folder that training wrote.")
-    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no folder {path}, and a name on the Hub looks like OWNER/MODEL.")
+    check_model(path)
     model_type = PretrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == "condvit":
         model, loaded = CondViTModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)

@@ -5,12 +5,12 @@ python -m lrvsf.evaluation.picture --model assets/mini-condvit --data_root data/
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lrvsf.command import OneLineParser, run
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products, load_model
@@ -63,7 +63,7 @@ def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     parser.add_argument("--model", required=True, help="a CondViT model conditioned by category")
     parser.add_argument("--data_root", required=True, help="test set folder")
     parser.add_argument("--out", required=True, help="PNG to write")
@@ -73,11 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     encoder, test_set = Encoder(load_model(args.model), "category"), ProductTestSet(args.data_root)
     if not 0 <= args.product < test_set.n_products:
-        parser.error(f"--product {args.product}: the test set has products 0..{test_set.n_products - 1}")
+        raise ValueError(f"--product {args.product}: the test set has products 0..{test_set.n_products - 1}")
     product = next(iter(test_set.products(args.product, args.product + 1)))
     categories = args.categories or [product.category]
     if unknown := [name for name in categories if name not in encoder.model.config.categories]:
-        parser.error(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
+        raise ValueError(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
     gallery, images = gallery_of(encoder, test_set)
     found = retrieve(encoder, product.query_image, categories, gallery, args.count)
     target = images.index(product.target_image)
@@ -86,4 +86,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "lrvsf.evaluation.picture")

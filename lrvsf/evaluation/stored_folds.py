@@ -17,7 +17,6 @@ what a test set made by prepare_lrvsf.py keeps; without, the labels are taken to
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lrvsf.command import OneLineParser, run
 from lrvsf.data.parquet import open_parquet
+from lrvsf.durable import write_whole
 from lrvsf.evaluation.safe_pickle import labels_of, load_arrays, load_tensor
 
 MAX_NAME = 1000  # characters of a label
@@ -124,7 +125,7 @@ def convert(source: str | Path, target: str | Path, metadata: str | Path | None 
         raise ValueError(f"{source}: test_subsets has {len(products[0])} folds, but not every size has as many.")
     tensors = {"products": products[0], "products.ids": _as_bytes(ids), "distractors.ids": _as_bytes(labels)}
     tensors |= {f"distractors.{size}": folds for size, folds in zip(sizes, distractors, strict=True)}
-    save_file(tensors, target)
+    write_whole(Path(target), save(tensors))
 
 
 def _as_positions(groups: dict[Any, Any], source: str | Path) -> tuple[list[Tensor], list[str]]:
@@ -187,7 +188,7 @@ def _described(value: Any) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     parser.add_argument("source", help="bootstrap_IDs.pkl")
     parser.add_argument("target", help="safetensors file to write")
     parser.add_argument("--metadata", help="the distractors' metadata, whose index the labels are of")
@@ -198,4 +199,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "lrvsf.evaluation.stored_folds")

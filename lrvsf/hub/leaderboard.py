@@ -16,9 +16,7 @@ published after somebody has looked at it.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
+from lrvsf.command import OneLineParser, run
 from lrvsf.evaluation.embed import load_model
 from lrvsf.evaluation.fingerprint import weights_digest
 from lrvsf.evaluation.report import load_results
@@ -161,19 +160,16 @@ def _mean_and_std(recall: Mapping[str, float]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     parser.add_argument("model", type=Path, help="what train_hf.py left")
     parser.add_argument("results", type=Path, help="what evaluate_lrvsf.py --protocol leaderboard wrote")
     parser.add_argument("--dataset", default=DATASET, help=f"the test set's name on the Hub; {DATASET} by default")
     args = parser.parse_args(arguments)
-    try:
-        left_out = add_results(args.model, load_results(args.results / "results.json"), args.dataset)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
+    left_out = add_results(args.model, load_results(args.results / "results.json"), args.dataset)
     print(f"Wrote {args.model / 'README.md'} and {args.model / EVAL_RESULTS}.")
     for size in left_out:
         print(f"Left out: {int(size):,} distractors, which this test set cannot fill.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "lrvsf.hub.leaderboard")

@@ -13,13 +13,13 @@ import argparse
 import json
 import os
 import re
-import shlex
-import sys
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, set_client_factory
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
+
+from lrvsf.command import OneLineParser, fold, run
 
 # What a model repository is made of. All else stays here: checkpoints, optimizers, pickles, a copied validation set.
 PUSHED = (
@@ -77,7 +77,7 @@ def push_model(
     except Exception as error:
         raise PushError(
             f"{_explain(error, repo)}\nThe model is safe in {folder}. This repeats the push alone"
-            f"{', with that token in HF_TOKEN' if token else ''}:\n    {_command(folder, repo, private, revision)}"
+            f"{', with that token in HF_TOKEN' if token else ''}:\n{_command(folder, repo, private, revision)}"
         ) from error
 
 
@@ -151,11 +151,11 @@ def _command(folder: Path, repo: str, private: bool | None, revision: str | None
     words = ["python", "-m", "lrvsf.hub.push", str(folder.resolve()), repo]
     words += [] if private is None else ["--private" if private else "--no-private"]
     words += [] if revision is None else ["--revision", revision]
-    return shlex.join(words)
+    return fold(words, indent="    ")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     parser.add_argument("folder", type=Path, help="what train_hf.py left")
     parser.add_argument("repo", help="OWNER/NAME; it is made if it is not there")
     parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="a new repository, not an old one")
@@ -165,7 +165,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PushError as error:
-        sys.exit(str(error))
+    run(main, "lrvsf.hub.push")

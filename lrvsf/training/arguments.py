@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from lrvsf.training.compiling import can_compile
@@ -24,7 +25,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "category, the default from CLIP, or none: the unconditioned baseline by the same recipe; a "
-            "CondViT keeps its own"
+            "CondViT keeps its own",
+            "choices": ["category", "none"],
         },
     )
     categories: list[str] | None = field(
@@ -176,6 +178,8 @@ class CondViTTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = self.save_strategy == "best"
         compiled = can_compile() and not self.shard_weights if self.torch_compile is None else self.torch_compile
         self.torch_compile = False  # Trainer would compile the whole tower, and let products round to TF32
+        if self.fp16 and not self.bf16 and (self.use_cpu or not torch.cuda.is_available()):
+            raise ValueError("fp16=True: a CPU does not train in float16. Leave it out, or take --bf16 True")
         super().__post_init__()
         self.torch_compile = compiled
         if self.n_gpu > 1:
@@ -212,6 +216,11 @@ class CondViTTrainingArguments(TrainingArguments):
             raise ValueError(f"grad_cache_chunk={self.grad_cache_chunk} must be 1 or more")
         if self.phase1_steps is not None and self.phase1_steps < 0:
             raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
+        if self.phase1_steps is not None and 0 < self.max_steps < self.phase1_steps:
+            raise ValueError(
+                f"phase1_steps={self.phase1_steps} are more than max_steps={self.max_steps}, the whole run; train "
+                "longer or set a smaller phase1_steps"
+            )
 
     def _check_launcher(self) -> None:
         """What `accelerate launch`, or its saved configuration, asks for beside the flags."""

@@ -22,18 +22,22 @@ from tqdm import tqdm
 from transformers import (
     CLIPConfig,
     CLIPModel,
-    HfArgumentParser,
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
+from lrvsf.command import quiet_libraries, run
 from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import open_parquet
-from lrvsf.training.recipe import parse_recipe
+from lrvsf.durable import follow_umask
+from lrvsf.flags import FlagParser
+from lrvsf.recipe import parse_classes, read_arguments
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
+USAGE = "python -m lrvsf.training.mini_clip [RECIPE.yaml] [--flag value ...]"
+CLASSES = (("lrvsf.training.mini_clip", "MiniClipArguments"), ("transformers.training_args", "TrainingArguments"))
 TEXT_TOKENS = 80  # a scene's caption has at most about 60 words
 
 
@@ -160,12 +164,15 @@ def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages,
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser((MiniClipArguments, TrainingArguments))
-    args, training = parse_recipe(parser, arguments)
-    shards = sorted(Path(args.data, "train").glob("*.parquet"))
+    parser = FlagParser(USAGE, __doc__, *CLASSES)
+    flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
+    shards = sorted(Path(asked.data, "train").glob("*.parquet"))
     if not shards:
-        sys.exit(f"no train/*.parquet in {args.data}: draw it with `python prepare_lrvsf.py mini {args.data}`")
+        raise FileNotFoundError(
+            f"no train/*.parquet in {asked.data}: draw it with `python prepare_lrvsf.py mini {asked.data}`"
+        )
+    quiet_libraries()
+    args, training = parse_classes((MiniClipArguments, TrainingArguments), flags, asked, machine=True)
     data = CaptionedImages(shards, args.image_size)
     tokenizer = make_tokenizer(data.captions)
     torch.manual_seed(training.seed)
@@ -175,10 +182,11 @@ def main(arguments: list[str] | None = None) -> None:
     accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= 128 else None
     print(f"{model.num_parameters():,} parameters; the right caption among 128: {accuracy} (training images)")
     model.half().save_pretrained(training.output_dir)
+    follow_umask(Path(training.output_dir))
     tokenizer.save_pretrained(training.output_dir)
     report = {"caption_accuracy": accuracy, "steps": trainer.state.global_step, "log": trainer.state.log_history}
     Path(training.output_dir, "training.json").write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "lrvsf.training.mini_clip")

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.data.source import catalog_categories
+from lrvsf.paths import check_model
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 def start_model(args: ModelArguments) -> CondViTModel:
     """CondViT from a CLIP checkpoint, or further training of a CondViT one; float32 weights."""
+    check_model(args.model)
     config, _ = PretrainedConfig.get_config_dict(args.model)
     if not config:
         raise ValueError(f"{args.model} has no config.json; give a folder or Hub name of a CLIP or CondViT checkpoint")

@@ -29,6 +29,7 @@ from lrvsf.data.pairs import PairMaker, count_images
 from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import PairLoader, ProductBatches, explained_stall
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.durable import follow_umask
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.validation import validate
 from lrvsf.signals import Watch
@@ -111,7 +112,7 @@ class CondViTTrainer(Trainer):
             compile_layers(model)
         super().__init__(model, args, train_dataset=self.loader.dataset, eval_dataset=validation, **kwargs)
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
-        self.phase1_steps = len(self.loader) if args.phase1_steps is None else args.phase1_steps
+        self.phase1_steps = self._phase1_steps()
         self.unwrapped = model
         if args.shard_weights:
             sharding.shard(model, self.accelerator)
@@ -124,6 +125,16 @@ class CondViTTrainer(Trainer):
         self.signals = Watch("the run ends after this step, with a checkpoint; a second one ends it at once.")
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
+
+    def _phase1_steps(self) -> int:
+        """Those asked for; else an epoch, or half of a run that is shorter than one, such as a trial of two steps."""
+        asked, epoch = self.args.phase1_steps, len(self.loader)
+        total = resuming.total_steps(self.args, epoch)
+        if asked is not None or epoch <= total:
+            return epoch if asked is None else asked
+        if self.is_world_process_zero():
+            print(f"the run's {total} steps are less than an epoch's {epoch}: phase 1 has {total // 2} of them")
+        return total // 2
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Trainer's, from a checkpoint that is whole and of this run: True for the newest, "auto" for it or none."""
@@ -138,6 +149,9 @@ class CondViTTrainer(Trainer):
         self.resumed_from = folder
         if folder is not None:
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            if self.is_world_process_zero():
+                total = resuming.total_steps(self.args, len(self.loader))
+                print(f"going on from {folder}, step {state.global_step} of {total}")
             if resuming.is_over(state, self.args, len(self.loader)):
                 return self._take(folder, state)
         with self.signals, explained_stall():
@@ -337,6 +351,10 @@ class CondViTTrainer(Trainer):
         state = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", mmap=True, weights_only=True)
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        follow_umask(Path(output_dir or self.args.output_dir))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self._plain_model():

@@ -23,15 +23,15 @@ def test_what_does_not_compare_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({**results(0.5), **more}))
     models = [f"{name}={tmp_path / name}" for name in "ab"]
-    with pytest.raises(SystemExit, match="different protocols"):
+    with pytest.raises(ValueError, match="different protocols"):
         compare.main(models)
-    with pytest.raises(SystemExit, match="does not say what test set it is of. Evaluate the model again"):
+    with pytest.raises(ValueError, match="does not say what test set it is of. Evaluate the model again"):
         compare.main([models[0], f"again={tmp_path / 'a'}", "--paired"])
     (tmp_path / "a/results.json").write_text("{")
-    with pytest.raises(SystemExit, match="a/results.json is damaged .* Evaluate the model again"):
+    with pytest.raises(ValueError, match="a/results.json is damaged .* Evaluate the model again"):
         compare.main(models)
 
 
 def test_a_folder_without_results_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="results.json"):
+    with pytest.raises(FileNotFoundError, match="results.json"):
         compare.main([f"first={tmp_path}"])

@@ -138,11 +138,11 @@ def test_whole_evaluations(make_test_set, make_store, tiny_model, tmp_path, caps
 
 def test_the_command_says_why_not(pair, tmp_path):
     first = f"a={pair[0]}"
-    with pytest.raises(SystemExit, match="two models; 1 are given"):
+    with pytest.raises(ValueError, match="two models; 1 are given"):
         compare.main(["--paired", first])
-    with pytest.raises(SystemExit, match="names two models"):
+    with pytest.raises(ValueError, match="names two models"):
         compare.main(["--paired", first, first])
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "results.json").write_text(json.dumps(RESULTS))
-    with pytest.raises(SystemExit, match="queries.parquet does not exist. Evaluate the model again"):
+    with pytest.raises(FileNotFoundError, match="queries.parquet does not exist. Evaluate the model again"):
         compare.main(["--paired", first, f"b={tmp_path / 'old'}"])

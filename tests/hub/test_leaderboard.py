@@ -129,7 +129,7 @@ def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, results, tmp_p
 def test_other_results_are_refused_and_nothing_is_written(folder, results, tmp_path, changes, says):
     before = (folder / "README.md").read_text()
     (tmp_path / "results.json").write_text(json.dumps(results(**changes)))
-    with pytest.raises(SystemExit, match=says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
         leaderboard.main([str(folder), str(tmp_path)])
     assert (folder / "README.md").read_text() == before and not (folder / ".eval_results").exists()
 

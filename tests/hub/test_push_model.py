@@ -174,9 +174,9 @@ def test_the_command_that_the_message_gives_repeats_the_push(hub, folder, run):
     hub.faults["commit"] = (500, {})
     with pytest.raises(push.PushError) as raised:
         push.push_model(folder, "me/bags", token=TOKEN)
-    command = shlex.split(str(raised.value).splitlines()[-1])[1:]
+    command = shlex.split(str(raised.value).partition("    python")[2].replace("\\\n", ""))
     failed = run(command)
-    assert failed.returncode == 1 and failed.stdout == "" and "Traceback" not in failed.stderr
+    assert failed.returncode == 2 and failed.stdout == "" and "Traceback" not in failed.stderr
     assert failed.stderr.rstrip().endswith(str(raised.value).replace(", with that token in HF_TOKEN", ""))
     hub.faults.clear()
     done = run(command)
@@ -197,5 +197,5 @@ def test_through_hf_xet_a_push_ends_too(hub, folder, run, status, remedy):
     hub.faults["xet"] = (status, {})
     hurry = f"from lrvsf.hub import push; push.ANSWER_WITHIN = 0.2; push.main(['{folder}', 'me/bags'])"
     failed = run(["-c", hurry], HF_HUB_DISABLE_XET="0")
-    assert failed.returncode == 1 and remedy in failed.stderr and f"The model is safe in {folder}." in failed.stderr
+    assert failed.returncode == 2 and remedy in failed.stderr and f"The model is safe in {folder}." in failed.stderr
     assert hub.asked["xet"] and not hub.asked["batch"] and not hub.commits

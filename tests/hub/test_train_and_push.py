@@ -60,11 +60,11 @@ def flags(tmp_path):
 def test_a_push_that_fails_is_an_exit_status_and_its_command_completes_it(hub, run, flags, tmp_path):
     hub.faults["commit"] = (500, {})
     trained = run("train_hf.py", *flags)
-    assert trained.returncode == 1 and "trained 4 steps" in trained.stdout and "pushed" not in trained.stdout
+    assert trained.returncode == 2 and "trained 4 steps" in trained.stdout and "pushed" not in trained.stdout
     assert f"The model is safe in {tmp_path / 'run'}." in trained.stderr and "Traceback" not in trained.stderr
     assert not hub.commits
     hub.faults.clear()
-    command = shlex.split(trained.stderr.rstrip().splitlines()[-1])
+    command = ["python", *shlex.split(trained.stderr.partition("    python")[2].replace("\\\n", ""))]
     done = run(*command[1:])
     assert done.returncode == 0 and done.stdout.startswith(f"{hub.url}/me/bags/commit/")
 

@@ -5,11 +5,10 @@ One column per category: the product alone, worn, and worn in a cropped scene; t
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 from PIL import Image
 
+from lrvsf.command import OneLineParser, run
 from lrvsf.data.mini.attributes import CATEGORIES, random_garment
 from lrvsf.data.mini.scenes import outfit, scene_picture, simple_picture, stage
 
@@ -32,5 +31,11 @@ def contact_sheet(seed: int = 0) -> Image.Image:
     return sheet
 
 
+def main(arguments: list[str] | None = None) -> None:
+    parser = OneLineParser(__doc__)
+    parser.add_argument("picture", help="PNG to write")
+    contact_sheet().save(parser.parse_args(arguments).picture, optimize=True)
+
+
 if __name__ == "__main__":
-    contact_sheet().save(sys.argv[1], optimize=True)
+    run(main, "lrvsf.data.mini.sheet")

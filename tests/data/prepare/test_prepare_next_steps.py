@@ -2,11 +2,11 @@
 
 import pytest
 import yaml
+from lrvsf.training.recipe import parse_recipe
 from transformers import HfArgumentParser
 
 from lrvsf.data.prepare.next_steps import batch_and_steps, few_queries, next_steps, recipe_of
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
-from lrvsf.training.recipe import parse_recipe
 
 
 def report(products=760, queries=95, categories=("Bags",), **parts):

@@ -26,7 +26,7 @@ def test_a_step_prints_its_report_and_refuses_in_one_line(tmp_path, capsys):
     small = ["--products", "2", "--test_products", "1", "--distractors", "1", "--image-size", "32"]
     prepare_lrvsf.app(["mini", str(tmp_path / "m"), *small], standalone_mode=False)
     assert capsys.readouterr().out.splitlines()[2].split() == ["training", "products", "2"]
-    with pytest.raises(SystemExit, match="prepare_lrvsf.py mini: Mini LRVS-F needs at least one"):
+    with pytest.raises(ValueError, match="Mini LRVS-F needs at least one"):
         prepare_lrvsf.app(["mini", str(tmp_path / "n"), "--products", "0"], standalone_mode=False)
 
 
