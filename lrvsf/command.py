@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from lrvsf.data.names import printable
 
@@ -120,6 +120,16 @@ def explain(error: BaseException) -> str:
         told = told.partition("\n")[0]
         remedy = "Take a smaller batch; in training --grad_cache_chunk keeps the loss of the whole one."
     return f"{told.rstrip('.')}. {remedy}" if remedy and remedy not in told else told
+
+
+class Command(str):
+    """A command in one line, as reports keep it, which is folded where a screen shows it."""
+
+    def __new__(cls, words: Iterable[object]) -> Self:
+        return super().__new__(cls, shlex.join(map(str, words)))
+
+    def folded(self, indent: str = "") -> str:
+        return fold(shlex.split(self), indent)
 
 
 def fold(words: Iterable[object], indent: str = "") -> str:

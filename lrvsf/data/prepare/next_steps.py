@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
+from lrvsf.command import Command
 from lrvsf.data.prepare.splits import SETS, TEST, TRAIN, VALIDATION
 from lrvsf.durable import write_whole
 
@@ -30,11 +30,11 @@ def next_steps(out: Path, report: dict[str, Any]) -> dict[str, Any]:
         write_whole(path, recipe.encode())
     elif path.read_bytes() != recipe.encode():
         notes.append(f"{path} is kept as you have it; remove it, and run this again, for a new one")
-    commands = {"to train": shlex.join(["accelerate", "launch", "train_hf.py", str(path)])}
+    commands = {"to train": Command(["accelerate", "launch", "train_hf.py", path])}
     if TEST in report and (size := report[TEST]["distractors"]):
         run = run_folder(out)
         flags = ["--model", run, "--data_root", str(out / TEST), "--output_dir", run, "--gallery_sizes", str(size)]
-        commands["to evaluate"] = shlex.join(["accelerate", "launch", "evaluate_lrvsf.py", *flags])
+        commands["to evaluate"] = Command(["accelerate", "launch", "evaluate_lrvsf.py", *flags])
     return {**({"note": "; ".join(notes)} if notes else {}), **commands}
 
 

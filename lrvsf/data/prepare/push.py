@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from huggingface_hub import HfApi
 from typer import Argument, Option
 
+from lrvsf.command import Command
 from lrvsf.data.folders import COMPANION, files_in
 from lrvsf.data.prepare.check import check
 
@@ -56,7 +57,7 @@ def push(
         "private": "no" if public else "yes",
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
-        "train with": train_command(repo),
+        "train with": Command(train_command(repo).split()),
     }
 
 

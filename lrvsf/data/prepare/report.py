@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lrvsf.command import WIDTH, Command
 from lrvsf.data.names import printable
 
 
@@ -23,7 +24,8 @@ def write_report(path: str | Path, report: dict[str, Any]) -> None:
 def as_table(report: dict[str, Any], indent: int = 0) -> str:
     """The report as lines of name and value, numbers aligned to the right, nested dicts indented below their name.
 
-    What cannot be seen in a name, such as the controls of a terminal, is written out.
+    What cannot be seen in a name, such as the controls of a terminal, is written out. A long command stands below its
+    name.
 
     >>> print(as_table({"urls": 1200, "failed": {"404": 3}}))
     urls    1,200
@@ -33,7 +35,11 @@ def as_table(report: dict[str, Any], indent: int = 0) -> str:
     lines = list(_lines(report, indent))
     width = max((len(name) for name, _, _ in lines), default=0)
     digits = max((len(value) for _, value, number in lines if number), default=0)
-    return "\n".join(f"{name:<{width}}  {value:>{digits * number}}".rstrip() for name, value, number in lines)
+    rows = (
+        name + value if value.startswith("\n") else f"{name:<{width}}  {value:>{digits * number}}".rstrip()
+        for name, value, number in lines
+    )
+    return "\n".join(rows)
 
 
 def _lines(report: dict[str, Any], indent: int):
@@ -41,6 +47,12 @@ def _lines(report: dict[str, Any], indent: int):
         if isinstance(value, dict):
             yield " " * indent + printable(str(name)), "", False
             yield from _lines(value, indent + 2)
+        elif isinstance(value, Command) and len(value) > WIDTH - 20:  # beside most names
+            yield (
+                " " * indent + printable(str(name)),
+                "\n" + "\n".join(map(printable, value.folded("    ").split("\n"))),
+                False,
+            )
         else:
             number = isinstance(value, int | float)
             text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if number else printable(str(value))

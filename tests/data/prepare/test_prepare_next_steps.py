@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
-from lrvsf.training.recipe import parse_recipe
-from transformers import HfArgumentParser
 
 from lrvsf.data.prepare.next_steps import batch_and_steps, few_queries, next_steps, recipe_of
+from lrvsf.flags import FlagParser
+from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 
 
@@ -40,8 +40,10 @@ def test_the_recipe_is_one_that_training_takes(tmp_path):
     path.write_text(recipe_of(tmp_path / "no", report(categories=names)), "utf-8")
     assert yaml.safe_load(path.read_text())["categories"] == names
 
-    parser = HfArgumentParser((ModelArguments, CondViTTrainingArguments))
-    args, training = parse_recipe(parser, [str(path), "--use_cpu", "True", "--bf16", "False"])
+    classes = (ModelArguments, CondViTTrainingArguments)
+    parser = FlagParser("", "", *((one.__module__, one.__name__) for one in classes))
+    flags = read_arguments(parser, [str(path), "--use_cpu", "True", "--bf16", "False"])
+    args, training = parse_classes(classes, *flags)
     assert args.categories == names and args.data == str(tmp_path / "no") and args.condition == "category"
     assert args.model == "openai/clip-vit-base-patch32" and training.output_dir == "runs/no"
     assert (training.per_device_train_batch_size, training.max_steps, training.phase1_steps) == (190, 300, 30)

@@ -1,10 +1,12 @@
 import io
 import json
+import shlex
 import sys
 
 import pytest
 
 import prepare_lrvsf
+from lrvsf.command import Command, explain, run
 from lrvsf.data.prepare.report import as_table, write_report
 
 
@@ -12,6 +14,19 @@ def test_table_is_aligned_and_nested():
     assert as_table({"urls": 1200, "failed": {"404": 3, "timeout": 10}}) == (
         "urls       1,200\nfailed\n  404          3\n  timeout     10"
     )
+
+
+def test_a_long_command_stands_on_lines_of_its_own():
+    words = ["accelerate", "launch", "evaluate_lrvsf.py", "--model", "runs/my shop", "--data_root", "data/my shop/test"]
+    report = {"rows": 3, "to evaluate": Command(words), "to train": Command(["make"])}
+    assert as_table(report) == (
+        "rows         3\n"
+        "to evaluate\n"
+        "    accelerate launch evaluate_lrvsf.py --model 'runs/my shop' \\\n"
+        "        --data_root 'data/my shop/test'\n"
+        "to train     make"
+    )
+    assert shlex.split(json.loads(json.dumps(report))["to evaluate"]) == words
 
 
 def test_a_report_is_whole_or_absent(tmp_path):
@@ -47,18 +62,11 @@ def test_what_cannot_be_seen_is_written_out(tmp_path, capsys, monkeypatch):
     write_report(tmp_path / "report.json", report)
     assert json.loads((tmp_path / "report.json").read_text()) == report
 
-    def refuses(table, out):
-        raise ValueError("no \x1b[2J here\nnor there")
-
-    with pytest.raises(SystemExit) as refusal:
-        prepare_lrvsf.command(refuses)("a", "b")
-    assert str(refusal.value) == "prepare_lrvsf.py refuses: no \\x1b[2J here\nnor there"
+    assert explain(ValueError("no \x1b[2J here\nnor there")) == "no \\x1b[2J here\nnor there"
 
 
 def test_a_terminal_without_umlauts_gets_its_report(monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", screen)
-    prepare_lrvsf.main()
-    prepare_lrvsf.command(lambda: {"caf\u00e9": 1})()
-    screen.flush()
+    run(prepare_lrvsf.command(lambda: {"caf\u00e9": 1}), "prepare_lrvsf.py")
     assert screen.buffer.getvalue() == b"caf\\xe9  1\n"
