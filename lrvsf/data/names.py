@@ -21,9 +21,8 @@ from uuid import UUID
 import numpy as np
 
 NOTHING = {"nan", "-nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat", "undefined"}
-# As spreadsheets, pandas and databases write whole numbers that were floats. A "+" stands in all of them; an article
-# number such as 12E5 has none.
-SHORTENED = re.compile(r"[+-]?\d+([.,]\d+)?[eE]\+\d+")
+# As spreadsheets, pandas (1e+16) and Java (1.0E16) write whole numbers that were floats; an article number is 12E5.
+SHORTENED = re.compile(r"[+-]?(\d+([.,]\d+)?[eE]\+|\d[.,]\d+[eE])\d+")
 FLOAT = re.compile(r"[+-]?(\d+)\.0+")
 SEPARATOR = re.compile(r"[,;|]")
 WHOLE = re.compile(r"^(\d+)\.0+$")

@@ -34,7 +34,13 @@ def test_identifiers(cell, expected):
     [
         *[(2.0**53, "2.53 or more"), (1e300, "2.53 or more"), (float("inf"), "2.53"), (np.float32(2**24), "2.24 or")],
         *[(1.5, "fraction"), (np.float32(0.1), "fraction"), (np.float16(2048), "2.11 or more")],
-        *[("2.38e+16", "shortened"), ("2,38E+16", "shortened"), ("1e+16", "shortened"), ("9007199254740993.0", "shor")],
+        *[
+            ("2.38e+16", "shortened"),
+            ("2.38E16", "shortened"),
+            ("2,38E+16", "shortened"),
+            ("1e+16", "shortened"),
+            ("9007199254740993.0", "shor"),
+        ],
         *[(True, "true or false"), (np.bool_(False), "true or false"), ([1], "a list"), ({"en": "x"}, "a dict")],
         *[(b"Gr\x81n", "not UTF-8"), (b"Gr\x81n".decode(errors="surrogateescape"), "not UTF-8")],
         *[(name, "word for nothing") for name in ("nan", "None", "NULL", " null ", "NaN", "<NA>", "N/A", b"nan")],

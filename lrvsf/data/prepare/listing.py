@@ -195,7 +195,7 @@ def _list_csv(listing: Listing) -> None:
             listing.listed += 1
             listing.skips.add("row of more or fewer cells than columns", f"line {line}")
             continue
-        if any("\n" in cell and table.rows_in(cell, "role", ROLES) for cell in cells.values()):
+        if any(table.rows_in(cell, "role", ROLES) for cell in cells.values() if "\n" in cell or "\r" in cell):
             raise ValueError(
                 f"{listing.source}, up to line {line}: a quoted cell holds further rows, so a quote before them is not "
                 'closed; correct it (a quote within a quoted cell is written "")'
