@@ -40,6 +40,7 @@ from transformers import set_seed
 
 from lrvsf.data.products import ProductShards
 from lrvsf.data.source import training_folder, validation_set
+from lrvsf.data.stream import check_shared_memory
 from lrvsf.hub.card import write_training_card
 from lrvsf.hub.push import open_repository, push_model
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
@@ -69,6 +70,7 @@ def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
 
 def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     folder = training_folder(args.data)
+    check_shared_memory()
     set_seed(training.seed)
     model = start_model(args)
     categories = model.config.categories if model.config.condition == "category" else None

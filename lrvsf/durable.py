@@ -69,7 +69,8 @@ def _lock_file(path: Path) -> TextIO:
     while True:
         file = path.open("a+")
         try:
-            # Not flock, which a forked worker would share and keep when its parent has died.
+            # Not flock, which a forked worker would share and keep when its parent has died. (This one would go if the
+            # process opened and closed the file once more: nobody else should.)
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             with file:

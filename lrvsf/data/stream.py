@@ -35,6 +35,7 @@ from lrvsf.data.products import ProductShards
 SPARES = 8  # products that may replace unreadable ones in one batch, and more of larger batches: see `ProductBatches`
 UNITS_AHEAD = 4  # units that are read while earlier ones are used
 BATCH_WITHIN = 120  # seconds that a batch is waited for, and one more for each of its pairs (not tuned)
+SHARED_PAGES = 32  # 128 KB; two loading processes work with 256
 TRAINER_SEEN_EVERY = 1.0  # seconds after which a loading process looks whether its trainer lives
 
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else a stream's end sleeps for seconds
@@ -214,6 +215,21 @@ def _beyond_dev_shm(batch: dict[str, Any]) -> dict[str, Any]:
         return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape).copy_(tensor)
 
     return {name: moved(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def check_shared_memory() -> None:
+    """Refuses a machine whose /dev/shm cannot take even what stays there: semaphores, and a number for each of the
+    streams that `datasets` opens, a page each.
+
+    Raises OSError.
+    """
+    try:
+        _ = [multiprocessing.Semaphore(), *(torch.zeros(1).share_memory_() for _ in range(SHARED_PAGES))]
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"/dev/shm takes no {SHARED_PAGES} small objects, which loading data needs ({error}). Make it larger, with "
+            "`docker run --shm-size=64m` or `mount -o remount,size=64m /dev/shm`, and see that it may be written to"
+        ) from error
 
 
 def _obey_the_trainer(worker: int) -> None:

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from made import product, write
 from lrvsf.data import stream
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
-from lrvsf.data.stream import SPARES, PairLoader, ProductBatches, explained_stall
+from lrvsf.data.stream import SPARES, PairLoader, ProductBatches, check_shared_memory, explained_stall
 
 
 def ids(batches):
@@ -215,6 +216,20 @@ def test_a_loading_process_ends_with_its_trainer(folder, tmp_path, monkeypatch):
     os.kill(trainer, signal.SIGKILL)
     os.waitpid(trainer, 0)
     assert wait_for(lambda: not any(is_alive(worker) for worker in workers))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unable to allocate shared memory(shm)"), OSError("Read-only")])
+def test_no_shared_memory_at_all_is_refused(monkeypatch, error):
+    check_shared_memory()
+
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fails)
+    with pytest.raises(
+        OSError, match=rf"/dev/shm takes no 32 .*\({re.escape(str(error))}\). Make it larger, with `docker"
+    ):
+        check_shared_memory()
 
 
 def test_a_stall_is_explained(folder, monkeypatch):

@@ -119,6 +119,7 @@ def main() -> None:
                 for other in running:
                     os.kill(other, signal.SIGKILL)
         print(json.dumps(statuses), flush=True)
+    os._exit(0)  # unloading what the forks were spared takes seconds
 
 
 if __name__ == "__main__":
