@@ -118,7 +118,7 @@ class CondViTProcessor(PilBackend):
             count = len(data["pixel_values"])
             names = [categories] * count if isinstance(categories, str) else list(categories)
             if len(names) != count:
-                raise ValueError(f"Got {count} images and {len(names)} categories. Give one for all, or one for each.")
+                raise ValueError(f"Images: {count}, categories: {names!s:.99}. Give one for all, or one for each.")
             if unknown := [name for name in names if name not in self.categories]:
                 known = f"This model knows {self.categories}; for no condition, leave categories out."
                 raise ValueError(f"Unknown category {unknown[0]!r}.{did_you_mean(unknown[0], self.categories)} {known}")

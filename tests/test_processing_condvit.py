@@ -184,7 +184,7 @@ def test_errors(make_image: Callable[..., Image.Image]) -> None:
     processor, image = CondViTProcessor(categories=["Mugs", "Pots"], size=32), make_image(20, 10)
     with pytest.raises(ValueError, match=r"'Cups'.*'Mugs', 'Pots'"):
         processor(image, "Cups")
-    with pytest.raises(ValueError, match=r"Got 3 images and 2 categories. Give one for all, or one for each"):
+    with pytest.raises(ValueError, match=r"Images: 3, categories: \['Mugs', 'Pots'\]. Give one for all, or one"):
         processor([image] * 3, ["Mugs", "Pots"])
     with pytest.raises(ValueError, match=r"Unknown category 'mugs'. Did you mean 'Mugs'"):
         processor(image, "mugs")

@@ -97,6 +97,11 @@ def test_later_results_replace_earlier_ones(folder, results):
     assert ("Slep/LAION-RVS-Fashion", "category") not in said
 
 
+def test_only_results_on_lrvsf_carry_the_leaderboard_s_tag(folder, results):
+    add_results(folder, results(), dataset="me/other")
+    assert ModelCard.load(folder / "README.md").data.tags == ["fashion"]
+
+
 def test_a_card_without_model_index_and_tags_gets_them(folder, results):
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Bags\n")
     add_results(folder, results())
