@@ -84,12 +84,12 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
         write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")
     if pictures.conditioning_page:
-        check_conditions(encoder, test_set)
+        check_conditions(encoder, test_set, args.allow_unmatched_categories)
     limits = args.max_bad_fraction, args.max_bad_in_a_row
     store = EmbeddingStore(args.embeds or output / "embeds", encoder, test_set, args.batch_size, *limits)
     queries = QueryTable()
     if settings is None:
-        measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries)
+        measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries, args.allow_unmatched_categories)
     else:
         measured = evaluate_bootstrap(store, settings, queries)
     results = {"model": args.model, "data_root": args.data_root, **measured}
@@ -102,7 +102,7 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
         print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
     if pictures.conditioning_page:
-        results["conditions"] = measure_conditions(store, args.batch_size)
+        results["conditions"] = measure_conditions(store, args.batch_size, args.allow_unmatched_categories)
         if state.is_main_process:
             save_results(results, output / "results.json")
             write_conditions(results["conditions"], output / "conditioning.html", args.model)

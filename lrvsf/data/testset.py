@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
+from lrvsf.data.names import UnusableCell, did_you_mean, identifier
 from lrvsf.data.parquet import DAMAGE, open_parquet, wrong_types
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
@@ -37,7 +38,7 @@ class Product:
     row: int
     target_image: bytes | None  # SIMPLE_IMG: the product alone
     query_image: bytes | None  # COMPLEX_IMG: a scene
-    category: str
+    category: str | None
     caption: str | None
 
 
@@ -63,30 +64,35 @@ class ProductTestSet:
         self.files = {"products": [products], "distractors": files}
         self.n_products = sum(file.rows for file in self._products)
         self.n_distractors = sum(file.rows for file in self._distractors)
+        if not self.n_products:
+            raise ValueError(f"{products} has no rows: there is nothing to ask for. {_REMEDY}")
 
     def products(self, start: int = 0, stop: int | None = None) -> Iterator[Product]:
         """The products of rows start to stop (excluded)."""
         for row, cells in _rows(self._products, start, self.n_products if stop is None else stop):
             target, query, category, caption = (cells[name] for name in PRODUCT_COLUMNS)
-            yield Product(row, _image_bytes(target), _image_bytes(query), category, caption)
+            yield Product(row, _image_bytes(target), _image_bytes(query), _category(category), caption)
 
     def distractors(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
         """(row number, encoded image) of rows start to stop (excluded)."""
         for row, cells in _rows(self._distractors, start, self.n_distractors if stop is None else stop):
             yield row, _image_bytes(cells["jpg"])
 
-    def categories(self) -> list[str]:
-        """The category of every product, in row order. No image is read."""
-        return self._products[0].column("CATEGORY")
+    def categories(self) -> list[str | None]:
+        """The category of every product, in row order; None where there is none. No image is read."""
+        return [_category(cell) for cell in self._products[0].column("CATEGORY")]
 
     def check_categories(self, known: list[str]) -> None:
         """Refuses, before anything is embedded, a test set with a category that the model has never heard of."""
-        for row, category in enumerate(self.categories()):
-            if category not in known:
-                raise ValueError(
-                    f"{self._products[0].path}, row {row}: category {category!r} is not one of the model's: "
-                    f"{', '.join(known)}. Evaluate a model that was trained with it, or correct the row."
-                )
+        unknown = [(row, name) for row, name in enumerate(self.categories()) if name not in known]
+        if unknown:
+            row, name = unknown[0]
+            others = f" So it is with {len(unknown) - 1} other products." if unknown[1:] else ""
+            raise ValueError(
+                f"{self._products[0].path}, row {row}: category {name!r} is not one of the model's: "
+                f"{', '.join(known)}.{others}{did_you_mean(name or '', known)} "
+                "Evaluate a model that was trained with it, or correct the row."
+            )
 
 
 def wrong_cells(file: pq.ParquetFile, columns: Iterable[str]) -> str | None:
@@ -168,6 +174,14 @@ def _rows(files: list[_File], start: int, stop: int) -> Iterator[tuple[int, dict
 def _image_bytes(cell: Any) -> bytes | None:
     """A cell's encoded image. `datasets` stores {bytes, path}; the path names a foreign file and is never opened."""
     return cell["bytes"] if isinstance(cell, dict) else cell
+
+
+def _category(cell: str | None) -> str | None:
+    """A category as every file of a test set is read. What is no name stays as it is, and is no model's category."""
+    try:
+        return identifier(cell)
+    except UnusableCell:
+        return cell
 
 
 def _holds(folder: Path) -> str:

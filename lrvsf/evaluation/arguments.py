@@ -36,6 +36,13 @@ class EvaluateArguments:
     restrict_to_category: bool = field(
         default=False, metadata={"help": "Only items of the target's category in a gallery; paper measures both."}
     )
+    allow_unmatched_categories: bool = field(
+        default=False,
+        metadata={
+            "help": "Measure within categories although distractors have none, or a category has no distractor. "
+            "Recall is then too good; the table says how many items each category's gallery has."
+        },
+    )
     bf16_ranks: bool = field(
         default=False, metadata={"help": "Count ranks by bfloat16 products first: the same ranks, sooner on new CPUs."}
     )

@@ -1,42 +1,156 @@
-"""What a test set knows of its rows besides images: categories and PRODUCT_IDs, which only some protocols need."""
+"""What a test set knows of its rows besides images: categories and PRODUCT_IDs, which only some protocols need.
+
+Categories join products and distractors by name. What does not join would be missing in the galleries of a category,
+and recall would rise without a word; so it is counted, and refused unless it is asked for.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lookalikes, quoted
 from lrvsf.data.parquet import DAMAGE, open_parquet
 from lrvsf.data.testset import ProductTestSet
+
+SHOWN = 5  # names in a message
 
 
 def product_ids(test_set: ProductTestSet) -> list[str]:
     """The PRODUCT_ID of every product, in row order."""
-    return _text(_column([_products(test_set)], "PRODUCT_ID"))
+    return _ids([_products(test_set)])
 
 
 def distractor_ids(test_set: ProductTestSet) -> list[str]:
     """The PRODUCT_ID of every distractor, in row order; empty where there is none."""
-    return _text(_column(_distractors(test_set), "PRODUCT_ID"))
+    return _ids(_distractors(test_set))
 
 
-def category_numbers(test_set: ProductTestSet) -> tuple[Tensor, Tensor]:
-    """The category of every product and of every distractor, as numbers; -1 for one that no product has."""
-    products = pa.chunked_array([pa.array(test_set.categories())])
-    known = products.unique()
-    return _numbers(products, known), _numbers(_column(_distractors(test_set), "CATEGORY"), known)
+def _ids(files: list[Path]) -> list[str]:
+    return [names[place] or "" for names, places, _ in _names(files, "PRODUCT_ID") for place in places.tolist()]
 
 
-def _numbers(column: pa.ChunkedArray, known: pa.Array) -> Tensor:
-    numbers = pc.fill_null(pc.index_in(column.cast(known.type), value_set=known), -1)
-    return torch.from_numpy(numbers.to_numpy().copy()).long()
+@dataclass(frozen=True)
+class Categories:
+    """The categories of a test set as numbers.
+
+    Attributes:
+        names: the products' categories, by number.
+        products: (P,) the number of each product.
+        distractors: (N,) the number of each distractor; -1 for a category that no product has, or none.
+        nameless: why a distractor has no category -> how many.
+        foreign: category that no product has -> how many distractors.
+    """
+
+    names: list[str]
+    products: Tensor
+    distractors: Tensor
+    nameless: dict[str, int]
+    foreign: dict[str, int]
+
+    def without_distractors(self) -> list[str]:
+        """The products' categories that no distractor has."""
+        held = torch.bincount(self.distractors + 1, minlength=len(self.names) + 1)[1:]
+        return [name for name, count in zip(self.names, held.tolist(), strict=True) if not count]
+
+    def facts(self) -> dict[str, Any]:
+        """What was joined and what did not join, of JSON's types."""
+        return {
+            "categories": self.names,
+            "distractors_without_category": self.nameless,
+            "distractors_of_other_categories": self.foreign,
+            "categories_without_distractors": self.without_distractors(),
+        }
+
+    def faults(self) -> list[str]:
+        """A line for each thing that makes galleries of a category too small."""
+        lines = [f"{count:,} distractors have no category ({why})" for why, count in self.nameless.items()]
+        for name in self.without_distractors()[:SHOWN]:
+            products = int((self.products == self.names.index(name)).sum())
+            lines.append(
+                f"{products:,} products are of category {quoted(name)}, which no distractor has."
+                + did_you_mean(name, self.foreign)
+            )
+        if len(more := self.without_distractors()) > SHOWN:
+            lines.append(f"and {len(more) - SHOWN} more categories have no distractor")
+        for group in lookalikes([*self.names, *self.foreign])[:SHOWN]:
+            if set(group) & set(self.names):
+                lines.append(f"{' and '.join(map(quoted, group))} look alike and are not the same category")
+        return lines
 
 
-def _column(files: list[Path], name: str) -> pa.ChunkedArray:
-    chunks: list[pa.Array] = []
+def join_categories(test_set: ProductTestSet, allow_unmatched: bool = False) -> Categories:
+    """The categories of all products and distractors, joined by name: blanks around a name and a column's type do not
+    count, capitals and accents do.
+
+    Args:
+        allow_unmatched: whether distractors may lack a category, and categories distractors.
+
+    Raises ValueError: products without a category; distractors that do not join, unless that is allowed.
+    """
+    of_products = test_set.categories()
+    if without := [row for row, name in enumerate(of_products) if name is None]:
+        raise ValueError(
+            f"{len(without)} products of {test_set.root} have no category, the first is row {without[0]}. A gallery of "
+            "the target's category needs one: fill CATEGORY, or measure without it."
+        )
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(of_products))}
+    parts, nameless, foreign = [torch.empty(0, dtype=torch.int64)], Counter(), Counter()
+    for names, indices, reasons in _names(_distractors(test_set), "CATEGORY"):
+        counts = torch.bincount(indices, minlength=len(names)).tolist()
+        for name, reason, count in zip(names, reasons, counts, strict=True):
+            if name is None:
+                nameless[reason] += count
+            elif name not in numbers:
+                foreign[name] += count
+        parts.append(torch.tensor([numbers.get(name, -1) for name in names])[indices])
+    joined = Categories(
+        list(numbers),
+        torch.tensor([numbers[name] for name in of_products]),
+        torch.cat(parts),
+        {reason: count for reason, count in nameless.items() if count},
+        {name: count for name, count in foreign.most_common() if count},
+    )
+    if not allow_unmatched and (faults := joined.faults()):
+        raise ValueError(
+            f"The distractors of {test_set.root} do not join its products by category:\n  " + "\n  ".join(faults) + "\n"
+            "Galleries of one category would lack them, and recall would be too good. Correct the column CATEGORY, or "
+            "give --allow_unmatched_categories True; the results say how many items each category's gallery has."
+        )
+    return joined
+
+
+def _names(files: list[Path], name: str) -> Iterator[tuple[list[str | None], Tensor, list[str]]]:
+    """For each part of a column: its different names, None where a cell has none, the place (n,) of each row's name
+    among them, and why there is none."""
+    for chunk in _chunks(files, name):
+        coded = pc.dictionary_encode(chunk, null_encoding="encode")
+        values = coded.dictionary
+        # Python's float does not tell what float32 rounded; numpy's does.
+        narrow = pa.types.is_float32(values.type) or pa.types.is_float16(values.type)
+        cells = list(values.to_numpy(zero_copy_only=False)) if narrow else values.to_pylist()
+        read = [_read(cell) for cell in cells]
+        places = torch.from_numpy(coded.indices.to_numpy(zero_copy_only=False).copy()).long()
+        yield [name for name, _ in read], places, [reason for _, reason in read]
+
+
+def _read(cell: Any) -> tuple[str | None, str]:
+    """A cell's name and "", or None and why."""
+    try:
+        return identifier(cell), "the cell is empty"
+    except UnusableCell as error:
+        return None, f"the cell is {error.reason}"
+
+
+def _chunks(files: list[Path], name: str) -> Iterator[pa.Array]:
     for file in files:
         try:
             with open_parquet(file) as parquet:
@@ -46,14 +160,14 @@ def _column(files: list[Path], name: str) -> pa.ChunkedArray:
                         f"{file} has no column {name}, which this protocol needs; it has {', '.join(names)}. "
                         "Test sets made by prepare_lrvsf.py have it; or choose another protocol."
                     )
-                chunks += parquet.read([name])[name].cast(pa.string()).chunks
+                column = parquet.read([name])[name]
         except DAMAGE as error:
             raise OSError(f"{file}, column {name}: {error}. Restore this file.") from error
-    return pa.chunked_array(chunks, pa.string())
-
-
-def _text(column: pa.ChunkedArray) -> list[str]:
-    return pc.fill_null(column, "").to_pylist()
+        if pa.types.is_nested(column.type):
+            raise ValueError(f"{file} has {column.type} in {name}, where text must be. Save the column as text.")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        yield from column.chunks
 
 
 def _products(test_set: ProductTestSet) -> Path:

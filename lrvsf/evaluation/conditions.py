@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.columns import category_numbers
+from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.embed import THREADS, Encoder, map_ahead, process_slice
 from lrvsf.evaluation.paired import bootstrap_interval
 from lrvsf.evaluation.protocols import EmbeddedTestSet
@@ -35,7 +35,7 @@ WAYS = ("with the condition", "without", "without, filtered by category")
 TEMPLATE = Path(__file__).with_name("conditions.html.jinja")
 
 
-def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str, Any]:
+def measure_conditions(store: EmbeddingStore, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
     """Measures a model conditioned by category. Every process must call it; all get the same results.
 
     Returns, of JSON's types, with categories in the order of `categories`:
@@ -44,14 +44,15 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str
         swap: answers[own][asked], the share of queries whose first item is of the category asked for;
             asked_for, same: this share, and the share of unchanged first items, over all other categories asked for
         confusion[WAY][own][found]: shares of the first ten items; what is missing to 1 is of no known category
-        queries: how many each category has
+        queries, items: how many each category has, of queries and in its gallery
+        unmatched: what did not join (`lrvsf.evaluation.columns.Categories.facts`)
 
-    Raises ValueError: a model without conditions, or distractors without categories.
+    Raises ValueError: a model without conditions, or, unless that is allowed, distractors whose categories do not join.
     """
     encoder, test_set = store.encoder, store.test_set
-    check_conditions(encoder, test_set)
-    data = EmbeddedTestSet(store, with_categories=True)
-    names = list(dict.fromkeys(test_set.categories()))  # by number
+    check_conditions(encoder, test_set, allow_unmatched)
+    joined = join_categories(test_set, allow_unmatched)
+    data, names = EmbeddedTestSet(store, joined), joined.names
     asked = [name for name in encoder.model.config.categories if name in names]
     numbers = [names.index(name) for name in asked]
     asking = queries_under(store, data, asked, batch_size)  # condition -> (P, dim)
@@ -69,6 +70,8 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str
     return {
         "categories": asked,
         "queries": [int((own == number).sum()) for number in numbers],
+        "items": [int((own == n).sum() + (data.distractor_categories == n).sum()) for n in numbers],
+        "unmatched": joined.facts(),
         "n_distractors": data.n_distractors,
         "ways": ways,
         "gain": {way: _gain(hits[WAYS[0]], hits[way]) for way in WAYS[1:]},
@@ -80,14 +83,14 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256) -> dict[str
     }
 
 
-def check_conditions(encoder: Encoder, test_set: ProductTestSet) -> None:
+def check_conditions(encoder: Encoder, test_set: ProductTestSet, allow_unmatched: bool = False) -> None:
     """Raises ValueError, before anything is embedded, where `measure_conditions` would."""
     if encoder.conditioning != "category":
         raise ValueError(
             f"The page on conditions needs a model that is asked by category; this one is asked with "
             f"conditioning={encoder.conditioning!r}."
         )
-    category_numbers(test_set)
+    join_categories(test_set, allow_unmatched)
 
 
 def queries_under(

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.columns import distractor_ids, product_ids
+from lrvsf.evaluation.columns import distractor_ids, join_categories, product_ids
+from lrvsf.evaluation.galleries import KS, describe_items, gallery_results, over_folds
 from lrvsf.evaluation.precision import TopShares
-from lrvsf.evaluation.protocols import KS, EmbeddedTestSet, gallery_results, over_folds
+from lrvsf.evaluation.protocols import EmbeddedTestSet
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
 from lrvsf.evaluation.store import EmbeddingStore
@@ -34,6 +35,7 @@ def evaluate_paper(
     stored_folds: str | None = None,
     bf16_ranks: bool = False,
     queries: QueryTable | None = None,
+    allow_unmatched: bool = False,
 ) -> dict[str, Any]:
     """Embeds what the store lacks and measures it all. Every process must call it; all get the same results.
 
@@ -41,16 +43,18 @@ def evaluate_paper(
         stored_folds: file of the published folds, as `lrvsf.evaluation.stored_folds` writes it.
         bf16_ranks: multiply in bfloat16 first, with the same ranks.
         queries: what became of every query is added to it.
+        allow_unmatched: measure within categories even where distractors do not join the products.
 
     Returns:
         What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
 
     Raises:
-        ValueError: no categories of distractors, folds of another test set; and as `evaluate_bootstrap` does.
+        ValueError: distractors without categories or that do not join, folds of another test set; and as
+            `evaluate_bootstrap` does.
     """
     stored = None if stored_folds is None else StoredFolds(stored_folds)
     matched = None if stored is None else _Matched(stored, store.test_set)
-    data = EmbeddedTestSet(store, with_categories=True)
+    data = EmbeddedTestSet(store, join_categories(store.test_set, allow_unmatched))
 
     reached = [size for size in SIZES if size <= data.n_distractors]
     sizes = reached if reached[-1] == data.n_distractors else [*reached, data.n_distractors]
@@ -66,6 +70,7 @@ def evaluate_paper(
         "folds": 1,
         "products_per_fold": len(data.rows),
         "seed": None,
+        "allow_unmatched_categories": allow_unmatched,
         "bf16_ranks": bf16_ranks,
         **data.facts,
         "galleries": galleries,
@@ -129,12 +134,14 @@ def _galleries(
         within.add(embeds, first_row, categories)
         tops.add(embeds, first_row, categories)
     galleries = {}
-    for size, ranks, restricted, shares in zip(sizes, whole.ranks(), within.ranks(), tops.shares(), strict=True):
+    counted = zip(sizes, distractor_folds, whole.ranks(), within.ranks(), tops.shares(), strict=True)
+    for size, drawn, ranks, restricted, shares in counted:
         if queries is not None:
             queries.add(size, ranks, data.rows, data.category_names, name)
         precision = over_folds(shares)
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),
+            **describe_items(product_folds, drawn, data.joined_rows()),
             "recall_in_category": over_folds(fold_recall(restricted.expected, restricted.weights, max(KS))),
             "precision": precision,
             "category_accuracy": precision["1"],

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
-from lrvsf.evaluation.columns import category_numbers
+from lrvsf.evaluation.columns import Categories, join_categories
 from lrvsf.evaluation.fingerprint import describe_files, weights_digest
+from lrvsf.evaluation.galleries import describe_items, gallery_results
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.queries import QueryTable
-from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall, mean_and_std
+from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
 from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.stored_folds import read_indices
 
@@ -39,9 +39,8 @@ FLAGS = {  # that only some protocols have
     "leaderboard": ("product_folds", "restrict_to_category"),
     "paper": ("stored_folds",),
 }
-KS = (1, 5, 10, 20, 50)
+EVERYWHERE = ("seed", "bf16_ranks", "allow_unmatched_categories")
 MAX_PRODUCTS_PER_FOLD = 1000  # the published folds'
-TIES_WORTH_A_WARNING = 0.001
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class BootstrapSettings:
         products_per_fold: None for as many as can be read, at most 1000.
         product_folds: the published `bootstrapped_indices.pt`, in place of draws of products; it decides the two above.
         restrict_to_category: leave only items of the target's category in a query's gallery.
+        allow_unmatched_categories: do so even where distractors have no category, or a category no distractor.
         bf16_ranks: multiply in bfloat16 first, with the same results (`lrvsf.evaluation.counting`).
         protocol: "bootstrap" refuses sizes above the number of distractors; "leaderboard" fills them with repeats, as
             published, and marks them.
@@ -66,12 +66,13 @@ class BootstrapSettings:
     products_per_fold: int | None = None
     product_folds: str | None = None
     restrict_to_category: bool = False
+    allow_unmatched_categories: bool = False
     bf16_ranks: bool = False
     protocol: str = "bootstrap"
 
     @classmethod
     def leaderboard(cls, **choices: Any) -> BootstrapSettings:
-        """The leaderboard's protocol; `choices` are a seed, product_folds, restrict_to_category and bf16_ranks."""
+        """The leaderboard's protocol; `choices` are any settings but gallery_sizes, folds and products_per_fold."""
         fixed = {"gallery_sizes": list(LEADERBOARD_SIZES), "folds": 20, "products_per_fold": 1000}
         return cls(**fixed, **choices, protocol="leaderboard")
 
@@ -114,7 +115,7 @@ def chosen_settings(protocol: str, given: Mapping[str, Any]) -> BootstrapSetting
             raise ValueError(f"--{name} has no meaning in the {protocol} protocol; leave it out.")
     if protocol == "paper":
         return None
-    own = {name: given[name] for name in (*FLAGS[protocol], "seed", "bf16_ranks") if given[name] is not None}
+    own = {name: given[name] for name in (*FLAGS[protocol], *EVERYWHERE) if given[name] is not None}
     return BootstrapSettings.leaderboard(**own) if protocol == "leaderboard" else BootstrapSettings(**own)
 
 
@@ -137,12 +138,15 @@ def evaluate_bootstrap(
         What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
 
     Raises:
-        ValueError: a category that the model does not know, a gallery larger than the distractors that could be read,
-            no products; and as `EmbeddingStore.fill` does.
+        ValueError: a category that the model does not know, distractors that do not join by category, a gallery larger
+            than the distractors that could be read, no products; and as `EmbeddingStore.fill` does.
     """
     settings.check_distractors(store.test_set.n_distractors)
     stored = settings.product_folds and read_indices(settings.product_folds, store.test_set.n_products)
-    data = EmbeddedTestSet(store, settings.restrict_to_category)
+    joined = None
+    if settings.restrict_to_category:
+        joined = join_categories(store.test_set, settings.allow_unmatched_categories)
+    data = EmbeddedTestSet(store, joined)
     settings.check_distractors(data.n_distractors)
 
     if stored is None:
@@ -161,8 +165,11 @@ def evaluate_bootstrap(
     for block in data.blocks():
         counter.add(*block)
     galleries = {}
-    for size, ranks in zip(settings.gallery_sizes, counter.ranks(), strict=True):
-        galleries[str(size)] = gallery_results(size, ranks, data.category_names)
+    for size, drawn, ranks in zip(settings.gallery_sizes, distractor_folds, counter.ranks(), strict=True):
+        galleries[str(size)] = {
+            **gallery_results(size, ranks, data.category_names),
+            **describe_items(product_folds, drawn, data.joined_rows()),
+        }
         if queries is not None:
             queries.add(size, ranks, data.rows, data.category_names, "galleries")
         if size > data.n_distractors:
@@ -182,19 +189,18 @@ class EmbeddedTestSet:
 
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
-            encoder's device, as are `category_names` and, where categories were asked for, `product_categories` (P,).
+            encoder's device, as are `category_names` and, where categories were joined, `product_categories` (P,).
         distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read; where categories
-            were asked for, `distractor_categories` (N,), -1 for what no product has.
+            were joined, `distractor_categories` (N,), -1 for what no product has.
         facts: what results.json says of the model, the test set and the versions.
 
     Raises ValueError: no product can be read; and as `EmbeddingStore.fill` does.
     """
 
-    def __init__(self, store: EmbeddingStore, with_categories: bool) -> None:
+    def __init__(self, store: EmbeddingStore, joined: Categories | None = None) -> None:
         encoder, test_set = store.encoder, store.test_set
         if encoder.conditioning == "category":
             test_set.check_categories(encoder.model.config.categories)
-        numbers = category_numbers(test_set) if with_categories else None  # refuses before anything is embedded
         store.fill()
         self._store = store
         self.rows: list[int] = store.rows("products").tolist()
@@ -206,10 +212,10 @@ class EmbeddedTestSet:
         self.n_distractors = len(self.distractor_rows)
         names = test_set.categories()
         self.category_names = [names[row] for row in self.rows]
-        self.distractor_categories = None
-        if numbers is not None:
-            self.product_categories = numbers[0][self.rows]
-            self.distractor_categories = numbers[1][self.distractor_rows]
+        self.joined, self.distractor_categories = joined, None
+        if joined is not None:
+            self.product_categories = joined.products[self.rows]
+            self.distractor_categories = joined.distractors[self.distractor_rows]
         self.facts = {
             "model_weights": weights_digest(encoder.model),
             "conditioning": encoder.conditioning,
@@ -225,6 +231,14 @@ class EmbeddedTestSet:
                 **{name: version(name) for name in ("torch", "transformers", "numpy")},
             },
         }
+        if joined is not None:
+            self.facts["unmatched"] = joined.facts()
+
+    def joined_rows(self) -> tuple[list[str], Tensor, Tensor] | None:
+        """The names of the categories and the numbers of the products and distractors that could be read, or None."""
+        if self.joined is None:
+            return None
+        return self.joined.names, self.product_categories, self.distractor_categories
 
     def blocks(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
         """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first among the
@@ -286,34 +300,3 @@ def paper_metrics(
     tops.add(distractor_embeds, 0, distractor_category)
     curves["unfilt_acc@k"] = tops.shares()[0][0]
     return curves
-
-
-def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:
-    """One gallery size's part of the results, as `lrvsf.evaluation.report` lists it."""
-    if ranks.tied_queries > TIES_WORTH_A_WARNING * ranks.queries and PartialState().is_main_process:
-        logger.warning(
-            "Gallery of %d: %d of %d queries tie with other items. Equal images, or a model that collapses? "
-            "The results hold the optimistic and the pessimistic recall.",
-            size,
-            ranks.tied_queries,
-            ranks.queries,
-        )
-    results: dict[str, Any] = {"recall": {}, "recall_optimistic": {}, "recall_pessimistic": {}}
-    for name, of in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
-        results[f"recall{name}"] = over_folds(fold_recall(of, ranks.weights, max(KS)))
-    tied_items = int((ranks.weights * ranks.tied).sum())
-    results["ties"] = {"queries": ranks.queries, "tied_queries": ranks.tied_queries, "tied_items": tied_items}
-    results["recall_at_1_by_category"] = {}
-    for category in sorted(set(categories), key=str):
-        rows = torch.tensor([name == category for name in categories])
-        weights = ranks.weights[rows]
-        if weights.sum() > 0:  # with few products a category may never be drawn
-            share = (weights * (ranks.expected[rows] <= 1)).sum() / weights.sum()
-            results["recall_at_1_by_category"][str(category)] = {"mean": share.item(), "queries": int(weights.sum())}
-    return results
-
-
-def over_folds(curves: Tensor) -> dict[str, dict[str, float]]:
-    """(F, K) -> mean and deviation over folds at each K of KS."""
-    mean, std = mean_and_std(curves)
-    return {str(k): {"mean": mean[k - 1].item(), "std": std[k - 1].item()} for k in KS}

@@ -11,12 +11,17 @@ galleries[SIZE]                          SIZE, as K, is a string
     recall_pessimistic[K]                and after them
     ties                                 queries over all folds, those that tie, and the items they tie with
     recall_at_1_by_category[CATEGORY]    {"mean", "queries"} over the queries of all folds
+    items                                the fewest items of a fold's gallery, the target among them
+    items_by_category[CATEGORY]          where galleries are of one category: items, mean over the folds that ask for it
     marked                               where the size is not what it says, why
+unmatched                                where categories were joined: what did not join
+                                         (`lrvsf.evaluation.columns.Categories.facts`)
 conditions                               with --conditioning_page: see `lrvsf.evaluation.conditions`
 
-Protocol "leaderboard" and "bootstrap" add product_folds, restrict_to_category, bf16_ranks and missing_draws[products]:
-draws of a file that name a product that cannot be read. Protocol "paper", one fold of all products, adds
-sizes_not_reached, stored_folds (file, folds, products_per_fold, missing_draws, galleries as here) and, in galleries,
+Protocol "leaderboard" and "bootstrap" add product_folds, restrict_to_category, allow_unmatched_categories, bf16_ranks
+and missing_draws[products]: draws of a file that name a product that cannot be read. Protocol "paper", one fold of all
+products, adds sizes_not_reached, stored_folds (file, folds, products_per_fold, missing_draws, galleries as here) and,
+in galleries,
     recall_in_category[K]                recall where the gallery holds only items of the target's category
     precision[K]                         share of the top K that is of the target's category
     category_accuracy                    {"mean", "std"}, the precision at 1
@@ -24,13 +29,19 @@ sizes_not_reached, stored_folds (file, folds, products_per_fold, missing_draws, 
 """
 
 import json
+import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrvsf.data.names import did_you_mean, printable
 from lrvsf.durable import write_whole
 
 Results = Mapping[str, Any]
+
+FEW_QUERIES = 200  # below, the table says how little a score can tell
+MOST_NAMES = 30  # categories listed, those with the fewest items first
 
 
 def save_results(results: Results, path: str | Path) -> None:
@@ -57,27 +68,36 @@ def results_table(results: Results) -> str:
         "skipped       {skipped_rows}",
     ]
     lines = [line.format(**results, skipped_rows=_skipped(results)) for line in lines]
-    lines += [f"protocol      {_protocol(results)}", "", *_galleries(results["galleries"])]
+    lines += [f"protocol      {_protocol(results)}", "", *_galleries(results["galleries"], results)]
     if results.get("sizes_not_reached"):
-        lines.append("Not measured, for want of distractors: " + ", ".join(map(str, results["sizes_not_reached"])))
+        sizes = ", ".join(map(str, results["sizes_not_reached"]))
+        lines.append(_wrapped(f"Not measured, for want of distractors: {sizes}"))
     if stored := results.get("stored_folds"):
         per_fold, missing = stored["products_per_fold"], stored["missing_draws"]["products"]
         lines += ["", f"{stored['folds']} stored folds of {per_fold} products, {missing} draws of products missing", ""]
-        lines += _galleries(stored["galleries"])
-    return "\n".join(lines)
+        lines += _galleries(stored["galleries"], results)
+    sentences = [*_unmatched(results.get("unmatched")), *_few_queries(results)]
+    return "\n".join([*lines, *("\n" + _wrapped(sentence) for sentence in sentences)])
 
 
 def _protocol(results: Results) -> str:
     if results["protocol"] == "paper":
-        return "paper, all products, the first N distractors"
-    text = "{protocol}, {folds} folds of {products_per_fold} products, seed {seed}".format(**results)
+        lines = ["paper, all products, the first N distractors"]
+    else:
+        lines = ["{protocol}, {folds} folds of {products_per_fold} products, seed {seed}".format(**results)]
     if results.get("product_folds"):
-        text += f"\n              products drawn by {results['product_folds']}"
-        text += f", {results['missing_draws']['products']} draws missing"
-    return text + ("\n              only items of the target's category" if results.get("restrict_to_category") else "")
+        lines.append(f"products drawn by {results['product_folds']}")
+        lines[-1] += f", {results['missing_draws']['products']} draws missing"
+    elif results["protocol"] == "leaderboard":
+        lines.append("products drawn here, which are not the published draws")
+    if results["protocol"] != "bootstrap" and results["compute_dtype"] != "float32":
+        lines.append(f"in {results['compute_dtype']}, where the published scores are of float32")
+    if results.get("restrict_to_category"):
+        lines.append("only items of the target's category")
+    return "\n              ".join(lines)
 
 
-def _galleries(galleries: Mapping[str, Any]) -> list[str]:
+def _galleries(galleries: Mapping[str, Any], results: Results) -> list[str]:
     """The lines of one table, or of three under one another, and what is to be said of them."""
     titles = {
         "recall": "R@K in %, mean ± standard deviation over folds; a gallery has N distractors",
@@ -92,8 +112,14 @@ def _galleries(galleries: Mapping[str, Any]) -> list[str]:
             lines += ["", title, f"{'N':>10}" + "".join(f"{f'{letter}@{k}':>14}" for k in ks)]
             for size, gallery in galleries.items():
                 name = f"{int(size):,}" + ("*" if "marked" in gallery else " ")
-                lines.append(f"{name:>10}" + "".join(f"{_percent(gallery[key][k]):>14}" for k in ks))
+                cells = ["-" if is_trivial(gallery, key, k, results) else _percent(gallery[key][k]) for k in ks]
+                lines.append(f"{name:>10}" + "".join(f"{cell:>14}" for cell in cells))
     lines = lines[1:]
+    if any(line.endswith(" -") for line in lines):
+        lines += ["", "-: a gallery has at most K items, so that every query would succeed"]
+    if "items_by_category" in first:
+        lines += ["", "Items of a category in a gallery, the target among them, mean over folds"]
+        lines += [_items(size, gallery["items_by_category"]) for size, gallery in galleries.items()]
     marked = {size: gallery["marked"] for size, gallery in galleries.items() if "marked" in gallery}
     lines += ["", *(f"* {int(size):,}: {why}" for size, why in marked.items())] if marked else []
     tied = {size: gallery["ties"]["tied_queries"] for size, gallery in galleries.items()}
@@ -102,6 +128,74 @@ def _galleries(galleries: Mapping[str, Any]) -> list[str]:
         queries = first["ties"]["queries"]
         lines += ["", f"Tied with another item, of {queries} queries, by gallery: {counts}"]
     return lines
+
+
+def is_trivial(gallery: Mapping[str, Any], key: str, k: str, results: Results) -> bool:
+    """Whether a gallery has at most K items, so that recall at K is 1 whatever the model."""
+    if key == "recall_in_category" or results.get("restrict_to_category"):
+        items = max(gallery.get("items_by_category", {}).values(), default=math.inf)
+    else:
+        items = gallery.get("items", math.inf)  # earlier versions did not count them
+    return int(k) >= items
+
+
+def _items(size: str, items: Mapping[str, float]) -> str:
+    named = [f"{printable(name)} {count:,.1f}".removesuffix(".0") for name, count in items.items()]
+    if len(named) > MOST_NAMES:
+        fewest = sorted(items, key=items.__getitem__)[:MOST_NAMES]
+        named = [named[list(items).index(name)] for name in fewest] + [f"{len(items) - MOST_NAMES} others more"]
+    return _wrapped(f"{int(size):>9,}   {', '.join(named)}", indent=12)
+
+
+def _unmatched(unmatched: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for each kind of thing that did not join by category."""
+    if unmatched is None:
+        return []
+    sentences = [
+        f"{count:,} distractors have no category ({why}): no gallery of one category holds them."
+        for why, count in unmatched["distractors_without_category"].items()
+    ]
+    if alone := unmatched["categories_without_distractors"]:
+        named = ", ".join(map(printable, alone))
+        sentences.append(f"No distractor is of {named}: such a gallery holds products only, and recall is too good.")
+    if others := unmatched["distractors_of_other_categories"]:
+        shown = [
+            f"{printable(name)} {count:,}" + _in_brackets(did_you_mean(name, unmatched["categories"]))
+            for name, count in list(others.items())[:MOST_NAMES]
+        ]
+        sentences.append(
+            f"{sum(others.values()):,} distractors are of categories that no product has: {', '.join(shown)}"
+            + ("." if len(others) <= MOST_NAMES else f" and {len(others) - MOST_NAMES} more categories.")
+        )
+    return sentences
+
+
+def _in_brackets(question: str) -> str:
+    return question and f" ({question[1].lower()}{question[2:]})"
+
+
+def _few_queries(results: Results) -> list[str]:
+    """One sentence where the queries are too few to tell much: how far the score could be from that of others."""
+    queries = min(results["n_products"], results["folds"] * results["products_per_fold"])
+    if queries >= FEW_QUERIES:
+        return []
+    size = max(results["galleries"], key=int)
+    low, high = wilson_interval(results["galleries"][size]["recall"]["1"]["mean"], queries)
+    return [
+        f"{queries} queries tell little: the 95 % interval of R@1 at N = {int(size):,} is {100 * (high - low):.0f} "
+        f"points wide, from {100 * low:.0f} to {100 * high:.0f} %, and smaller differences may be chance."
+    ]
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent cases (Wilson 1927), within 0..1 also at 0 and 1."""
+    z2 = 1.959964**2
+    middle, half = share + z2 / (2 * count), math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2)))
+    return max(0.0, (middle - half) / (1 + z2 / count)), min(1.0, (middle + half) / (1 + z2 / count))
+
+
+def _wrapped(text: str, indent: int = 0) -> str:
+    return textwrap.fill(text, 80, subsequent_indent=" " * indent, drop_whitespace=True, break_on_hyphens=False)
 
 
 def comparison_table(named_results: Mapping[str, Results], size: int | None = None) -> str:

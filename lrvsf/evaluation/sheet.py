@@ -62,7 +62,7 @@ def write_sheet(store: EmbeddingStore, path: str | Path, count: int, seed: int =
         seed: of the draw of successes.
         model: the name that the page gives.
     """
-    test_set, data = store.test_set, EmbeddedTestSet(store, with_categories=False)
+    test_set, data = store.test_set, EmbeddedTestSet(store)
     blocks = ((embeds, first_row) for embeds, first_row, _ in data.blocks())
     ranks = ranks_among_all(data.queries, data.targets, blocks, data.n_distractors).expected.flatten()  # (P,)
     successes, failures = choose(ranks, count, seed)

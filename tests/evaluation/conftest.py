@@ -43,7 +43,7 @@ def make_test_set(tmp_path):
         columns["CATEGORY"] = [("Bags", "Feet", "Neck")[i % 3] for i in range(products)]
         columns["blip2_caption1"] = ["a thing"] * products
         columns["PRODUCT_ID"] = [f"p{i}" for i in range(products)]
-        known = {"CATEGORY": [("Feet", "Bags", "Hats", None)[i % 4] for i in range(distractors)]}
+        known = {"CATEGORY": [("Feet", "Bags", "Hats", "Neck")[i % 4] for i in range(distractors)]}
         known["PRODUCT_ID"] = [f"d{i}" for i in range(distractors)]
         pq.write_table(pa.table(columns), root / "products.parquet", row_group_size=5)
         half = distractors // 2 + 3

@@ -8,7 +8,7 @@ import torch
 
 import evaluate_lrvsf
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.columns import category_numbers
+from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.conditions import WAYS, measure_conditions, write_conditions
 from lrvsf.evaluation.embed import Encoder
 
@@ -34,8 +34,8 @@ def scores(measured):
     items = torch.cat([targets, *(embeds for embeds, _ in store.distractors())]).double()
     pixels = [encoder.pixels(next(store.test_set.products(row, row + 1)).query_image) for row in rows]
     asked = {name: encoder.embed(pixels, [name] * len(rows)) for name in ASKED} | {None: encoder.embed(pixels)}
-    of_products, of_distractors = category_numbers(store.test_set)
-    kinds = torch.cat([of_products[rows], of_distractors[store.rows("distractors")]])
+    joined = join_categories(store.test_set)
+    kinds = torch.cat([joined.products[rows], joined.distractors[store.rows("distractors")]])
     return {name: (queries.double() @ items.T).numpy() for name, queries in asked.items()}, kinds.numpy()
 
 

@@ -6,7 +6,7 @@ import torch
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation import protocols
-from lrvsf.evaluation.columns import category_numbers
+from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.protocols import BootstrapSettings, chosen_settings, draw_folds, evaluate_bootstrap
 from lrvsf.evaluation.recall import bootstrap_recall
@@ -183,7 +183,8 @@ def test_restriction_to_the_category(make_test_set, make_model, make_store):
     store = make_store(encoder, test_set, 8)
     results = evaluate_bootstrap(store, settings)
     queries, targets, distractors = everything(store)
-    kinds, others = category_numbers(test_set)
+    joined = join_categories(test_set)
+    kinds, others = joined.products, joined.distractors
     hits = []
     for fold, drawn in zip(draw_folds(12, 12, 3, 0, 0), draw_folds(40, 40, 3, 0, 40), strict=True):
         for i in fold.tolist():
@@ -192,13 +193,22 @@ def test_restriction_to_the_category(make_test_set, make_model, make_store):
             above = sum(float(queries[i] @ (item - targets[i])) > 0 for item in items)
             hits.append(above < 5)
     assert results["galleries"]["40"]["recall"]["5"]["mean"] == pytest.approx(np.mean(hits))
-    assert "only items of the target's category" in results_table({"model": "a model", **results})
+    names, counts = ["Bags", "Feet", "Neck"], []
+    for fold, drawn in zip(draw_folds(12, 12, 3, 0, 0), draw_folds(40, 40, 3, 0, 40), strict=True):
+        counts.append([sum(int((of == n).sum()) for of in (kinds[fold.unique()], others[drawn])) for n in range(3)])
+    items = results["galleries"]["40"]["items_by_category"]
+    assert items == {name: pytest.approx(mean) for name, mean in zip(names, np.mean(counts, 0), strict=True)}
+    assert results["galleries"]["40"]["items"] == 40 + min(len(f.unique()) for f in draw_folds(12, 12, 3, 0, 0))
+    table = results_table({"model": "a model", **results})
+    assert "only items of the target's category" in table and f"Bags {items['Bags']:.1f}".removesuffix(".0") in table
+    assert "10 distractors are of categories that no product has: Hats 10." in table
     unrestricted = evaluate_bootstrap(store, BootstrapSettings([40], folds=3))
     assert unrestricted["galleries"]["40"]["recall"]["5"]["mean"] < np.mean(hits)
 
 
 def test_flags_of_another_protocol_are_refused():
     none = {name: None for names in protocols.FLAGS.values() for name in names} | {"seed": 0, "bf16_ranks": False}
+    none["allow_unmatched_categories"] = False
     assert chosen_settings("bootstrap", none | {"folds": 3}) == BootstrapSettings(folds=3)
     assert chosen_settings("leaderboard", none | {"seed": 2}) == BootstrapSettings.leaderboard(seed=2)
     assert chosen_settings("paper", none | {"stored_folds": "a"}) is None

@@ -1,0 +1,84 @@
+"""What results.json says of one gallery size: its recalls, its ties, and how many items its galleries had."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from lrvsf.evaluation.recall import GalleryRanks, fold_recall, mean_and_std
+
+logger = logging.getLogger(__name__)
+
+KS = (1, 5, 10, 20, 50)
+TIES_WORTH_A_WARNING = 0.001
+
+
+def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:
+    """One gallery size's part of the results, as `lrvsf.evaluation.report` lists it."""
+    if ranks.tied_queries > TIES_WORTH_A_WARNING * ranks.queries and PartialState().is_main_process:
+        logger.warning(
+            "Gallery of %d: %d of %d queries tie with other items. Equal images, or a model that collapses? "
+            "The results hold the optimistic and the pessimistic recall.",
+            size,
+            ranks.tied_queries,
+            ranks.queries,
+        )
+    results: dict[str, Any] = {"recall": {}, "recall_optimistic": {}, "recall_pessimistic": {}}
+    for name, of in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
+        results[f"recall{name}"] = over_folds(fold_recall(of, ranks.weights, max(KS)))
+    tied_items = int((ranks.weights * ranks.tied).sum())
+    results["ties"] = {"queries": ranks.queries, "tied_queries": ranks.tied_queries, "tied_items": tied_items}
+    results["recall_at_1_by_category"] = {}
+    for category in sorted(set(categories), key=str):
+        rows = torch.tensor([name == category for name in categories])
+        weights = ranks.weights[rows]
+        if weights.sum() > 0:  # with few products a category may never be drawn
+            share = (weights * (ranks.expected[rows] <= 1)).sum() / weights.sum()
+            results["recall_at_1_by_category"][str(category)] = {"mean": share.item(), "queries": int(weights.sum())}
+    return results
+
+
+def over_folds(curves: Tensor) -> dict[str, dict[str, float]]:
+    """(F, K) -> mean and deviation over folds at each K of KS."""
+    mean, std = mean_and_std(curves)
+    return {str(k): {"mean": mean[k - 1].item(), "std": std[k - 1].item()} for k in KS}
+
+
+def describe_items(
+    product_folds: Sequence[Tensor],
+    distractor_folds: Sequence[Tensor],
+    joined: tuple[list[str], Tensor, Tensor] | None = None,
+) -> dict[str, Any]:
+    """How many items the galleries of one size had, its target among them: a K that reaches them is no success.
+
+    Args:
+        product_folds, distractor_folds: F times the row numbers drawn.
+        joined: the names of the categories, and the numbers (P,) of the products and (N,) of the distractors.
+
+    Returns:
+        items: the fewest of a fold's gallery; with categories, items_by_category: name -> mean over the folds that ask
+        for it.
+    """
+    described: dict[str, Any] = {
+        "items": min(
+            len(torch.as_tensor(rows).unique()) + len(drawn)
+            for rows, drawn in zip(product_folds, distractor_folds, strict=True)
+        )
+    }
+    if joined is None:
+        return described
+    names, of_products, of_distractors = joined
+    counts = []
+    for rows, drawn in zip(product_folds, distractor_folds, strict=True):
+        own = torch.bincount(of_products[torch.as_tensor(rows).unique()], minlength=len(names))
+        others = torch.bincount(of_distractors[drawn] + 1, minlength=len(names) + 1)[1:]
+        counts.append(torch.where(own > 0, own + others, 0))
+    asked = torch.stack(counts)  # (F, C)
+    means = asked.sum(0).double() / (asked > 0).sum(0).clamp(min=1)
+    items = {name: mean for name, mean in zip(names, means.tolist(), strict=True) if mean}
+    return {**described, "items_by_category": items}
