@@ -45,7 +45,7 @@ from accelerate import PartialState
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.attention import write_attention
 from lrvsf.evaluation.conditions import check_conditions, measure_conditions, write_conditions
-from lrvsf.evaluation.embed import Encoder, has_fast_bf16, load_model
+from lrvsf.evaluation.embed import Encoder, load_model, runs_in_bf16
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.plots import PLOTS, plot_all
 from lrvsf.evaluation.protocols import chosen_settings, evaluate_bootstrap
@@ -53,6 +53,7 @@ from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.report import results_table, save_results
 from lrvsf.evaluation.sheet import write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
+from lrvsf.terminal import never_refuse
 from lrvsf.training.checkpoints import alone_in
 
 
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
+    never_refuse()
     with alone_in(Path(args.output_dir), "an evaluation"):
         evaluate(args, pictures, state)
     gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
@@ -75,7 +77,7 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
     encoder = Encoder(
         model,
         conditioning=args.conditioning or model.config.condition,
-        bf16=has_fast_bf16(state.device) if args.bf16 is None else args.bf16,
+        bf16=runs_in_bf16(args.bf16, args.protocol, state.device),
         device=state.device,
         dims=args.dims,
     )
@@ -86,7 +88,8 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
     if pictures.conditioning_page:
         check_conditions(encoder, test_set, args.allow_unmatched_categories)
     limits = args.max_bad_fraction, args.max_bad_in_a_row
-    store = EmbeddingStore(args.embeds or output / "embeds", encoder, test_set, args.batch_size, *limits)
+    folder = args.embeds or output / "embeds"
+    store = EmbeddingStore(folder, encoder, test_set, args.batch_size, *limits, dtype=args.store_dtype)
     queries = QueryTable()
     if settings is None:
         measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries, args.allow_unmatched_categories)

@@ -71,7 +71,15 @@ class EvaluateArguments:
     )
     batch_size: int = field(default=256, metadata={"help": "Images per forward pass, on each process."})
     bf16: bool | None = field(
-        default=None, metadata={"help": "Run the model in bfloat16. Default: on GPUs and CPUs where it is much faster."}
+        default=None,
+        metadata={
+            "help": "Run the model in bfloat16. Default: in the bootstrap protocol, on GPUs and CPUs where it is much "
+            "faster; the published protocols' scores are of float32."
+        },
+    )
+    store_dtype: str = field(
+        default="float16",
+        metadata={"help": "Of the embeddings on the disk, from which is measured.", "choices": ["float16", "float32"]},
     )
     max_bad_fraction: float = field(
         default=0.01, metadata={"help": "Refuse to measure when a larger share of the images cannot be read."}

@@ -34,6 +34,9 @@ from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 THREADS = min(8, os.cpu_count() or 1)
 BATCHES_AHEAD = 2
 
+# A config.json may name an attention kernel of a stranger, which transformers would fetch and run.
+_LOADING = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+
 Item = tuple[int, tuple[bytes | None, ...]]  # a row number and its encoded images
 
 
@@ -62,12 +65,12 @@ def load_model(path: str) -> CondViTModel | Baseline:
     check_model(path)
     model_type = PretrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == "condvit":
-        model, loaded = CondViTModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, loaded = CondViTModel.from_pretrained(path, **_LOADING, output_loading_info=True)
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"{path} lacks the weights {', '.join(missing[:5])}. Restore its model.safetensors.")
         return model
     if model_type in ("clip", "clip_vision_model"):
-        return CondViTModel.from_clip(path, condition="none")
+        return CondViTModel.from_clip(path, attn_implementation="sdpa", condition="none")
     return load_baseline(path)
 
 
@@ -79,6 +82,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def runs_in_bf16(asked: bool | None, protocol: str, device: torch.device) -> bool:
+    """Whether a protocol runs the model in bfloat16, unless asked: the published scores are of float32."""
+    return has_fast_bf16(device) and protocol == "bootstrap" if asked is None else asked
 
 
 class Encoder:

@@ -19,6 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lrvsf.data.names import printable
+from lrvsf.evaluation.report import is_trivial
+
 KS = ("1", "5", "10")
 PLOTS = ("recall.png", "categories.png", "ranks.png")
 Results = Mapping[str, Any]
@@ -42,10 +45,12 @@ def plot_recall(named_results: Mapping[str, Results], path: str | Path) -> None:
     sizes = sorted({int(size) for results in named_results.values() for size in results["galleries"]})
     for k, axes in zip(KS, panels, strict=True):
         for name, results in named_results.items():
-            own = sorted(map(int, results["galleries"]))
-            recalls = [results["galleries"][str(size)]["recall"][k] for size in own]
-            mean, std = ([100 * recall[key] for recall in recalls] for key in ("mean", "std"))
-            axes.errorbar(own, mean, yerr=std, marker="o", markersize=4, capsize=3, label=name)
+            galleries = {int(size): gallery for size, gallery in results["galleries"].items()}
+            own = [n for n in sorted(galleries) if not is_trivial(galleries[n], "recall", k, results)]
+            recalls = [galleries[size]["recall"][k] for size in own]
+            mean, std = (np.array([100 * recall[key] for recall in recalls]) for key in ("mean", "std"))
+            within = [np.minimum(std, mean), np.minimum(std, 100 - mean)]  # a recall is between 0 and 100 %
+            axes.errorbar(own, mean, yerr=within, marker="o", markersize=4, capsize=3, label=as_label(name))
         if sizes[0]:
             axes.set_xscale("log")
         else:  # a gallery of products alone
@@ -67,9 +72,12 @@ def plot_categories(named_results: Mapping[str, Results], path: str | Path) -> N
     width = 0.8 / len(by_model)
     for number, (name, of) in enumerate(zip(named_results, by_model, strict=True)):
         places = np.arange(len(categories)) + width * (number - (len(by_model) - 1) / 2)
-        axes.bar(places, [100 * of[c]["mean"] if c in of else 0 for c in categories], width, label=name)
+        axes.bar(places, [100 * of[c]["mean"] if c in of else 0 for c in categories], width, label=as_label(name))
+        for place, category in zip(places, categories, strict=True):
+            if category not in of:
+                axes.text(place, 0, "no query", rotation=90, ha="center", va="bottom", fontsize="x-small", color="grey")
     counts = [max(of[c]["queries"] for of in by_model if c in of) for c in categories]
-    labels = [f"{c}\n{count:,}" for c, count in zip(categories, counts, strict=True)]
+    labels = [f"{as_label(c)}\n{count:,}" for c, count in zip(categories, counts, strict=True)]
     axes.set_xticks(range(len(categories)), labels, fontsize="small")
     axes.set_ylabel(f"R@1 (%), {size:,} distractors")
     axes.set_xlabel("category, queries over all folds")
@@ -89,11 +97,16 @@ def plot_ranks(queries: Mapping[str, pa.Table], path: str | Path) -> None:
     width = 0.8 / len(shares)
     for number, (name, share) in enumerate(shares.items()):
         places = np.arange(len(share)) + width * (number - (len(shares) - 1) / 2)
-        axes.bar(places, 100 * share, width, label=name)
+        axes.bar(places, 100 * share, width, label=as_label(name))
     axes.set_xticks(range(bins), [_bin_name(number) for number in range(bins)], fontsize="small")
     axes.set_xlabel(f"rank of the target among {size:,} distractors, mean over a query's draws")
     axes.set_ylabel("queries (%)")
     _finish(figure, axes, path)
+
+
+def as_label(name: str) -> str:
+    """A name as matplotlib draws it unchanged: dollars are mathematics, and a legend leaves out what begins with _."""
+    return printable(name).replace("$", r"\$").replace("_", " _", name.startswith("_"))
 
 
 def rank_shares(ranks: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -221,7 +221,7 @@ class EmbeddedTestSet:
             "conditioning": encoder.conditioning,
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
-            "store_dtype": "float16",
+            "store_dtype": store.dtype,
             "test_set": describe_files(test_set),
             "n_products": len(self.rows),
             "n_distractors": self.n_distractors,

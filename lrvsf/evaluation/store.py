@@ -5,14 +5,14 @@
     FOLDER/target-00000.safetensors, ...
     FOLDER/distractor-00000.safetensors, ...
 
-Shard k holds what could be read of the test set's rows k * ROWS to (k + 1) * ROWS: `embeds` (n, dim) float16 and `row`
-(n,) int64, ascending; the other rows, with reasons, are in its metadata. A shard is whole or absent, so a killed run
-embeds only what is missing. No batch reaches over a shard's end, so a shard's bytes depend neither on the number of
-processes nor on what was there already. (They do depend, in the last bits, on what `fingerprint` does not see: the
-batch size, and on a CPU the threads of each process.)
+Shard k holds what could be read of the test set's rows k * ROWS to (k + 1) * ROWS: `embeds` (n, dim) float16, or
+float32 where asked, and `row` (n,) int64, ascending; the other rows, with reasons, are in its metadata. A shard is
+whole or absent, so a killed run embeds only what is missing. No batch reaches over a shard's end, so a shard's bytes
+depend neither on the number of processes nor on what was there already. (They do depend, in the last bits, on what
+`fingerprint` does not see: the batch size, and on a CPU the threads of each process.)
 
-What is measured is what the store gives, float16 with its lengths made good, whether it was just written or not. One
-run writes at a time, under a lock; of several machines' processes all must see the folder.
+What is measured is what the store gives, lengths made good, whether it was just written or not. One run writes at a
+time; of several machines' processes all must see the folder.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ ROWS = 2048  # of a shard: what a killed process loses at most, and the block th
 MANIFEST = "manifest.json"
 
 Part = Products | Distractors
+DTYPES = {"float16": (torch.float16, "F16"), "float32": (torch.float32, "F32")}  # torch's, safetensors' name
 Range = tuple[int, int]  # rows of the test set: start, stop (excluded)
 Bad = list[tuple[int, str]]  # rows that could not be read, ascending, with reasons
 
@@ -60,6 +61,7 @@ class EmbeddingStore:
         folder: made if it is not there; one that holds a part of these embeddings is completed.
         batch_size: images per forward pass; a shard's last batch is smaller.
         max_bad, max_in_a_row: bad images that are tolerated, of all, those found in the folder among them.
+        dtype: "float16" or "float32", of the embeddings in the files.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class EmbeddingStore:
         batch_size: int = 256,
         max_bad: float = 0.01,
         max_in_a_row: int = 100,
+        dtype: str = "float16",
     ) -> None:
         self.folder, self.encoder, self.test_set, self.batch_size = Path(folder), encoder, test_set, batch_size
+        self.dtype = dtype
         self._limits = max_bad, max_in_a_row
         self._rows: dict[str, Tensor] = {}
         self._skipped: dict[str, dict[str, int]] = {}
@@ -131,7 +135,7 @@ class EmbeddingStore:
         files = (self._path(kind, start) for part in parts for kind in part.kinds for start, _ in _ranges(part.total))
         if not all(path.is_file() for path in (self.folder / MANIFEST, *files)):
             self._lock(held)
-        made_with = {"rows_of_a_shard": ROWS, "dtype": "float16", **fingerprint(self.encoder, self.test_set)}
+        made_with = {"rows_of_a_shard": ROWS, "dtype": self.dtype, **fingerprint(self.encoder, self.test_set)}
         manifest = self.folder / MANIFEST
         if manifest.is_file():
             self._compare(manifest, made_with)
@@ -194,7 +198,10 @@ class EmbeddingStore:
                     f"Row {rows[wrong][0]} of the {part.what}: the model's {kind} embedding has length "
                     f"{lengths[wrong][0]}, so its shard was not stored. Try --bf16 false, or look at the weights."
                 )
-            self._write(self._path(kind, of[0]), save({"embeds": embedded.embeds[kind].half(), "row": rows}, about))
+            self._write(
+                self._path(kind, of[0]),
+                save({"embeds": embedded.embeds[kind].to(DTYPES[self.dtype][0]), "row": rows}, about),
+            )
 
     def _lock(self, held: ExitStack) -> None:
         with self._explained(self.folder):
@@ -259,7 +266,7 @@ class EmbeddingStore:
                 shape, dtype = embeds.get_shape(), embeds.get_dtype()
         except (SafetensorError, KeyError, ValueError) as error:
             raise DamagedShard(f"{path} is damaged ({error}).") from error
-        if (shape, dtype) != ([len(rows), self.encoder.dim], "F16"):
+        if (shape, dtype) != ([len(rows), self.encoder.dim], DTYPES[self.dtype][1]):
             raise DamagedShard(f"{path} has embeds of shape {shape}, {dtype}, for {len(rows)} rows.")
         every = torch.cat([rows, torch.tensor([row for row, _ in bad], dtype=torch.int64)])
         if not torch.equal(every.sort().values, torch.arange(start, stop)) or not torch.equal(rows, rows.sort().values):
@@ -279,7 +286,7 @@ class EmbeddingStore:
 
 
 def made_good(embeds: Tensor) -> Tensor:
-    """float16 rows (n, dim) of nearly length 1 -> float32, of length 1 as far as float32 goes.
+    """Stored rows (n, dim) of nearly length 1 -> float32, of length 1 as far as float32 goes.
 
     Squares of float16 add up in float64 without rounding, in whatever order: equal rows stay equal, as ties need.
     """

@@ -35,6 +35,7 @@ DATASET_NAME = "LAION - Referred Visual Search - Fashion"
 SOURCE = {"source_name": "LRVSF Leaderboard", "source_url": "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"}
 TAG = "lrvsf-benchmark"
 TASK = "Retrieval"
+PUBLISHED_FOLDS = 20, 1000  # of products, and how many in each
 
 
 def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET) -> list[str]:
@@ -49,15 +50,15 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
         The gallery sizes that were left out, because the test set could not fill them.
 
     Raises:
-        ValueError: another protocol or other weights' results, no gallery that is as large as it says, or a dataset
-            that is not OWNER/NAME.
+        ValueError: another protocol's, other weights' or, for the published dataset, other draws' results, no gallery that
+            is as large as it says, or a dataset that is not OWNER/NAME.
         FileNotFoundError: no README.md.
     """
     folder = Path(folder)
     readme = folder / "README.md"
     if not readme.is_file():
         raise FileNotFoundError(f"{readme} does not exist. Give the model folder that train_hf.py left, card included.")
-    _check(folder, results)
+    _check(folder, results, dataset)
     galleries = {size: gallery for size, gallery in results["galleries"].items() if "marked" not in gallery}
     if not galleries:
         why = ", ".join(f"{size}: {gallery['marked']}" for size, gallery in results["galleries"].items())
@@ -114,7 +115,9 @@ def eval_entries(results: Mapping[str, Any], galleries: Mapping[str, Any], datas
             value=round(100 * recall["mean"], 2),
             notes=(
                 f"conditioning {results['conditioning']}, ± {100 * recall['std']:.2f} over {results['folds']} folds, "
-                f"seed {results['seed']}, {results['n_distractors']} distractors available"
+                f"seed {results['seed']}, {results['n_distractors']} distractors available, "
+                f"products {'as published' if results.get('product_folds') else 'drawn from the seed'}, "
+                f"computed in {results['compute_dtype']}"
             ),
         )
         for size, gallery in galleries.items()
@@ -130,7 +133,7 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _check(folder: Path, results: Mapping[str, Any]) -> None:
+def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
     if results["protocol"] != "leaderboard":
         raise ValueError(
             f"These are results of the protocol {results['protocol']!r}, which the leaderboard does not read. Evaluate "
@@ -141,6 +144,13 @@ def _check(folder: Path, results: Mapping[str, Any]) -> None:
             "restrict_to_category=True: these galleries hold only items of the target's category, not what the "
             "leaderboard compares. Evaluate without --restrict_to_category."
         )
+    if dataset == DATASET and not _has_published_folds(results):
+        raise ValueError(
+            f"The products of these {results['folds']} folds of {results['products_per_fold']} were not drawn as "
+            f"published (product_folds={results.get('product_folds')!r}; published are {PUBLISHED_FOLDS[0]} folds of "
+            f"{PUBLISHED_FOLDS[1]}), so the scores are not comparable with others on {DATASET}. Evaluate with --product_folds "
+            "bootstrapped_indices.pt, the published file; or, for a test set of your own, give --dataset OWNER/NAME."
+        )
     if "model_weights" not in results:
         raise ValueError(
             "These results do not say of which weights they are: an older version made them. Evaluate again."
@@ -149,6 +159,10 @@ def _check(folder: Path, results: Mapping[str, Any]) -> None:
         raise ValueError(
             f"These are results of {results['model']}, whose weights are not {folder}'s. Evaluate {folder}."
         )
+
+
+def _has_published_folds(results: Mapping[str, Any]) -> bool:
+    return bool(results.get("product_folds")) and (results["folds"], results["products_per_fold"]) == PUBLISHED_FOLDS
 
 
 def _is_ours(one: EvalResult, dataset: str) -> bool:

@@ -24,6 +24,7 @@ def made_up_results(**changes):
     galleries = {"10000": gallery(0.93444), "100000": gallery(0.859), "500000": gallery(0.7), "1000000": gallery(0.05)}
     facts = {"model": "runs/bags", "protocol": "leaderboard", "restrict_to_category": False, "seed": 3, "folds": 20}
     facts |= {"n_distractors": 1_200_000, "embedding_dim": 512, "conditioning": "category", "galleries": galleries}
+    facts |= {"product_folds": "bootstrapped_indices.pt", "products_per_fold": 1000, "compute_dtype": "float32"}
     return facts | changes
 
 
@@ -79,8 +80,8 @@ def test_the_hubs_classes_read_the_same_back(folder, results):
         number = numbers[one.metric_type]
         assert number.value == pytest.approx(float(one.metric_value.split(" ± ")[0])) and one.dataset_split == "test"
         assert number.dataset_id == one.dataset_type == "Slep/LAION-RVS-Fashion"
-    notes = "conditioning category, ± 0.83 over 20 folds, seed 3, 1200000 distractors available"
-    assert numbers["recall_at_1|10000"].notes == notes
+    notes = "conditioning category, ± 0.83 over 20 folds, seed 3, 1200000 distractors available, "
+    assert numbers["recall_at_1|10000"].notes == notes + "products as published, computed in float32"
     assert card.text.rstrip() == "# Bags\n\nWhat é the card says." and card.data.datasets == ["me/shop"]
 
 
@@ -124,6 +125,9 @@ def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, results, tmp_p
     [
         ({"protocol": "paper"}, "protocol 'paper'.* with --protocol leaderboard"),
         ({"restrict_to_category": True}, "without --restrict_to_category"),
+        ({"product_folds": None}, "not drawn as published .*--product_folds bootstrapped_indices.pt"),
+        ({"folds": 19}, "19 folds of 1000 were not drawn as published"),
+        ({"products_per_fold": 900}, "20 folds of 900 were not drawn as published"),
         (
             {"model": "runs/shoes", "model_weights": "0123"},
             "runs/shoes, whose weights are not .*bags's. Evaluate .*bags",
@@ -156,3 +160,8 @@ def test_a_dataset_has_an_owner(folder, results):
 
 def test_short_numbers():
     assert [short(n) for n in (10_000, 500_000, 1_000_000, 2_000_015, 500)] == ["10K", "500K", "1M", "2000015", "500"]
+
+
+def test_own_draws_of_an_own_test_set_are_marked(folder, results):
+    add_results(folder, results(product_folds=None), dataset="me/shop")
+    assert all("products drawn from the seed" in one.notes for one in entries(folder))
