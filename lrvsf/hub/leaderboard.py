@@ -50,8 +50,8 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
         The gallery sizes that were left out, because the test set could not fill them.
 
     Raises:
-        ValueError: another protocol's, other weights' or, for the published dataset, other draws' results, no gallery that
-            is as large as it says, or a dataset that is not OWNER/NAME.
+        ValueError: another protocol's or other weights' results, or, for the published dataset, with other draws; no
+            gallery that is as large as it says; a dataset that is not OWNER/NAME.
         FileNotFoundError: no README.md.
     """
     folder = Path(folder)
@@ -148,8 +148,9 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
         raise ValueError(
             f"The products of these {results['folds']} folds of {results['products_per_fold']} were not drawn as "
             f"published (product_folds={results.get('product_folds')!r}; published are {PUBLISHED_FOLDS[0]} folds of "
-            f"{PUBLISHED_FOLDS[1]}), so the scores are not comparable with others on {DATASET}. Evaluate with --product_folds "
-            "bootstrapped_indices.pt, the published file; or, for a test set of your own, give --dataset OWNER/NAME."
+            f"{PUBLISHED_FOLDS[1]}): the scores are not comparable with others on {DATASET}. Evaluate with "
+            "--product_folds bootstrapped_indices.pt, the published file; or, for your own test set, give --dataset "
+            "OWNER/NAME."
         )
     if "model_weights" not in results:
         raise ValueError(
