@@ -17,7 +17,6 @@ import select
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from typing import NoReturn, Self
 
@@ -35,8 +34,10 @@ REFUSING = {
     *("__main__", "lrvsf", "train_hf", "evaluate_lrvsf", "prepare_lrvsf", "transformers"),
     *("configuration_condvit", "modeling_condvit", "processing_condvit"),
 }
+NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2"}
+REACH = "See whether this machine reaches https://huggingface.co, and with which proxy, or name a folder instead."
 # Libraries all of whose errors tell of files, or of the network.
-OUTER = {"pyarrow", "safetensors_rust", "huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2"}
+OUTER = {"pyarrow", "safetensors_rust", "huggingface_hub", *NETWORK}
 REMEDIES = {
     errno.EMFILE: "Raise the limit on open files: `ulimit -n 4096`.",
     errno.ENOSPC: "Free some space on that disk, or name a folder on another one.",
@@ -96,24 +97,18 @@ def is_refusal(error: BaseException) -> bool:
         return True
     if type(error).__name__ == "OutOfMemoryError" or "Too many open files" in str(error):  # of torch
         return True
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not frames or not isinstance(error, ValueError | RuntimeError | ImportError):
+    if not isinstance(error, ValueError | RuntimeError | ImportError):
         return False
-    place = error.__traceback__
-    while place.tb_next is not None:
-        place = place.tb_next
-    code, raised = frames[-1].f_code.co_code, False
-    if 0 <= place.tb_lasti < len(code):  # frames of Cython have no code
-        raised = dis.opname[code[place.tb_lasti]] == "RAISE_VARARGS"
-    module = _package(frames[-1].f_globals.get("__name__", ""))
-    return raised and module in REFUSING
+    return _raised_by(error) in REFUSING
 
 
 def explain(error: BaseException) -> str:
     """An error's message, without what a terminal would obey, and the remedy where the system's says too little."""
     told = "\n".join(map(printable, (str(error) or type(error).__name__).split("\n")))
-    if _package(type(error).__module__) in {"builtins", *OUTER} and isinstance(error, OSError):
+    if _package(type(error).__module__) in OUTER or _raised_by(error) == "transformers":
         told = " ".join(told.split())
+    if _package(type(error).__module__) in NETWORK or "couldn't connect to" in told:  # so says transformers
+        return f"the Hub was not reached: {' '.join(told.split()).rstrip('.')}. {REACH}"
     number = errno.EMFILE if "Too many open files" in told else getattr(error, "errno", None)
     remedy = REMEDIES.get(number, "")
     if type(error).__name__ == "OutOfMemoryError":
@@ -174,6 +169,19 @@ def quiet_libraries() -> None:
 def rank() -> int:
     """Which process of a launch this is, before torch can be asked."""
     return int(os.environ.get("RANK", "0"))
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package whose `raise` statement an error comes from; "" where Python or compiled code raised it."""
+    place = error.__traceback__
+    if place is None:
+        return ""
+    while place.tb_next is not None:
+        place = place.tb_next
+    code = place.tb_frame.f_code.co_code
+    if not 0 <= place.tb_lasti < len(code) or dis.opname[code[place.tb_lasti]] != "RAISE_VARARGS":  # Cython has no code
+        return ""
+    return _package(place.tb_frame.f_globals.get("__name__", ""))
 
 
 def _package(module: str) -> str:

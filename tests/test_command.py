@@ -93,6 +93,25 @@ def test_what_the_system_says_comes_with_a_remedy(run, error, remedy):
     assert status == 2 and remedy in said and said.count("\n") == 1
 
 
+class Unreachable(Exception):
+    """An error of the library that huggingface_hub asks the network by."""
+
+    __module__ = "httpx2"
+
+
+@pytest.mark.survives("the Hub cannot be reached", "one line, with the remedy")
+@pytest.mark.parametrize(
+    "error", [Unreachable("[Errno -2] Name or service not known"), OSError("We couldn't connect to\n'the Hub'.")]
+)
+def test_a_hub_out_of_reach_is_called_so(run, error):
+    def main():
+        raise error
+
+    status, said = run(main)
+    assert status == 2 and said.startswith("script.py: the Hub was not reached: ") and said.count("\n") == 1
+    assert str(error).split()[-1].rstrip(".") in said and "with which proxy, or name a folder instead" in said
+
+
 def test_of_several_processes_the_first_one_speaks(run, monkeypatch, tmp_path):
     waited = []
     monkeypatch.setattr(command.time, "sleep", waited.append)

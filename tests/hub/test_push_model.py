@@ -71,7 +71,7 @@ def test_a_folder_that_holds_no_model_is_refused_unasked(hub, folder):
 
 
 @pytest.mark.survives(
-    "the Hub answers 401, 403, 429, 500 or nothing", "exit status 1, the reason and the command that repeats the push"
+    "the Hub answers 401, 403, 429, 500 or nothing", "exit status 2, the reason and the command that repeats the push"
 )
 @pytest.mark.parametrize("endpoint", ["create", "validate", "preupload", "batch", "upload", "commit"])
 @pytest.mark.parametrize(
