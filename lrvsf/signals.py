@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -113,12 +113,12 @@ class Watch:
                     self.asked = self.asked or number
                     if self.at_once:
                         self._end(number, f"Ended by {name_of(number)}: {self.says}")
-                    _say(f"{name_of(number)}: {self.says}")
+                    say(f"{name_of(number)}: {self.says}")
                 elif time.monotonic() - since > _together():
                     self._end(number, f"Ended at once by a second {name_of(number)}.")
 
     def _end(self, number: int, why: str) -> None:
-        _say(why)
+        say(why)
         os._exit(status_of(number))  # the main thread cannot be asked: it may hang
 
 
@@ -126,7 +126,14 @@ def _together() -> float:
     return TOGETHER_LAUNCHED if "TORCHELASTIC_RUN_ID" in os.environ else TOGETHER
 
 
-def _say(line: str) -> None:
-    """To stderr, past Python's buffers, whose locks the main thread may hold; on the main process."""
+def say(line: str) -> None:
+    """To stderr, on the main process; past Python's buffers, whose locks the main thread may hold.
+
+    A terminal that has gone and a pipe that nobody reads keep no run from its end.
+    """
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, f"\n{line}\n".encode())
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        with suppress(OSError):
+            if poll.poll(1000):
+                os.write(2, f"\n{line}\n".encode())

@@ -83,7 +83,7 @@ def run(trainings):
         statuses = json.loads(trainings.stdout.readline())
         said = (folder / "log.said").read_text()
         (folder / "log.said").unlink()
-        assert status in statuses and (status or not any(statuses)), said[-3000:]
+        assert status in statuses and (status or not any(statuses)), said[-9000:]
         return said
 
     return run

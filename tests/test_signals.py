@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -82,6 +83,33 @@ def test_one_that_is_not_answered_ends_the_process(answer, ended, monkeypatch):
         watch.answered = answer == "answered"
         time.sleep(1.3)
         assert (143 in ended) is (answer == "none")
+
+
+def test_nobody_who_listens_keeps_no_run_from_its_end():
+    """A stderr whose reader has gone, and one that is full, in processes of their own."""
+    for broken in (True, False):
+        reader, writer = os.pipe()
+        if not (process := os.fork()):
+            try:
+                os.set_blocking(writer, False)
+                with suppress(BlockingIOError):
+                    while not broken:
+                        os.write(writer, bytes(4096))
+                os.set_blocking(writer, True)
+                os.dup2(writer, 2)
+                if broken:
+                    os.close(reader)
+                with Watch("", at_once=True):
+                    send(signal.SIGTERM)
+                    time.sleep(60)
+            finally:
+                os._exit(1)
+        os.close(writer)
+        if broken:
+            os.close(reader)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+        if not broken:
+            os.close(reader)
 
 
 def test_what_is_ignored_stays_so(ended):

@@ -6,8 +6,6 @@ waiting for one that has gone.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -56,7 +54,7 @@ class Guard(TrainerCallback):
             if state.is_world_process_zero:
                 saved = f"{args.output_dir}/{checkpoints.name_of(state.global_step)}"
                 ended = f"Ended by {signals.name_of(self.stopping)} after step {state.global_step}"
-                print(f"\n{ended}: {saved} is whole; --resume_from_checkpoint True goes on from it.", file=sys.stderr)
+                signals.say(f"{ended}: {saved} is whole; --resume_from_checkpoint True goes on from it.")
             raise SystemExit(signals.status_of(self.stopping))
 
 

@@ -354,7 +354,8 @@ class CondViTTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        follow_umask(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:  # the others were only let in
+            follow_umask(Path(output_dir or self.args.output_dir))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self._plain_model():
