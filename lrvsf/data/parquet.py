@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -159,13 +159,15 @@ def open_parquet(path: str | Path) -> BoundedFile:
     return BoundedFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
-def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Iterable[str]) -> str | None:
-    """Why some leaf columns cannot hold texts, or encoded images, or None if they can; those not there are passed over.
+def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Collection[str]) -> str | None:
+    """Why some leaf columns cannot hold texts, or encoded images, or None if they can; texts may be missing.
 
     A flipped bit of a footer can make the one the other. A column of nothing but nulls may be of any type.
     """
     columns = [parquet.schema.column(i) for i in range(len(parquet.schema))]
     kinds = dict.fromkeys(texts, "text") | dict.fromkeys(images, "encoded images")
+    if inner := [name for name in images if name not in {column.path for column in columns}]:
+        return f"has something else in {inner[0]}, where encoded images must be"
     for column in columns:
         kind, logical = kinds.get(column.path), column.logical_type.type
         if kind is None or logical == "UNKNOWN":  # pyarrow's word for Parquet's NULL; what has no logical type is NONE

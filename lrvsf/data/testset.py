@@ -71,12 +71,12 @@ class ProductTestSet:
         """The products of rows start to stop (excluded)."""
         for row, cells in _rows(self._products, start, self.n_products if stop is None else stop):
             target, query, category, caption = (cells[name] for name in PRODUCT_COLUMNS)
-            yield Product(row, _image_bytes(target), _image_bytes(query), _category(category), caption)
+            yield Product(row, image_bytes(target), image_bytes(query), _category(category), caption)
 
     def distractors(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
         """(row number, encoded image) of rows start to stop (excluded)."""
         for row, cells in _rows(self._distractors, start, self.n_distractors if stop is None else stop):
-            yield row, _image_bytes(cells["jpg"])
+            yield row, image_bytes(cells["jpg"])
 
     def categories(self) -> list[str | None]:
         """The category of every product, in row order; None where there is none. No image is read."""
@@ -171,7 +171,7 @@ def _rows(files: list[_File], start: int, stop: int) -> Iterator[tuple[int, dict
         offset += file.rows
 
 
-def _image_bytes(cell: Any) -> bytes | None:
+def image_bytes(cell: Any) -> bytes | None:
     """A cell's encoded image. `datasets` stores {bytes, path}; the path names a foreign file and is never opened."""
     return cell["bytes"] if isinstance(cell, dict) else cell
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from lrvsf.command import quiet_libraries, run
+from lrvsf.data.folders import files_in
 from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import open_parquet
 from lrvsf.durable import follow_umask
@@ -166,7 +167,7 @@ def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages,
 def main(arguments: list[str] | None = None) -> None:
     parser = FlagParser(USAGE, __doc__, *CLASSES)
     flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
-    shards = sorted(Path(asked.data, "train").glob("*.parquet"))
+    shards = files_in(Path(asked.data, "train"), "*.parquet")
     if not shards:
         raise FileNotFoundError(
             f"no train/*.parquet in {asked.data}: draw it with `python prepare_lrvsf.py mini {asked.data}`"

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows, wrong_types
 from lrvsf.data.prepare.shards import FolderWriter
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.workers import why_bad
@@ -229,6 +229,8 @@ class _PartitionWriter(FolderWriter):
                     f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. "
                     "Give the folder that `prepare_lrvsf.py download` wrote."
                 )
+            if why := wrong_types(parquet, ("url", "status", "type", "split", "sha256"), ["jpg"]):
+                raise ValueError(f"{file} {why}. Give the folder that `prepare_lrvsf.py download` wrote.")
             columns = [name for name in (*NEEDED, *OPTIONAL) if name in present]
             for group in range(parquet.metadata.num_row_groups):
                 left = parquet.metadata.row_group(group).num_rows

@@ -38,6 +38,7 @@ from lrvsf.data.prepare.url_metadata import UrlMetadata
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
+from lrvsf.data.testset import image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 
@@ -275,8 +276,11 @@ def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
                     f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}. "
                     "Write it with jpg as its column and url as its index"
                 )
+            if why := wrong_cells(parquet, ["url", "jpg"]):
+                raise ValueError(f"{file} {why}. Write it again")
             for batch in parquet.iter_batches(READ_ROWS, columns=columns):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    yield row | {"jpg": image_bytes(row["jpg"])} if "jpg" in row else row
     except DAMAGE as error:
         raise OSError(f"{file} is damaged: {error}. Write it again, or remove it.") from error
 

@@ -23,7 +23,7 @@ from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import TestSetWriter, made_from, read_manifest
 from lrvsf.data.schema import SIMPLE
-from lrvsf.data.testset import PRODUCT_COLUMNS
+from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 
@@ -162,11 +162,13 @@ def _published(path: Path) -> Iterator[dict[str, Any]]:
             present = file.schema_arrow.names
             if missing := [name for name in PRODUCT_COLUMNS if name not in present]:
                 raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}")
+            if why := wrong_cells(file, PRODUCT_COLUMNS):
+                raise ValueError(f"{path} {why}; give the published file")
             columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in present]
             for batch in file.iter_batches(READ_ROWS, columns=columns):
                 for row in rows(batch):
                     for name in PRODUCT_COLUMNS[:2]:
-                        row[name] = row[name]["bytes"] if isinstance(row[name], dict) else row[name]
+                        row[name] = image_bytes(row[name])
                     yield row
     except DAMAGE as error:
         raise OSError(f"{path} cannot be read ({error}); fetch it again") from error

@@ -288,3 +288,18 @@ def test_partitions_are_not_believed_by_their_list_alone(many, tmp_path, monkeyp
     damage(next((tmp_path / "out/train.partitions").glob("*.arrow")))
     products(folder, tmp_path / "out", processes=1)
     assert contents(tmp_path / "out/train") == contents(tmp_path / "whole/train")
+
+
+def test_downloads_of_other_types_are_refused(many, tmp_path):
+    folder, _ = many
+    file = next(folder.rglob("*.parquet"))
+    table = pq.read_table(file)
+    images = [{"bytes": image, "path": None} for image in table["jpg"].to_pylist()]
+    pq.write_table(table.drop_columns("jpg").append_column("jpg", pa.array(images)), file)
+    other = pa.table({name: ["a"] for name in table.column_names})
+    pq.write_table(other, folder / "a.parquet")
+    with pytest.raises(ValueError, match="has text in jpg, where encoded images must be. Give the folder that"):
+        products(folder, tmp_path / "out", processes=1)
+    (folder / "a.parquet").unlink()
+    with pytest.raises(ValueError, match="has something else in jpg, where encoded images must be"):
+        products(folder, tmp_path / "out", processes=1)

@@ -201,6 +201,9 @@ def test_a_parquet_file_of_another_layout_is_refused(layout, tmp_path):
     with pytest.raises(ValueError, match="lacks the column.s. url, jpg; it has image"):
         tars(layout, tmp_path / "out", processes=1)
     assert not (tmp_path / "out/test").exists() and not list((tmp_path / "out").glob("*.writing"))
+    pd.DataFrame({"url": ["u"], "jpg": ["x.jpg"]}).to_parquet(layout / "TEST/dist_0.parquet")
+    with pytest.raises(ValueError, match="has text in jpg, where encoded images must be"):
+        tars(layout, tmp_path / "out", processes=1)
 
 
 def test_nothing_usable_is_refused_with_the_counts(layout, tmp_path):

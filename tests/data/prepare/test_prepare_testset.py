@@ -117,6 +117,10 @@ def test_refusals(folder, tmp_path):
     pq.write_table(pa.table({"SIMPLE_IMG": [b""]}), tmp_path / "p.parquet")
     with pytest.raises(ValueError, match=r"p.parquet lacks the column\(s\) COMPLEX_IMG, CATEGORY, blip2_caption1"):
         make_testset(folder, tmp_path / "out", products=tmp_path / "p.parquet", processes=1)
+    cells = {"SIMPLE_IMG": [{"path": "x"}], "COMPLEX_IMG": [b""], "CATEGORY": ["Bags"], "blip2_caption1": ["x"]}
+    pq.write_table(pa.table(cells), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="in SIMPLE_IMG, where encoded images must be; give the published file"):
+        make_testset(folder, tmp_path / "out", products=tmp_path / "p.parquet", processes=1)
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(OSError, match=r"p.parquet cannot be read .*fetch it again"):
         make_testset(folder, tmp_path / "out", products=tmp_path / "p.parquet", processes=1)
