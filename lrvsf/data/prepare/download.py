@@ -83,10 +83,7 @@ def download(
             while lists:
                 folder = out / f"round-{number}"
                 if not folder.is_dir():
-                    here = {"url_list": str(lists[0].parent), "output_folder": str(work / folder.name)}
-                    sizes = shard_sizes(lists, file_rows)
-                    run_img2dataset(python, {**settings, **here}, sizes, folder.with_suffix(".log"), f"round {number}")
-                    os.replace(work / folder.name, folder)
+                    _fetch(lists, folder, work / folder.name, python, settings)
                 again = number < rounds or (out / f"round-{number + 1}").is_dir()
                 retry = ListWriter(work / f"list-{number + 1}")
                 split_outcomes(outcomes(lists, folder, file_rows), number, again, tally, failures, retry)
@@ -98,6 +95,14 @@ def download(
         report = {"folder": str(out), **tally.report()}
         write_report(out / "download.json", report)
     return report
+
+
+def _fetch(lists: list[Path], folder: Path, unfinished: Path, python: Path, settings: dict[str, Any]) -> None:
+    """One round: img2dataset writes into `unfinished`, which becomes `folder` when it is whole."""
+    here = {**settings, "url_list": str(lists[0].parent), "output_folder": str(unfinished)}
+    sizes = shard_sizes(lists, settings["number_sample_per_shard"])
+    run_img2dataset(python, here, sizes, folder.with_suffix(".log"), folder.name.replace("-", " "))
+    os.replace(unfinished, folder)
 
 
 def _check_one_disk(work: Path, out: Path) -> None:
