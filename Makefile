@@ -12,12 +12,24 @@ MODELS := category none mini-clip mini-condvit
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
 export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
 
-.PHONY: demo test test-oldest reliability img2dataset clean
+.PHONY: demo test test-oldest reliability img2dataset lock clean
 .SECONDARY:
 
-.venv/ready: requirements.txt requirements-dev.txt constraints.txt
+# torch comes last: all that it shares with others then stands, under its hash (see tools/lock.py).
+.venv/ready: requirements.lock constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip check
+	touch $@
+
+# After a change of requirements.txt or requirements-dev.txt.
+lock: .venv-lock/ready
+	$(PYTHON) tools/lock.py .venv-lock/bin/uv
+
+.venv-lock/ready:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet "uv>=0.9"
 	touch $@
 
 # Always asked, written only when it draws: what stands on older drawings is made again.
@@ -81,4 +93,4 @@ test-oldest: $(OLDEST)/ready
 	  tests/training tests/data/test_images.py tests/data/test_stream.py
 
 clean:
-	rm -rf .venv .venv-oldest .venv-img2dataset build
+	rm -rf .venv .venv-oldest .venv-img2dataset .venv-lock build
