@@ -47,11 +47,11 @@ class CondViTConfig(CLIPVisionConfig):
     def validate_condition(self) -> None:
         if self.condition not in ("category", "none"):
             raise ValueError(f"condition={self.condition!r} cannot be used, text not yet. Give category or none.")
-        if self.num_condition_tokens < 1:
-            raise ValueError(f"num_condition_tokens={self.num_condition_tokens} is below 1. Give at least 1.")
-        names = self.categories
-        if not names or not all(name.strip() for name in names):
-            raise ValueError(f"categories={names} is empty or holds a blank name. Give at least one name, none blank.")
+        for name, most in (("num_condition_tokens", 1000), ("num_hidden_layers", 1000)):  # a config.json can say 10**6
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} is not from 1 to {most}. Correct config.json.")
+        if not (names := self.categories) or len(names) > 10_000 or not all(name.strip() for name in names):
+            raise ValueError(f"categories={names[:9]} is empty, above 10,000 or holds a blank. Give names, none blank.")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"categories holds {repeated} more than once. Give each category a name of its own.")
 
