@@ -42,6 +42,15 @@ class Product:
     caption: str | None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a row of a test set is: its PRODUCT_ID, None where there is none, its file within the folder, its row."""
+
+    product_id: str | None
+    file: str
+    row: int
+
+
 class ProductTestSet:
     """A test set on disk. Opening reads footers only, and refuses what is missing before any work is done.
 
@@ -71,16 +80,29 @@ class ProductTestSet:
         """The products of rows start to stop (excluded)."""
         for row, cells in _rows(self._products, start, self.n_products if stop is None else stop):
             target, query, category, caption = (cells[name] for name in PRODUCT_COLUMNS)
-            yield Product(row, image_bytes(target), image_bytes(query), _category(category), caption)
+            yield Product(row, image_bytes(target), image_bytes(query), _name(category), caption)
 
     def distractors(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
         """(row number, encoded image) of rows start to stop (excluded)."""
         for row, cells in _rows(self._distractors, start, self.n_distractors if stop is None else stop):
             yield row, image_bytes(cells["jpg"])
 
+    def origins(self, what: str, start: int = 0, stop: int | None = None) -> Iterator[Origin]:
+        """Where the rows start to stop (excluded) of the "products" or "distractors" are. No image is read."""
+        offset, stop = 0, getattr(self, f"n_{what}") if stop is None else stop
+        for file in self._products if what == "products" else self._distractors:
+            first, last = max(start - offset, 0), min(stop - offset, file.rows)
+            name = str(file.path.relative_to(self.root))
+            if first < last and not file.has_ids:
+                yield from (Origin(None, name, row) for row in range(first, last))
+            elif first < last:
+                for row, cells in file.read(first, last, ["PRODUCT_ID"]):
+                    yield Origin(_name(cells["PRODUCT_ID"]), name, row)
+            offset += file.rows
+
     def categories(self) -> list[str | None]:
         """The category of every product, in row order; None where there is none. No image is read."""
-        return [_category(cell) for cell in self._products[0].column("CATEGORY")]
+        return [_name(cell) for cell in self._products[0].column("CATEGORY")]
 
     def check_categories(self, known: list[str]) -> None:
         """Refuses, before anything is embedded, a test set with a category that the model has never heard of."""
@@ -116,6 +138,7 @@ class _File:
         with self.open() as file:
             self.rows = file.metadata.num_rows
             present = file.schema_arrow.names
+            self.has_ids = "PRODUCT_ID" in present
             missing = [name for name in columns if name not in present]
             if missing:
                 there = ", ".join(present)
@@ -137,23 +160,26 @@ class _File:
         except DAMAGE as error:
             raise OSError(f"{self.path}, column {name}: {error}. Restore this file.") from error
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(row in this file, cells) of a slice; row groups outside it are not touched."""
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(row in this file, cells) of a slice, of the columns wanted or of others; row groups outside it are not
+        touched."""
         with self.open() as file:
             first = 0
             for group in range(file.metadata.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows
                 if first < stop and last > start:
-                    for row, cells in self._read_group(file, group, first):
+                    for row, cells in self._read_group(file, group, first, columns or self.columns):
                         if row >= stop:
                             break
                         if row >= start:
                             yield row, cells
                 first = last
 
-    def _read_group(self, file: pq.ParquetFile, group: int, row: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _read_group(
+        self, file: pq.ParquetFile, group: int, row: int, columns: list[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=self.columns):
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                 for cells in batch.to_pylist():
                     yield row, cells
                     row += 1
@@ -176,12 +202,12 @@ def image_bytes(cell: Any) -> bytes | None:
     return cell["bytes"] if isinstance(cell, dict) else cell
 
 
-def _category(cell: str | None) -> str | None:
-    """A category as every file of a test set is read. What is no name stays as it is, and is no model's category."""
+def _name(cell: Any) -> str | None:
+    """A category or id as every file of a test set is read. What is no name stays, and is joined to nothing."""
     try:
         return identifier(cell)
     except UnusableCell:
-        return cell
+        return str(cell)
 
 
 def _holds(folder: Path) -> str:

@@ -40,6 +40,7 @@ FLAGS = {  # that only some protocols have
     "paper": ("stored_folds",),
 }
 EVERYWHERE = ("seed", "bf16_ranks", "allow_unmatched_categories")
+SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one
 MAX_PRODUCTS_PER_FOLD = 1000  # the published folds'
 
 
@@ -171,7 +172,7 @@ def evaluate_bootstrap(
             **describe_items(product_folds, drawn, data.joined_rows()),
         }
         if queries is not None:
-            queries.add(size, ranks, data.rows, data.category_names, "galleries")
+            queries.add(size, ranks, data.rows, data.category_names, "galleries", data.product_ids)
         if size > data.n_distractors:
             galleries[str(size)]["marked"] = f"drawn with repeats from only {data.n_distractors} distractors"
     return {
@@ -189,7 +190,8 @@ class EmbeddedTestSet:
 
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
-            encoder's device, as are `category_names` and, where categories were joined, `product_categories` (P,).
+            encoder's device, as are `category_names`, `product_ids` (None without one) and, where categories were
+            joined, `product_categories` (P,).
         distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read; where categories
             were joined, `distractor_categories` (N,), -1 for what no product has.
         facts: what results.json says of the model, the test set and the versions.
@@ -212,6 +214,8 @@ class EmbeddedTestSet:
         self.n_distractors = len(self.distractor_rows)
         names = test_set.categories()
         self.category_names = [names[row] for row in self.rows]
+        origins = list(test_set.origins("products"))
+        self.product_ids = [origins[row].product_id for row in self.rows]
         self.joined, self.distractor_categories = joined, None
         if joined is not None:
             self.product_categories = joined.products[self.rows]
@@ -226,6 +230,7 @@ class EmbeddedTestSet:
             "n_products": len(self.rows),
             "n_distractors": self.n_distractors,
             "skipped": {what: store.skipped(what) for what in ("products", "distractors")},
+            "skipped_rows": {what: _skipped_rows(store, what) for what in ("products", "distractors")},
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "transformers", "numpy")},
@@ -256,6 +261,16 @@ class EmbeddedTestSet:
         if not all(map(len, found)):
             raise ValueError(f"A fold names only products that cannot be read: {self.facts['skipped']['products']}.")
         return found
+
+
+def _skipped_rows(store: EmbeddingStore, what: str) -> list[dict[str, Any]]:
+    """The first rows that could not be read, and where they are."""
+    described = []
+    for row, reason in store.bad(what)[:SKIPPED_NAMED]:
+        (origin,) = store.test_set.origins(what, row, row + 1)
+        place = {"product_id": origin.product_id, "file": origin.file, "row_in_file": origin.row}
+        described.append({"row": row, **place, "reason": reason})
+    return described
 
 
 def paper_metrics(

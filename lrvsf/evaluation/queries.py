@@ -3,6 +3,7 @@
 galleries        "galleries" or "stored_folds": the part of results.json that the row belongs to
 size             distractors in the gallery
 product_row      the product's row in products.parquet
+product_id       its PRODUCT_ID; null where the test set has none
 category         its category
 draws            how often the folds drew it as a query, at least 1
 mean_rank        the target's expected rank, mean over these draws
@@ -36,17 +37,25 @@ class QueryTable:
         self._parts: list[pa.Table] = []
 
     def add(
-        self, size: int, ranks: GalleryRanks, rows: Sequence[int], categories: Sequence[str], galleries: str
+        self,
+        size: int,
+        ranks: GalleryRanks,
+        rows: Sequence[int],
+        categories: Sequence[str],
+        galleries: str,
+        product_ids: Sequence[str | None] | None = None,
     ) -> None:
-        """The P products of one gallery size: their rows in products.parquet and their categories, in rank order."""
+        """The P products of one gallery size: rows in products.parquet, categories and ids, in rank order."""
         draws = ranks.weights.sum(1)  # (P,)
         drawn = draws > 0
         rows, categories = torch.tensor(rows)[drawn], [name for name, on in zip(categories, drawn, strict=True) if on]
         weights, expected, draws = ranks.weights[drawn].double(), ranks.expected[drawn].double(), draws[drawn]
+        ids = [None] * len(drawn) if product_ids is None else product_ids
         columns = {
             "galleries": pa.array([galleries] * len(rows), pa.string()),
             "size": pa.array([size] * len(rows), pa.int64()),
             "product_row": rows.numpy(),
+            "product_id": pa.array([ids[place] for place in drawn.nonzero().flatten().tolist()], pa.string()),
             "category": pa.array(categories, pa.string()),
             "draws": draws.long().numpy(),
             "mean_rank": ((weights * expected).sum(1) / draws).numpy(),

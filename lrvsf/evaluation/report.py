@@ -5,6 +5,7 @@ model, model_weights, conditioning, embedding_dim, compute_dtype, store_dtype, d
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
 test_set[products | distractors]         what its files are, wherever they lie
 skipped[products | distractors][reason]  counts of rows that could not be read
+skipped_rows[products | distractors]     the first hundred of them: row, product_id, file, row_in_file, reason
 galleries[SIZE]                          SIZE, as K, is a string
     recall[K]                            {"mean", "std"} over folds, between 0 and 1
     recall_optimistic[K]                 the same with a target before the items that tie with it,
@@ -65,9 +66,9 @@ def results_table(results: Results) -> str:
         "model         {model}",
         "conditioning  {conditioning}, {embedding_dim} dimensions, computed in {compute_dtype}",
         "test set      {n_products} products, {n_distractors} distractors",
-        "skipped       {skipped_rows}",
+        "skipped       {counts}",
     ]
-    lines = [line.format(**results, skipped_rows=_skipped(results)) for line in lines]
+    lines = [line.format(**results, counts=_skipped(results)) for line in lines]
     lines += [f"protocol      {_protocol(results)}", "", *_galleries(results["galleries"], results)]
     if results.get("sizes_not_reached"):
         sizes = ", ".join(map(str, results["sizes_not_reached"]))

@@ -9,7 +9,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -24,9 +24,20 @@ from lrvsf.evaluation.top import TopItems
 from lrvsf.evaluation.validation import ranks_among_all
 from processing_condvit import pad_and_resize
 
-FOUND = 10  # items shown of each query's answer
+FOUND = 10  # products shown of each query's answer
+DEPTH = 50  # items looked at for them: a product may have several pictures
 TILE = 128  # pixels
 TEMPLATE = Path(__file__).with_name("sheet.html.jinja")
+
+
+class Found(NamedTuple):
+    """A product among a query's answers, by its best picture: is it the target's, and how many more were found."""
+
+    is_target: bool
+    name: str
+    image: bytes | None
+    product_id: str | None = None
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,13 @@ class Retrieval:
 
     Attributes:
         rank: expected rank of its target from 1; a half where an odd number of items tie with it.
-        found: the best items as (is it the target, its name, its encoded image), best first.
+        found: the best products, best first.
     """
 
     product: Product
     rank: float
-    found: list[tuple[bool, str, bytes | None]]
+    found: list[Found]
+    product_id: str | None = None
 
 
 def choose(ranks: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
@@ -70,13 +82,15 @@ def write_sheet(store: EmbeddingStore, path: str | Path, count: int, seed: int =
     answers = top_items(data, shown, first_distractor=test_set.n_products)
     if not PartialState().is_main_process:
         return
-    images = _found_images(test_set, answers)
+    ids = _found_ids(test_set, answers)
+    grouped = [by_product(answer, ids)[:FOUND] for answer in answers]
+    images = _found_images(test_set, [[group[0] for group in answer] for answer in grouped])
     retrievals = []
-    for index, answer in zip(shown, answers, strict=True):
+    for index, answer in zip(shown, grouped, strict=True):
         row = data.rows[index]
         product = next(test_set.products(row, row + 1))
-        found = [(item == row, *images[item]) for item in answer]
-        retrievals.append(Retrieval(product, ranks[index].item(), found))
+        found = [Found(row in items, *images[items[0]], ids[items[0]], len(items) - 1) for items in answer]
+        retrievals.append(Retrieval(product, ranks[index].item(), found, data.product_ids[index]))
     facts = {
         "model": model,
         "conditioning": store.encoder.conditioning,
@@ -97,7 +111,7 @@ def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) ->
 
     A target's item number is its row among the products; a distractor's is its row plus `first_distractor`.
     """
-    top = TopItems(data.queries[shown], FOUND)
+    top = TopItems(data.queries[shown], DEPTH)
     for embeds, first, _ in data.blocks():
         top.add(embeds, data.distractor_rows[first : first + len(embeds)] + first_distractor)
     top.gather()  # each process saw its own distractors
@@ -105,12 +119,20 @@ def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) ->
     return top.items.tolist()
 
 
+def by_product(items: list[int], ids: dict[int, str | None]) -> list[list[int]]:
+    """Items, best first, of which those of one product id are one group, where its best item stands."""
+    groups: dict[Any, list[int]] = {}
+    for item in items:
+        groups.setdefault(item if ids[item] is None else ids[item], []).append(item)
+    return list(groups.values())
+
+
 def render_sheet(successes: list[Retrieval], failures: list[Retrieval], facts: dict[str, Any]) -> str:
     """The page. What comes from the data, captions above all, is escaped; images are embedded as JPEG."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["src"] = thumbnail
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(successes=successes, failures=failures, tile=TILE, **facts)
+    return template.render(successes=successes, failures=failures, tile=TILE, depth=DEPTH, **facts)
 
 
 def thumbnail(data: bytes | None) -> str:
@@ -118,6 +140,17 @@ def thumbnail(data: bytes | None) -> str:
     out = io.BytesIO()
     pad_and_resize(decode_image(data), TILE).save(out, "JPEG", quality=85, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def _found_ids(test_set: ProductTestSet, answers: list[list[int]]) -> dict[int, str | None]:
+    """Item number -> the id of its product, None where it has none."""
+    ids = {}
+    for item in sorted({item for answer in answers for item in answer}):
+        row = item - test_set.n_products
+        what, row = ("products", item) if row < 0 else ("distractors", row)
+        (origin,) = test_set.origins(what, row, row + 1)
+        ids[item] = origin.product_id
+    return ids
 
 
 def _found_images(test_set: ProductTestSet, answers: list[list[int]]) -> dict[int, tuple[str, bytes | None]]:

@@ -6,10 +6,12 @@
     FOLDER/distractor-00000.safetensors, ...
 
 Shard k holds what could be read of the test set's rows k * ROWS to (k + 1) * ROWS: `embeds` (n, dim) float16, or
-float32 where asked, and `row` (n,) int64, ascending; the other rows, with reasons, are in its metadata. A shard is
-whole or absent, so a killed run embeds only what is missing. No batch reaches over a shard's end, so a shard's bytes
-depend neither on the number of processes nor on what was there already. (They do depend, in the last bits, on what
-`fingerprint` does not see: the batch size, and on a CPU the threads of each process.)
+float32 where asked, and `row` (n,) int64, ascending. Its metadata has the other rows, with reasons; the PRODUCT_ID of
+each row from the first to the last, null where there is none; and the files that these rows are from, each with the
+row where it begins and their number. A shard is whole or absent, so a killed run embeds only what is missing. No batch
+reaches over a shard's end, so a shard's bytes depend neither on the number of processes nor on what was there already.
+(They do depend, in the last bits, on what `fingerprint` does not see: the batch size, and on a CPU the threads of each
+process.)
 
 What is measured is what the store gives, lengths made good, whether it was just written or not. One run writes at a
 time; of several machines' processes all must see the folder.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -79,6 +82,7 @@ class EmbeddingStore:
         self._limits = max_bad, max_in_a_row
         self._rows: dict[str, Tensor] = {}
         self._skipped: dict[str, dict[str, int]] = {}
+        self._bad: dict[str, Bad] = {}
 
     def fill(self) -> None:
         """Embeds what is missing, on all processes together. Every process must call it; a second call does nothing.
@@ -99,8 +103,9 @@ class EmbeddingStore:
                 self._embed_missing(part, found[part.what])
             PartialState().wait_for_everyone()
         stock = {part.what: self._take_stock(part) for part in parts}
-        self._rows = {what: rows for what, (rows, _) in stock.items()}
-        self._skipped = {what: skipped for what, (_, skipped) in stock.items()}
+        self._rows = {what: rows for what, (rows, _, _) in stock.items()}
+        self._skipped = {what: skipped for what, (_, skipped, _) in stock.items()}
+        self._bad = {what: bad for what, (_, _, bad) in stock.items()}
 
     def rows(self, what: str) -> Tensor:
         """(n,) the rows of the "products" or "distractors" that could be read, ascending."""
@@ -109,6 +114,10 @@ class EmbeddingStore:
     def skipped(self, what: str) -> dict[str, int]:
         """How many of the "products" or "distractors" could not be read, by reason."""
         return self._skipped[what]
+
+    def bad(self, what: str) -> Bad:
+        """Those rows, ascending, each with its reason."""
+        return self._bad[what]
 
     def products(self) -> tuple[Tensor, Tensor]:
         """The queries and the targets of all products that could be read, (P, dim) float32 unit rows each."""
@@ -189,7 +198,15 @@ class EmbeddingStore:
                     counter.in_a_row = 0  # another process's: bad rows before it and after it are not in a row
 
     def _save(self, part: Part, of: Range, embedded: Embedded) -> None:
-        rows, about = torch.tensor(embedded.rows, dtype=torch.int64), {"bad": json.dumps(embedded.bad)}
+        rows = torch.tensor(embedded.rows, dtype=torch.int64)
+        origins = list(self.test_set.origins(part.what, *of))
+        files = Counter(origin.file for origin in origins)  # in the order of the rows
+        about = {
+            "bad": embedded.bad,
+            "product_ids": [origin.product_id for origin in origins],
+            "files": [[file, next(o.row for o in origins if o.file == file), n] for file, n in files.items()],
+        }
+        one = {"rows": json.dumps(about)}  # safetensors writes several entries in any order, and a shard's bytes vary
         for kind in part.kinds:
             lengths = torch.linalg.vector_norm(embedded.embeds[kind], dim=1)
             wrong = ~((lengths - 1).abs() <= NORM_TOLERANCE)  # also where one is not a number
@@ -200,7 +217,7 @@ class EmbeddingStore:
                 )
             self._write(
                 self._path(kind, of[0]),
-                save({"embeds": embedded.embeds[kind].to(DTYPES[self.dtype][0]), "row": rows}, about),
+                save({"embeds": embedded.embeds[kind].to(DTYPES[self.dtype][0]), "row": rows}, one),
             )
 
     def _lock(self, held: ExitStack) -> None:
@@ -222,9 +239,9 @@ class EmbeddingStore:
                 "--embeds; what is whole there stays, and the next run embeds only what is missing.",
             ) from error
 
-    def _take_stock(self, part: Part) -> tuple[Tensor, dict[str, int]]:
-        """The rows that there are, (n,), and counts of the bad ones by reason, judged over all shards in order."""
-        counter, rows = self._counter(part), [torch.empty(0, dtype=torch.int64)]
+    def _take_stock(self, part: Part) -> tuple[Tensor, dict[str, int], Bad]:
+        """The rows that there are, (n,); the bad ones by reason, judged over all shards in order; and one by one."""
+        counter, rows, all_bad = self._counter(part), [torch.empty(0, dtype=torch.int64)], []
         for of in _ranges(part.total):
             try:
                 own, bad = self._header(part, *of)
@@ -235,8 +252,9 @@ class EmbeddingStore:
                 ) from error
             counter.recount(*of, bad)
             rows.append(own)
+            all_bad += bad
         counter.finish()
-        return torch.cat(rows), dict(counter.reasons)
+        return torch.cat(rows), dict(counter.reasons), all_bad
 
     def _counter(self, part: Part) -> BadImageCounter:
         max_bad, max_in_a_row = self._limits
@@ -260,7 +278,10 @@ class EmbeddingStore:
             raise FileNotFoundError(2, "missing", str(path))
         try:
             with safetensors.safe_open(path, "pt") as file:
-                bad = [(row, reason) for row, reason in json.loads((file.metadata() or {})["bad"])]
+                metadata = file.metadata() or {}
+                # Shards of earlier versions tell their bad rows alone.
+                about = json.loads(metadata["rows"])["bad"] if "rows" in metadata else json.loads(metadata["bad"])
+                bad = [(row, reason) for row, reason in about]
                 # A copy, as what is kept of a file keeps all of it mapped into memory.
                 rows, embeds = file.get_tensor("row").clone(), file.get_slice("embeds")
                 shape, dtype = embeds.get_shape(), embeds.get_dtype()

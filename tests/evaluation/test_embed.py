@@ -1,6 +1,7 @@
 """The embedding path against the processor and the model called plainly, image by image."""
 
 import io
+import json
 import threading
 import time
 
@@ -167,3 +168,19 @@ def test_threads_end_when_the_consumer_does():
     next(results)
     results.close()
     assert threading.active_count() == before
+
+
+def test_published_protocols_run_in_float32_unless_asked(monkeypatch):
+    monkeypatch.setattr(embed, "has_fast_bf16", lambda device: True)
+    cpu = torch.device("cpu")
+    asked = {name: embed.runs_in_bf16(None, name, cpu) for name in ("bootstrap", "leaderboard", "paper")}
+    assert asked == {"bootstrap": True, "leaderboard": False, "paper": False}
+    assert embed.runs_in_bf16(True, "paper", cpu) and not embed.runs_in_bf16(False, "bootstrap", cpu)
+
+
+@pytest.mark.survives("a config.json that names a stranger's attention kernel", "evaluation chooses, and fetches none")
+def test_attention_of_a_config_is_not_obeyed(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_attn_implementation": "stranger/kernel"}))
+    assert load_model(str(tmp_path)).config._attn_implementation == "sdpa"

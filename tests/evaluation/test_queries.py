@@ -23,16 +23,17 @@ def test_by_hand(tmp_path):
     above, tied = torch.tensor([[0, 7], [0, 0], [4, 2]]), torch.tensor([[0, 0], [0, 0], [1, 0]])
     ranks = GalleryRanks(above, tied, weights=torch.tensor([[3.0, 1], [0, 0], [2, 1]]))
     table = QueryTable()
-    table.add(500, ranks, [4, 5, 9], ["Bags", "Feet", "Neck"], "galleries")
+    table.add(500, ranks, [4, 5, 9], ["Bags", "Feet", "Neck"], "galleries", ["a", "b", None])
     table.save(tmp_path / "new" / "queries.parquet")
     first, third = load_queries(tmp_path / "new").to_pylist()
     head = {"galleries": "galleries", "size": 500}
     assert first == head | {
-        "product_row": 4, "category": "Bags", "draws": 4, "mean_rank": (3 * 1 + 8) / 4,
+        "product_row": 4, "product_id": "a", "category": "Bags", "draws": 4, "mean_rank": (3 * 1 + 8) / 4,
         "hit_at_1": 0.75, "hit_at_5": 0.75, "hit_at_10": 1.0,
     }  # fmt: skip
     assert third == head | {
-        "product_row": 9, "category": "Neck", "draws": 3, "mean_rank": pytest.approx((2 * 5.5 + 3) / 3),
+        "product_row": 9, "product_id": None, "category": "Neck", "draws": 3,
+        "mean_rank": pytest.approx((2 * 5.5 + 3) / 3),
         "hit_at_1": 0.0, "hit_at_5": pytest.approx(1 / 3), "hit_at_10": 1.0,
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["queries.parquet"]
@@ -83,6 +84,10 @@ def test_a_bootstrap_evaluation_adds_up_to_its_recalls(make_test_set, make_store
     names = test_set.categories()
     assert 4 not in table["product_row"].to_pylist() and 11 in table["product_row"].to_pylist()
     assert all(names[row["product_row"]] == row["category"] for row in table.to_pylist())
+    assert all(f"p{row['product_row']}" == row["product_id"] for row in table.to_pylist())
+    skipped = results["skipped_rows"]["products"]
+    place = {"product_id": "p4", "file": "products.parquet", "row_in_file": 4}
+    assert skipped == [{"row": 4, **place, "reason": "empty"}]
 
 
 def test_a_paper_evaluation_has_both_its_parts(make_test_set, make_store, tiny_model, tmp_path, monkeypatch):

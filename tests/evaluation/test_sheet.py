@@ -14,7 +14,7 @@ import evaluate_lrvsf
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.evaluation.arguments import PictureArguments
 from lrvsf.evaluation.embed import Encoder
-from lrvsf.evaluation.sheet import Retrieval, choose, render_sheet, thumbnail, write_sheet
+from lrvsf.evaluation.sheet import Found, Retrieval, by_product, choose, render_sheet, thumbnail, write_sheet
 from lrvsf.evaluation.store import EmbeddingStore
 
 
@@ -65,7 +65,7 @@ def test_choice_by_hand():
 
 def test_page_escapes_what_the_data_says():
     product = Product(3, png(1), png(2), "Bags & <b>more</b>", "<script>alert(1)</script>")
-    found = [(False, "distractor 8", png(3)), (True, "product 3", png(1))]
+    found = [Found(False, "distractor 8", png(3), "<b>d8</b>", 2), Found(True, "product 3", png(1))]
     facts = {"model": "a<i>b", "conditioning": "category", "n_products": 1, "n_distractors": 1, "n_first": 0}
     page = render_sheet([], [Retrieval(product, 2.5, found)], {**facts, "recalls": {1: 0.0, 10: 1.0}, "seed": 7})
     parsed = Page(page)
@@ -74,6 +74,7 @@ def test_page_escapes_what_the_data_says():
     assert re.search(r"rank\s+2\.5", parsed.text) and "R@1 0.0 %" in parsed.text and "R@10 100.0 %" in parsed.text
     shown = [(False, "scene"), (True, "the target"), (False, "distractor 8"), (True, "product 3")]
     assert parsed.articles == {"query-3": shown}
+    assert "1<b>d8</b>and 2 more" in parsed.text
     unconditioned = render_sheet(
         [], [Retrieval(product, 2.5, found)], {**facts, "conditioning": "none", "recalls": {1: 0, 10: 1}, "seed": 7}
     )
@@ -135,3 +136,8 @@ def test_flags_that_make_no_sense():
         PictureArguments(sheet=-1)
     with pytest.raises(ValueError, match="needs --attention"):
         PictureArguments(attention_categories=["Bags"])
+
+
+def test_pictures_of_one_product_are_one_answer():
+    ids = {7: "a", 3: "b", 9: None, 4: "a", 1: None, 2: "b"}
+    assert by_product([7, 9, 3, 4, 1, 2], ids) == [[7, 4], [9], [3, 2], [1]]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lrvsf.data.images import BadImageCounter, TooManyBadImages
@@ -396,3 +397,23 @@ def test_one_run_at_a_time_embeds(open_store, locked_elsewhere):
         assert not store._path("distractor", 0).exists()
     open_store().fill()
     assert store._path("distractor", 0).exists()
+
+
+def test_float32_is_kept_as_it_is_and_is_another_store(make_test_set, tiny_model, tmp_path):
+    test_set, encoder = ProductTestSet(make_test_set()), Encoder(tiny_model, "category")
+    store = EmbeddingStore(tmp_path / "wide", encoder, test_set, 64, dtype="float32")
+    store.fill()
+    plain = embed_products(encoder, test_set, 64).embeds["target"]
+    assert load_file(tmp_path / "wide/target-00000.safetensors")["embeds"].dtype == torch.float32
+    torch.testing.assert_close(store.products()[1], plain, rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match="dtype: 'float32' then, 'float16' now"):
+        EmbeddingStore(tmp_path / "wide", encoder, test_set, 64).fill()
+
+
+def test_a_shard_says_whose_its_rows_are(open_store):
+    store = open_store()
+    store.fill()
+    with safe_open(store.folder / "distractor-00002.safetensors", "pt") as shard:  # rows 16 to 23, of two files
+        about = json.loads(shard.metadata()["rows"])
+    assert about["product_ids"] == [f"d{row}" for row in range(16, 24)]
+    assert about["files"] == [["distractors/0.parquet", 16, 7], ["distractors/1.parquet", 0, 1]]
