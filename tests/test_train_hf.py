@@ -549,3 +549,22 @@ def test_the_committed_model_carries_today_s_code():
     for name in ("configuration_condvit.py", "modeling_condvit.py", "processing_condvit.py"):
         copy = root / "assets/mini-condvit" / name
         assert copy.read_text() == (root / name).read_text(), f"copy {name} into assets/mini-condvit again"
+
+
+def test_a_trial_of_two_steps_has_both_phases_and_others_may_read_its_weights(train, clip, tmp_path, capsys):
+    """An epoch has three steps. Half of two are phase 1; then the tower moves."""
+    umask = os.umask(0o027)
+    try:
+        train(tmp_path, max_steps=2, save_steps=1, without=["phase1_steps"])
+    finally:
+        os.umask(umask)
+    assert "the run's 2 steps are less than an epoch's 3: phase 1 has 1 of them" in capsys.readouterr().out
+    before = CLIPModel.from_pretrained(clip).vision_model.state_dict()
+    for checkpoint, same in (("checkpoint-1", True), ("checkpoint-2", False)):
+        after = load_file(tmp_path / checkpoint / "model.safetensors")
+        equal = [torch.equal(value, after[f"vision_model.{name}"]) for name, value in before.items()]
+        assert all(equal) is same
+    weights = [tmp_path / "model.safetensors", *tmp_path.glob("checkpoint-*/model.safetensors")]
+    assert [path.stat().st_mode & 0o777 for path in weights] == [0o640] * 3
+    train(tmp_path, max_steps=3, phase1_steps=1, resume_from_checkpoint=True)
+    assert f"going on from {tmp_path / 'checkpoint-2'}, step 2 of 3" in capsys.readouterr().out
