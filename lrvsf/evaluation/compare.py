@@ -15,6 +15,7 @@ from lrvsf.evaluation.paired import compare_pair, differences_table
 from lrvsf.evaluation.plots import PLOTS, plot_all
 from lrvsf.evaluation.queries import load_queries
 from lrvsf.evaluation.report import comparison_table, load_results
+from lrvsf.terminal import never_refuse
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plots", help=f"folder to write {', '.join(PLOTS)} to")
     parser.add_argument("--paired", action="store_true", help="two models: their difference, query by query")
     args = parser.parse_args(arguments)
+    never_refuse()
     folders, results = [], {}
     for model in args.models:
         name, equals, folder = model.partition("=")

@@ -14,6 +14,7 @@ from lrvsf.command import OneLineParser, run
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products, load_model
+from lrvsf.terminal import never_refuse
 from processing_condvit import pad_and_resize
 
 TILE, GAP, LINE, LABEL = 120, 8, 24, 104
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--categories", nargs="+", help="conditions; by default the product's own")
     parser.add_argument("--count", type=int, default=5, help="answers for each condition")
     args = parser.parse_args(arguments)
+    never_refuse()
     encoder, test_set = Encoder(load_model(args.model), "category"), ProductTestSet(args.data_root)
     if not 0 <= args.product < test_set.n_products:
         raise ValueError(f"--product {args.product}: the test set has products 0..{test_set.n_products - 1}")

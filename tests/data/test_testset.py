@@ -120,3 +120,10 @@ def test_columns_that_hold_something_else_are_refused(tmp_path, column, message)
         images = pa.array([b"x"] * 2, pa.binary()).cast(kind)
         pq.write_table(pa.table({"SIMPLE_IMG": images, **known}), tmp_path / "products.parquet")
         assert [p.target_image for p in ProductTestSet(tmp_path).products()] == [b"x"] * 2
+
+
+def test_no_products_are_refused(root):
+    file = root / "products.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match="products.parquet has no rows: there is nothing to ask for"):
+        ProductTestSet(root)
