@@ -113,7 +113,7 @@ def test_its_own_categories_are_no_change(condvit, tmp_path, caplog):
         ({"new_category_like": "Bags"}, "no category is new"),
         ({"categories": ["Bags", "Bags"]}, "more than once"),
         ({"categories": ["Rugs", "Rugs"]}, "more than once"),
-        ({"categories": ["Bags", " "]}, "blank name"),
+        ({"categories": ["Bags", " "]}, "holds a blank"),
         ({"condition": "none"}, "condition='category', the run asks for 'none'"),
     ],
 )
