@@ -84,7 +84,9 @@ def load_baseline(path: str) -> Baseline:
         known = ", ".join(["condvit", "clip", "clip_vision_model", *FAMILIES])
         raise ValueError(f"{path} is a checkpoint of type {family!r}, which cannot be evaluated. Known are {known}.")
     model_class, (mean, std) = FAMILIES[family]
-    tower, loaded = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    # config.json may name an attention kernel, which would be fetched and run
+    loading = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+    tower, loaded = model_class.from_pretrained(path, **loading)
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{path} lacks {', '.join(missing[:5])}. Give a checkpoint with its whole vision tower.")
     if not getattr(tower.config, "vision_use_head", True):

@@ -59,6 +59,14 @@ def test_embeddings_are_the_familys_own(family, tmp_path):
     torch.testing.assert_close(encoder.embed(list(pixels)), own / own.norm(dim=1, keepdim=True), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", MADE)
+def test_attention_of_a_config_is_not_obeyed(family, tmp_path):
+    MADE[family]()[0].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_attn_implementation": "stranger/kernel"}))
+    assert load_model(str(tmp_path)).tower.config._attn_implementation == "sdpa"
+
+
 def test_the_checkpoint_says_size_and_normalisation(tmp_path):
     model, _ = MADE["dinov2"]()
     model.save_pretrained(tmp_path)
