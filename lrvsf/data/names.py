@@ -20,7 +20,9 @@ from uuid import UUID
 
 import numpy as np
 
-NOTHING = {"nan", "-nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat", "undefined"}
+# As programs write an empty cell, spreadsheets one whose formula failed, and people one that they have nothing for.
+NOTHING = {"nan", "-nan", "none", "null", "(null)", "\\n", "nil", "na", "n/a", "n.a.", "#n/a", "#nv", "<na>", "nat"}
+NOTHING |= {"undefined", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!", "-", "--", "?"}
 # As spreadsheets, pandas (1e+16) and Java (1.0E16) write whole numbers that were floats; an article number is 12E5.
 SHORTENED = re.compile(r"[+-]?(\d+([.,]\d+)?[eE]\+|\d[.,]\d+[eE])\d+")
 FLOAT = re.compile(r"[+-]?(\d+)\.0+")
@@ -30,6 +32,18 @@ WHOLE = re.compile(r"^(\d+)\.0+$")
 CONTROLS = {"Cc", "Zl", "Zp"}
 TURNING = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 ORDINARY = set("\t\n\r")  # in a text
+# Letters, marks and symbols that show nothing, beside the formats (Cf): joiners, fillers, selectors of a variant, the
+# empty pattern of Braille.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+# What is typed as one of these on one keyboard is another sign on the next: T\u2013Shirts, Women\u2019s.
+SIGNS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"}
+SIGNS |= {ord(c): "'" for c in "`\u00b4\u02bc\u2018\u2019"}
+# Cyrillic letters as a reader of Latin ones takes them; in one case or the other they are drawn alike.
+_FROM, _TO = (
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455",
+    "abekmhopctyxijs",
+)
+CYRILLIC = str.maketrans(_FROM + _FROM.upper(), _TO + _TO.upper())
 
 
 class UnusableCell(ValueError):
@@ -48,11 +62,13 @@ def identifier(cell: Any) -> str | None:
     on such numbers are no longer told apart.
 
     Raises:
-        UnusableCell: the cell is of another kind, or another cell could have become the same text.
+        UnusableCell: the cell is of another kind, shows nothing, or another cell could have become the same text.
     """
     name = _as_text(cell)
     if name is None:
         return None
+    if not name.isascii() and not appearance(name):
+        raise UnusableCell("characters that show nothing; leave the cell empty")
     if not name.isprintable() and any(map(_is_control, name)):
         raise UnusableCell("a control character; remove it")
     if name[0] in "+-0123456789" and (
@@ -143,20 +159,20 @@ def _is_control(character: str) -> bool:
 
 
 def appearance(name: str, case: bool = False) -> str:
-    """What a reader sees of a name: without invisible characters, accents and widths in one form, blanks joined, and
-    12.0 as 12.
+    """What a reader sees of a name: without invisible characters, accents, widths, dashes, apostrophes and like letters
+    in one form, blanks joined, and 12.0 as 12.
 
     Args:
         case: whether capitals count.
     """
     name = WHOLE.sub(r"\1", name)
     if name.isascii():
-        return " ".join((name if case else name.lower()).split())
-    form = unicodedata.normalize("NFKC", name)
+        return " ".join((name if case else name.lower()).translate(SIGNS).split())
+    # First without soft hyphens, joiners, zero-width spaces and marks of direction (Cf), which keep accents apart.
+    seen = UNSEEN.sub("", "".join(c for c in name.translate(SIGNS) if unicodedata.category(c) != "Cf"))
+    form = unicodedata.normalize("NFKC", seen)
     form = form if case else unicodedata.normalize("NFKC", form.casefold())
-    # Soft hyphens, joiners, zero-width spaces and marks of direction (Cf); and the sixteen selectors of a variant.
-    seen = (c for c in form if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
-    return " ".join("".join(seen).split())
+    return " ".join(form.translate(SIGNS | CYRILLIC).split())
 
 
 def lookalikes(names: Iterable[str], case: bool = False) -> list[list[str]]:
@@ -192,12 +208,18 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def printable(name: str) -> str:
     """A name in which what cannot be seen is written out: Lower\\xa0Body, Bag\\u200bs, \\x1b[2J, Gr\\udc81n.
 
-    Accents are shown as they are, unless they are of two parts where one would do.
+    Accents are shown as they are, unless they are of two parts where one would do, and so are Cyrillic letters, unless
+    they are among Latin ones.
     """
-    composed = unicodedata.is_normalized("NFC", name)
-    return "".join(
-        c if c.isprintable() and (composed or not unicodedata.combining(c)) else ascii(c)[1:-1] for c in name
-    )
+    if name.isascii() and name.isprintable():
+        return name
+    composed, latin = unicodedata.is_normalized("NFC", name), any(c.isascii() and c.isalpha() for c in name)
+
+    def is_plain(c: str) -> bool:
+        hidden = UNSEEN.match(c) or (latin and ord(c) in CYRILLIC)
+        return c.isprintable() and not hidden and (composed or not unicodedata.combining(c))
+
+    return "".join(c if is_plain(c) else ascii(c)[1:-1] for c in name)
 
 
 def quoted(name: str) -> str:

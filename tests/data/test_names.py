@@ -44,6 +44,11 @@ def test_identifiers(cell, expected):
         *[(True, "true or false"), (np.bool_(False), "true or false"), ([1], "a list"), ({"en": "x"}, "a dict")],
         *[(b"Gr\x81n", "not UTF-8"), (b"Gr\x81n".decode(errors="surrogateescape"), "not UTF-8")],
         *[(name, "word for nothing") for name in ("nan", "None", "NULL", " null ", "NaN", "<NA>", "N/A", b"nan")],
+        *[
+            (name, "word for nothing")
+            for name in ("n.a.", "-", " -- ", "?", "(null)", "\\N", "#REF!", "#DIV/0!", "#NV")
+        ],
+        *[(name, "show nothing") for name in ("\u200b", "\ufeff\u034f", "\u3164", "\u2800 \u2800", "\u00ad")],
         *[(f"a{c}b", "control") for c in "\x00\x1b\x07\n\t\x7f\x9b\u2028\u202e\u2066"],
     ],
 )
@@ -84,6 +89,22 @@ def test_narrow_floats_come_as_such():
         identifier(first["id"])
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        *[("Bags", f"Ba{c}gs") for c in "\u034f\u115f\u180b\u200d\u2060\u2800\u3164\ufe0f\uffa0\U000e0101"],
+        *[("T-Shirts", f"T{c}Shirts") for c in "\u2010\u2011\u2013\u2014\u2212"],
+        *[("Women's", f"Women{c}s") for c in "\u2018\u2019\u02bc\u00b4`"],
+        ("Caf\u00e9", "Cafe\u200b\u0301"),
+        *[("Bags", "B\u0430gs"), ("Bags", "\u0412ags"), ("\u0412\u0415\u041a", "\u0432\u0435\u043a")],
+    ],
+)
+def test_names_that_a_reader_takes_for_one(others):
+    """Signs that show nothing, and those that are typed or drawn alike; a message shows which is which."""
+    assert len(lookalikes(["Other", *others])) == 1
+    assert quoted(others[0]) != quoted(others[1])
+
+
 def test_lookalikes():
     names = ["Lower Body", "Lower\u00a0Body", "lower  body", "Caf\u00e9", "Cafe\u0301", "B\u200bags", "Bags", "Neck"]
     assert lookalikes(names) == [
@@ -98,6 +119,7 @@ def test_lookalikes():
         ["STRASSE", "Stra\u00dfe"],
     ]
     assert lookalikes(["12", "12.0", "012", "1.20", "1.2"], case=True) == [["12", "12.0"]]
+    assert lookalikes(["-", "b", "A-1", "A1", "C'", "C"]) == []
     assert lookalikes([]) == lookalikes(["Bags", "Bags"]) == []
 
 
