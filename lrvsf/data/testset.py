@@ -127,6 +127,10 @@ def wrong_cells(file: pq.ParquetFile, columns: Iterable[str]) -> str | None:
     leaf = {name: name if name in leaves else f"{name}.bytes" for name in images}
     if without := [name for name in images if leaf[name] not in leaves]:
         return f"has {file.schema_arrow.field(without[0]).type} in {without[0]}, where encoded images must be"
+    present = set(file.schema_arrow.names) - set(images)
+    kinds = {name: file.schema_arrow.field(name).type for name in columns if name in present}
+    if lists := [name for name, kind in kinds.items() if pa.types.is_nested(kind)]:
+        return f"has {kinds[lists[0]]} in {lists[0]}, where text must be"
     return wrong_types(file, set(columns) - set(images), leaf.values())
 
 

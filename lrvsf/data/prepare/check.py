@@ -89,6 +89,7 @@ class Part:
         notes: what should be known -> likewise.
         by_category: of the rows of each kind, how many images.
         pictures: of the rows of each kind; targets: of queries, the SIMPLE ones alone.
+        owners: of queries and distractors, the numbers of their product ids.
     """
 
     def __init__(self, name: str, purpose: str) -> None:
@@ -106,6 +107,7 @@ class Part:
         self.by_category: dict[str, Counter[str | None]] = defaultdict(Counter)
         self.pictures = {kind: SharedPictures() for kind in (SHARD, QUERIES, DISTRACTORS)}
         self.targets = SharedPictures()
+        self.owners = {kind: SharedPictures() for kind in (QUERIES, DISTRACTORS)}
         self.notes: dict[str, list[str]] = {}
 
     def add(self, kind: str, place: str, found: Found) -> None:
@@ -121,6 +123,8 @@ class Part:
             self.pictures[kind].add(name, numbers)
             if kind == QUERIES:
                 self.targets.add(name, numbers[:1])
+        for number in found.owners:
+            self.owners[kind].add("", [] if number is None else [number])
         for reason, name in found.bad:
             self.bad[reason].append(name)
         for reason, name in found.faults:
@@ -133,6 +137,8 @@ class Part:
         self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
         if same := self.pictures[DISTRACTORS].also_in(self.targets):
             self.notes["distractors that are the very image of a target"] = [f"row {number}" for number in same]
+        if own := self.owners[DISTRACTORS].also_in(self.owners[QUERIES]):
+            self.notes["distractors that are pictures of a query's product"] = [f"row {number}" for number in own]
         for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
             self.faults[f"{what} that a reader takes for one"] += _alike(names, case)
         bad = [name for names in self.bad.values() for name in names]

@@ -46,6 +46,7 @@ class Found:
     Attributes:
         rows: how many were read.
         products: their product ids, of shards and queries.
+        owners: numbers of the product ids of queries, and of each distractor, None where it has none.
         faults: (why, product id) of rows that cannot be used whatever their images.
         images: (type, category) -> how many.
         image_bytes: of all images; in a quick look, with the few bytes of Parquet's own.
@@ -59,6 +60,7 @@ class Found:
 
     rows: int = 0
     products: list[str] = field(default_factory=list)
+    owners: list[int | None] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
     images: Counter = field(default_factory=Counter)
     image_bytes: int = 0
@@ -119,11 +121,13 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
         images = [(i["type"], i["category"], i.get("image")) for i in row["images"] or () if i is not None]
         why = fault([kind for kind, _, _ in images], [category for _, category, _ in images], None)
     elif kind == QUERIES:
-        target = (SIMPLE, row["CATEGORY"], row.get("SIMPLE_IMG"))
+        category, why = _category(row)
+        target = (SIMPLE, category, row.get("SIMPLE_IMG"))
         name, images = row.get("PRODUCT_ID"), [target, (row.get("TYPE"), None, row.get("COMPLEX_IMG"))]
-        why = None if row["CATEGORY"] else "no category"
     else:
-        name, images, why = None, [(row.get("TYPE"), row.get("CATEGORY"), row.get("jpg"))], None
+        category, why = _category(row)[0], None
+        name, images = None, [(row.get("TYPE"), category, row.get("jpg"))]
+        found.owners.append(_owner(row.get("PRODUCT_ID")))
     try:
         name = identifier(name)
         if name is None and kind == SHARD:
@@ -132,6 +136,7 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
         name, why = None, f"product id that is {error.reason}"
     if name is not None:
         found.products.append(name)
+        found.owners += [number_of(name)] * (kind == QUERIES)
     name = f"{place}, row {found.rows - 1}" if name is None else name
     if why:
         found.faults.append((why, name))
@@ -146,6 +151,23 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
     )
     if kind == SHARD and all(i is not None and i["image"] is not None for i in row["images"] or ()):
         found.digests += row_digest(row)
+
+
+def _category(row: dict[str, Any]) -> tuple[str | None, str | None]:
+    """A test set's category as the evaluation reads it, and why there is none."""
+    try:
+        name = identifier(row.get("CATEGORY"))
+    except UnusableCell as error:
+        return None, f"category that is {error.reason}"
+    return name, "no category" if name is None else None
+
+
+def _owner(cell: Any) -> int | None:
+    try:
+        name = identifier(cell)
+    except UnusableCell:
+        return None
+    return None if name is None else number_of(name)
 
 
 def _bytes(cell: Cell) -> bytes | None:

@@ -293,3 +293,32 @@ def test_companions_of_macos_are_no_shards(root):
     (root / "train/._00000.parquet").write_bytes(b"attributes")
     (root / "test/distractors/._00000.parquet").write_bytes(b"attributes")
     assert check(root, processes=1)["train"]["can be trained on"] == "yes"
+
+
+def put(path, **columns):
+    """Gives a Parquet file other columns."""
+    table = pq.read_table(path)
+    for name, cells in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(cells))
+    pq.write_table(table, path)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_cells_of_a_test_set_are_read_as_the_evaluation_reads_them(root, quick):
+    """Padded names join; words for nothing, and lists, are no categories; a query's product is no distractor."""
+    distractors = next((root / "test/distractors").glob("*.parquet"))
+    ids = ["q1", "other", "nan", None, " q0 "]
+    put(distractors, CATEGORY=[" Feet", "Feet ", "nan", "", None], PRODUCT_ID=ids)
+    report = check(root / "test", quick=quick, processes=1)["test"]
+    assert report["distractors without a category"] == 3 and report["categories"] == {"Feet": 4}
+    assert not {"categories of distractors without a query", "categories of queries without a distractor"} & set(report)
+    own = report["distractors that are pictures of a query's product"]
+    assert own == {"count": 2, "such as": "row 0, row 4"}
+    put(distractors, CATEGORY=[["Feet"]] * 5)
+    assert because(root / "test", quick=quick) == {"files whose columns hold something else": 1, "no distractors": 1}
+
+
+@pytest.mark.parametrize(("cell", "why"), [("", "no category"), (" ", "no category"), ("nan", "a word for nothing")])
+def test_a_query_has_a_category(root, cell, why):
+    put(root / "test/products.parquet", CATEGORY=[cell, "Feet"])
+    assert [reason for reason in because(root / "test", quick=True) if why in reason]
