@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lrvsf.evaluation.queries import HITS, load_queries
-from lrvsf.evaluation.report import load_results
+from lrvsf.evaluation.report import is_trivial, load_results
 
 RESAMPLES = 10_000
 AT_A_TIME = 500  # resamples in memory: 4 MB for 1,000 products
@@ -51,7 +51,8 @@ class Difference:
 
 
 def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
-    """Two folders that evaluate_lrvsf.py wrote -> the differences at each gallery size and K.
+    """Two folders that evaluate_lrvsf.py wrote -> the differences at each gallery size and K. A K that reaches all of
+    a gallery is left out.
 
     The model, the conditioning and the restriction to a category may differ: those are what is compared.
 
@@ -59,7 +60,8 @@ def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
         ValueError: another test set, protocol, seed or other draws: the differences would not be paired.
         FileNotFoundError: no queries.parquet.
     """
-    _check_same(load_results(Path(first, "results.json")), load_results(Path(second, "results.json")), first, second)
+    results = [load_results(Path(folder, "results.json")) for folder in (first, second)]
+    _check_same(*results, first, second)
     tables = [load_queries(folder) for folder in (first, second)]
     parts = [_part_of(table) for table in tables]
     if parts[0] != parts[1]:
@@ -72,6 +74,8 @@ def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
         hits = [np.stack([table[f"hit_at_{k}"].to_numpy() for k in HITS], axis=1) for table in (one, two)]  # (P, 3)
         lows, highs = bootstrap_interval(hits[1] - hits[0], draws)
         for column, k in enumerate(HITS):
+            if any(is_trivial(gallery, "recall", str(k), of) for gallery, of in _measured(results, galleries, size)):
+                continue
             values = [hit[:, column] for hit in hits]
             recalls = [float(value @ draws / draws.sum()) for value in values]
             better = [int((values[a] > values[b]).sum()) for a, b in ((0, 1), (1, 0))]
@@ -128,6 +132,11 @@ def _line(one: Difference) -> str:
     interval = f"{100 * one.low:+.2f} to {100 * one.high:+.2f}"
     recalls = f"{100 * one.first:>9.2f}{100 * one.second:>9.2f}{100 * (one.second - one.first):>+12.2f}"
     return f"{one.size:>10,}{one.k:>5}{recalls}{interval:>18}{one.for_first:>8}{one.for_second:>9}"
+
+
+def _measured(results: Sequence[Mapping[str, Any]], galleries: str, size: int) -> list[tuple[Any, Mapping[str, Any]]]:
+    """Each evaluation's part on one gallery size, and the whole."""
+    return [((of if galleries == "galleries" else of[galleries])["galleries"][str(size)], of) for of in results]
 
 
 def _check_same(one: Mapping[str, Any], two: Mapping[str, Any], first: str | Path, second: str | Path) -> None:

@@ -41,6 +41,8 @@ from lrvsf.durable import write_whole
 
 Results = Mapping[str, Any]
 
+TRIVIAL = "-: a gallery has at most K items, so that every query would succeed"
+GROUND = ("test_set", "skipped", "seed", "folds", "products_per_fold", "product_folds", "missing_draws")
 FEW_QUERIES = 200  # below, the table says how little a score can tell
 MOST_NAMES = 30  # categories listed, those with the fewest items first
 
@@ -117,7 +119,7 @@ def _galleries(galleries: Mapping[str, Any], results: Results) -> list[str]:
                 lines.append(f"{name:>10}" + "".join(f"{cell:>14}" for cell in cells))
     lines = lines[1:]
     if any(line.endswith(" -") for line in lines):
-        lines += ["", "-: a gallery has at most K items, so that every query would succeed"]
+        lines += ["", TRIVIAL]
     if "items_by_category" in first:
         lines += ["", "Items of a category in a gallery, the target among them, mean over folds"]
         lines += [_items(size, gallery["items_by_category"]) for size, gallery in galleries.items()]
@@ -201,6 +203,7 @@ def _wrapped(text: str, indent: int = 0) -> str:
 
 def comparison_table(named_results: Mapping[str, Results], size: int | None = None) -> str:
     """One row per model: R@1, R@5, R@10 in percent at each gallery size that all were evaluated at, or at `size` only.
+    Below it, what does not compare: other test sets or draws, galleries of one category.
 
     Args:
         named_results: name of a model -> its results, in the order of the rows.
@@ -222,9 +225,28 @@ def comparison_table(named_results: Mapping[str, Results], size: int | None = No
         f"{'model':<{width}}" + "".join(f"{'R@' + k:>7}" for k in ks) * len(common),
     ]
     for name, results in named_results.items():
-        recalls = [results["galleries"][str(n)]["recall"][k]["mean"] for n in common for k in ks]
-        lines.append(f"{name:<{width}}" + "".join(f"{100 * recall:>7.1f}" for recall in recalls))
-    return "\n".join(lines)
+        galleries = [results["galleries"][str(n)] for n in common]
+        cells = [
+            "-" if is_trivial(gallery, "recall", k, results) else f"{100 * gallery['recall'][k]['mean']:.1f}"
+            for gallery in galleries
+            for k in ks
+        ]
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>7}" for cell in cells))
+    notes = [TRIVIAL] if any(line.endswith(" -") for line in lines) else []
+    return "\n".join([*lines, *("\n" + _wrapped(note) for note in [*notes, *_not_alike(named_results)])])
+
+
+def _not_alike(named_results: Mapping[str, Results]) -> list[str]:
+    """A sentence for each model whose figures were not measured as the first one's, or not in whole galleries."""
+    (first, ground), *others = named_results.items()
+    sentences = [
+        f"{printable(name)} was not measured on the ground of {printable(first)}, so that they do not compare: "
+        f"{', '.join(differ)} differ."
+        for name, results in others
+        if (differ := [fact for fact in GROUND if results.get(fact) != ground.get(fact)])
+    ]
+    within = [printable(name) for name, results in named_results.items() if results.get("restrict_to_category")]
+    return [*sentences, *([f"Only items of the target's category: {', '.join(within)}."] if within else [])]
 
 
 def _percent(recall: Mapping[str, float]) -> str:

@@ -98,7 +98,7 @@ def write_sheet(store: EmbeddingStore, path: str | Path, count: int, seed: int =
         "n_products": len(ranks),
         "n_distractors": data.n_distractors,
         "n_first": int((ranks <= 1).sum()),
-        "recalls": {k: (ranks <= k).double().mean().item() for k in (1, 10)},
+        "recalls": {k: (ranks <= k).double().mean().item() for k in (1, 10) if k < len(ranks) + data.n_distractors},
         "seed": seed,
     }
     page = render_sheet(retrievals[: len(successes)], retrievals[len(successes) :], facts)

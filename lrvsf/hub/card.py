@@ -211,12 +211,17 @@ def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str
             metric_value=round(100 * entry[f"eval_R@{k}"], 2),
             metric_args={"step": entry["step"]},
         )
-        for k in (1, 5, 10)
+        for k in telling(validation)
     ]
+
+
+def telling(validation: ProductTestSet) -> list[int]:
+    """The K of R@K that the validation's gallery does not reach: from there on every model has 100 %."""
+    return [k for k in (1, 5, 10) if k < validation.n_products + validation.n_distractors]
 
 
 def validation_row(entry: dict[str, Any], validation: ProductTestSet) -> str:
     """The evaluation as a row of the card's table."""
-    recall = ", ".join(f"R@{k} {100 * entry[f'eval_R@{k}']:.1f} %" for k in (1, 5, 10))
+    recall = ", ".join(f"R@{k} {100 * entry[f'eval_R@{k}']:.1f} %" for k in telling(validation))
     gallery = f"{validation.n_products:,} products, {validation.n_distractors:,} distractors"
     return f"| validation | {recall} ({gallery}, step {entry['step']}) |\n"

@@ -86,6 +86,12 @@ def test_by_hand(pair):
     assert compare_pair(*pair) == [at_1, at_5, at_10]  # the bootstrap is seeded
 
 
+def test_a_k_that_reaches_the_gallery_is_no_difference(tmp_path):
+    few = {"500": RESULTS["galleries"]["500"] | {"items": 10}}
+    pair = [write(tmp_path / name, [[0, 9], [7, 0], [0, 12]], galleries=few) for name in "ab"]
+    assert [one.k for one in compare_pair(*pair)] == [1, 5]
+
+
 def test_a_model_does_not_differ_from_itself(pair):
     assert all((one.low, one.high, one.for_first) == (0, 0, 0) for one in compare_pair(pair[0], pair[0]))
 

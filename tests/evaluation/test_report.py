@@ -54,6 +54,18 @@ def test_comparison_table():
     assert comparison_table({"a": results()}, size=2000).splitlines()[2].split() == ["a", "20.0", "55.6", "71.4"]
 
 
+def test_a_comparison_says_what_does_not_compare():
+    small, other = results(sizes=(6,)), results(sizes=(6,)) | {"test_set": "another", "seed": 4}
+    small["galleries"]["6"]["items"] = other["galleries"]["6"]["items"] = 10
+    _, _, first, second, *notes = comparison_table({"a": small, "b": other, "c": small}).splitlines()
+    assert first.split()[-1] == second.split()[-1] == "-" and first.split()[2] != "-"
+    text = " ".join(" ".join(notes).split())
+    assert "-: a gallery has at most K items" in text and "c was not" not in text
+    assert "b was not measured on the ground of a, so that they do not compare: test_set, seed differ." in text
+    restricted = comparison_table({"a": small, "b": small | {"restrict_to_category": True}})
+    assert restricted.endswith("\nOnly items of the target's category: b.")
+
+
 def test_comparison_needs_a_common_size():
     with pytest.raises(ValueError, match=r"'a': \[500\], 'b': \[900\]"):
         comparison_table({"a": results(sizes=(500,)), "b": results(sizes=(900,))})

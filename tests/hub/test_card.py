@@ -127,6 +127,14 @@ def test_the_model_index_is_the_last_evaluation(write):
     assert card.data.datasets is None, "a folder is no name on the Hub"
 
 
+def test_a_k_that_reaches_the_validations_gallery_is_not_published(write, monkeypatch):
+    few = SimpleNamespace(n_products=4, n_distractors=6)
+    monkeypatch.setitem(globals(), "VALIDATION", few)
+    card = write(LOG, steps=20)
+    assert [kind for kind, _, _ in numbers(card)] == ["recall_at_1", "recall_at_5"]
+    assert "R@5 62.5 % (4 products, 6 distractors" in card.text
+
+
 def test_where_the_best_model_is_kept_the_model_index_is_its_evaluation(write):
     flags = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 10, "save_steps": 10}
     card = write(LOG, **flags)
