@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 from typer import Argument, Option
 
 from lrvsf.data.parquet import open_parquet
 from lrvsf.data.prepare.img2dataset import VERSION, ensure_environment, run_img2dataset
 from lrvsf.data.prepare.outcomes import ARRIVED, FINAL, host, outcomes, shard_sizes
 from lrvsf.data.prepare.report import write_report
-from lrvsf.data.prepare.url_lists import ListWriter, is_web, list_files
+from lrvsf.data.prepare.url_lists import PLACE, ListWriter, is_web, list_files
 from lrvsf.durable import locked
 
 ENVIRONMENT = Path("~/.cache/lrvsf") / f"img2dataset-{VERSION}"
@@ -99,7 +100,15 @@ def download(
 
 def _fetch(lists: list[Path], folder: Path, unfinished: Path, python: Path, settings: dict[str, Any]) -> None:
     """One round: img2dataset writes into `unfinished`, which becomes `folder` when it is whole."""
-    here = {**settings, "url_list": str(lists[0].parent), "output_folder": str(unfinished)}
+    columns = settings["save_additional_columns"]
+    if PLACE in pq.read_schema(lists[0]).names:
+        columns = [*columns, PLACE]
+    here = {
+        **settings,
+        "save_additional_columns": columns,
+        "url_list": str(lists[0].parent),
+        "output_folder": str(unfinished),
+    }
     sizes = shard_sizes(lists, settings["number_sample_per_shard"])
     run_img2dataset(python, here, sizes, folder.with_suffix(".log"), folder.name.replace("-", " "))
     os.replace(unfinished, folder)

@@ -32,6 +32,7 @@ from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, open_parquet, rows, wrong_types
 from lrvsf.data.prepare.shards import FolderWriter
+from lrvsf.data.prepare.url_lists import PLACE
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.workers import why_bad
 
@@ -41,16 +42,16 @@ PARTITIONS = 128  # fewer where so many files may not be open at once; the produ
 OTHER_FILES = 32  # that are open besides
 BATCH_ROWS = 64
 BATCH_BYTES = 2**20  # of images that wait for their batch, in each partition
-FORMAT = 2  # raise it when the partitions or what is made of them change
+FORMAT = 3  # raise it when the partitions or what is made of them change
 TYPES = (SIMPLE, *SCENES)
 DISTRACTORS = "_distractors"  # ends the name of a split in which rows need not belong to a product
 
 NEEDED = ("url", "status", "jpg", "product_id", "type", "split")
-OPTIONAL = ("category", "captions", "sha256")
+OPTIONAL = ("category", "captions", "sha256", PLACE)
 
 _TEXT = ("product_id", "split", "type", "category", "url", "status", "sha256")
 _SCHEMA = pa.schema(
-    [("key", pa.uint64()), ("round", pa.int32())]
+    [("key", pa.uint64()), ("round", pa.int32()), (PLACE, pa.int64())]
     + [(name, pa.string()) for name in _TEXT]
     + [("captions", pa.list_(pa.string())), ("jpg", pa.binary())]
 )
@@ -65,6 +66,7 @@ class Picture:
         data: the encoded image; None if it is not there or not readable.
         failure: why there is no data, such as "failed_to_download" or "truncated".
         fetched: whether bytes arrived, readable or not.
+        place: of its row in the metadata; None if the download does not say it.
     """
 
     split: str
@@ -76,6 +78,7 @@ class Picture:
     data: bytes | None
     failure: str | None
     fetched: bool
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -353,4 +356,5 @@ def _picture(rounds: list[dict[str, Any]]) -> Picture:
         data=row["image"]() if row["bad"] is None else None,
         failure=row["bad"],
         fetched=any(row["fetched"] for row in rounds),
+        place=min((row[PLACE] for row in rounds if row[PLACE] is not None), default=None),
     )

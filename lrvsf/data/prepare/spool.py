@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from array import array
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
 
 Place = tuple[int, int]  # offset and length
 
@@ -41,3 +46,32 @@ class Spool:
     def read(self, place: Place) -> bytes:
         self._file.seek(place[0])
         return self._file.read(place[1])
+
+
+class Waiting(Spool):
+    """Rows that wait on disk until they are read in the order of their places; memory holds 24 bytes of each."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.unplaced = 0
+        self._places, self._starts, self._sizes = array("q"), array("q"), array("q")
+
+    def add(self, place: int | None, row: dict[str, Any], images: tuple[str, ...]) -> None:
+        """Keeps a row, whose cells named in `images` are bytes; rows without a place come last, as they were added."""
+        text = {name: cell for name, cell in row.items() if name not in images}
+        head = json.dumps([text, {name: len(row[name]) for name in images}]).encode()
+        start, size = super().add(b"".join([head, b"\n", *(row[name] for name in images)]))
+        self.unplaced += place is None
+        self._places.append(np.iinfo(np.int64).max if place is None else place)
+        self._starts.append(start)
+        self._sizes.append(size)
+
+    def in_order(self) -> Iterator[dict[str, Any]]:
+        """All rows, by place."""
+        # Stable: a place that two rows share, and the rows without one, keep the order in which they came.
+        for index in np.argsort(np.frombuffer(self._places, np.int64), kind="stable") if self._places else ():
+            head, _, data = self.read((self._starts[index], self._sizes[index])).partition(b"\n")
+            row, sizes = json.loads(head)
+            for name, size in sizes.items():
+                row[name], data = data[:size], data[size:]
+            yield row

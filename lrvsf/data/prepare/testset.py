@@ -2,6 +2,9 @@
 
 Of several images of a kind the first readable one is taken: COMPLEX before PARTIAL_COMPLEX, then by URL. So a dead
 link can change which images a query and its target are, but chance cannot.
+
+Products and distractors stand in the order of the metadata, so that the first N are the published first N without
+those that did not arrive. They are found product by product, in a seeded order; meanwhile they wait on disk.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from lrvsf.data.prepare.downloaded import DISTRACTORS, Partitions, Picture, Sour
 from lrvsf.data.prepare.products import NEITHER, NO_SCENE, NO_SIMPLE
 from lrvsf.data.prepare.report import as_table, write_report
 from lrvsf.data.prepare.shards import TestSetWriter, made_from, read_manifest
+from lrvsf.data.prepare.spool import Waiting
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 
 PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928
-SEED = 0  # of the order only: an evaluation draws its galleries from all rows
+SEED = 0  # of the order of rows without a place in the metadata
 READ_ROWS = 64
 NAMES = ("PRODUCT_ID", "TYPE", "CATEGORY")
 
@@ -50,12 +54,18 @@ def testset(
     with locked(out, "prepare_lrvsf.py testset"):
         if not made_from(folder, fingerprint):
             partitions = Partitions.of(source, work)
-            with TestSetWriter(folder) as writer, worker_map(processes) as mapper:
-                filler = _Filler(writer, split)
+            with (
+                TestSetWriter(folder) as writer,
+                worker_map(processes) as mapper,
+                Waiting(work / "queries.waiting") as queries,
+                Waiting(work / "distractors.waiting") as distractors,
+            ):
+                filler = _Filler(writer, split, queries, distractors)
                 if products:
                     filler.add_published(products)
                 for product_id, pictures in partitions.products(mapper):
                     filler.add(product_id, pictures)
+                filler.write_in_order()
                 note = filler.report() | partitions.skipped
                 if not writer.queries:
                     raise ValueError(
@@ -80,8 +90,9 @@ def _fingerprint(source: Source, products: Path | None) -> str:
 class _Filler:
     """Puts products into a test set and counts what becomes of them."""
 
-    def __init__(self, writer: TestSetWriter, split: str) -> None:
+    def __init__(self, writer: TestSetWriter, split: str, queries: Waiting, distractors: Waiting) -> None:
         self.writer, self.split = writer, split
+        self.waiting_queries, self.waiting_distractors = queries, distractors
         self.products: Counter[str] = Counter()
         self.lost: dict[str, Counter[str]] = {split: Counter(), split + DISTRACTORS: Counter()}
         self.distractors = 0
@@ -93,17 +104,23 @@ class _Filler:
             if same := sum(picture.data is not None for picture in part) - len(distinct(part)):
                 lost["the same image twice in a product"] += same
         if own:
-            self._add_query(query_row(product_id, distinct(own)))
+            row = query_row(product_id, distinct(own))
+            self._count_query(row)
+            if not isinstance(row, str):
+                places = [picture.place for picture in own if picture.place is not None]
+                self.waiting_queries.add(min(places, default=None), row, ("SIMPLE_IMG", "COMPLEX_IMG"))
         self.distractors += len(others)
         for picture in distinct(others):
-            self.writer.add_distractor(
+            self.waiting_distractors.add(
+                picture.place,
                 {
                     "PRODUCT_ID": product_id,
                     "TYPE": picture.type,
                     "CATEGORY": picture.category,
                     "blip2_caption1": next(iter(picture.captions), None),
                     "jpg": picture.data,
-                }
+                },
+                ("jpg",),
             )
 
     def add_published(self, path: Path) -> None:
@@ -116,9 +133,19 @@ class _Filler:
             bad = [f"with a {name} that is {why}" for name in PRODUCT_COLUMNS[:2] if (why := why_bad(row[name]))]
             self._add_query(bad[0] if bad else row | names if names["CATEGORY"] else "without category")
 
-    def _add_query(self, row: dict[str, Any] | str) -> None:
+    def write_in_order(self) -> None:
+        """Gives the writer what waits."""
+        for row in self.waiting_queries.in_order():
+            self.writer.add_query(row)
+        for row in self.waiting_distractors.in_order():
+            self.writer.add_distractor(row)
+
+    def _count_query(self, row: dict[str, Any] | str) -> None:
         self.products["listed"] += 1
         self.products[row if isinstance(row, str) else "complete"] += 1
+
+    def _add_query(self, row: dict[str, Any] | str) -> None:
+        self._count_query(row)
         if not isinstance(row, str):
             self.writer.add_query(row)
 
@@ -127,9 +154,15 @@ class _Filler:
         gallery: dict[str, Any] = {"listed": self.distractors, "kept": kept}
         if published:
             gallery |= {"published": published, "% of the published": 100 * kept / published}
+        unplaced = {
+            f"{name} without a place in the metadata (last, in a seeded order)": waiting.unplaced
+            for name, waiting in (("products", self.waiting_queries), ("distractors", self.waiting_distractors))
+            if waiting.unplaced
+        }
         return {
             "products": dict(self.products),
             "distractors": gallery,
+            **unplaced,
             **self.writer.unjoined_categories(),
             "images not kept": {name: dict(lost) for name, lost in self.lost.items()},
             "note": f"Results on these {kept:,} distractors compare only with results on as many of the same.",

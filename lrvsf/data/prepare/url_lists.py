@@ -22,6 +22,7 @@ from lrvsf.data.parquet import DAMAGE
 # The order in which overlap is resolved: what a split holds, no later one gets.
 SPLITS = ("test", "test_distractors", "validation", "validation_distractors", "train")
 FILE_ROWS = 100_000
+PLACE = "metadata_row"  # lists written by earlier versions lack it
 
 URL_SCHEMA = pa.schema(
     {
@@ -31,6 +32,7 @@ URL_SCHEMA = pa.schema(
         "split": pa.string(),
         "category": pa.string(),
         "captions": pa.list_(pa.string()),
+        PLACE: pa.int64(),  # of the row in the metadata, whose files count one after another
     }
 )
 
@@ -88,7 +90,7 @@ def list_files(folder: Path) -> list[Path]:
             names = pq.read_schema(file).names
         except DAMAGE as error:
             raise OSError(f"{file} is not a readable Parquet file ({error}); run the step `urls` again") from error
-        if missing := [name for name in URL_SCHEMA.names if name not in names]:
+        if missing := [name for name in URL_SCHEMA.names if name not in (*names, PLACE)]:
             raise ValueError(
                 f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}. "
                 "Give the folder that the step `urls` wrote."

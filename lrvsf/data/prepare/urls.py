@@ -15,6 +15,7 @@ import string
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -28,7 +29,7 @@ from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows
 from lrvsf.data.prepare.report import write_report
-from lrvsf.data.prepare.url_lists import SPLITS, ListWriter, is_web
+from lrvsf.data.prepare.url_lists import PLACE, SPLITS, ListWriter, is_web
 from lrvsf.data.schema import SCENES, SIMPLE
 
 BATCH_ROWS = 8192
@@ -168,6 +169,7 @@ def metadata_files(metadata: str) -> list[Path]:
 
 def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator[dict[str, Any]]:
     """The rows of URL_SCHEMA that the files hold, in order; the others are counted in `skipped` by reason."""
+    places = count()
     for file in files:
         parquet = _open(file)
         names = parquet.schema_arrow.names
@@ -175,19 +177,19 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
         columns = [name for name in COLUMNS if name in names] + captions
         try:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-                for cells in rows(batch):
+                for cells, place in zip(rows(batch), places, strict=False):  # the places never end
                     row = _row(cells, captions, file.name.startswith("products"), skipped)
                     if isinstance(row, str):
                         skipped[row] += 1
                     else:
-                        yield row
+                        yield row | {PLACE: place}
                 bar.update(len(batch))
         except DAMAGE as error:
             raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
 
 
 def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped: Counter[str]) -> dict[str, Any] | str:
-    """A row of URL_SCHEMA, or why there is none.
+    """A row of URL_SCHEMA without its place, or why there is none.
 
     Args:
         of_products: whether the file holds products, not distractors.

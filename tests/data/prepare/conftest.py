@@ -13,7 +13,7 @@ from PIL import Image
 
 DOWNLOAD_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("url", "product_id", "type", "split", "category", "status", "sha256")]
-    + [("captions", pa.list_(pa.string())), ("jpg", pa.binary())]
+    + [("captions", pa.list_(pa.string())), ("jpg", pa.binary()), ("metadata_row", pa.int64())]
 )
 
 

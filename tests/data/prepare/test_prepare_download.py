@@ -60,6 +60,7 @@ def web(monkeypatch):
         folder.mkdir(parents=True)
         rows = [r for f in list_files(Path(settings["url_list"])) for r in pq.read_table(f).to_pylist()]
         answers["asked"].append([row["url"] for row in rows])
+        answers["columns"] = settings["save_additional_columns"]
         start = 0
         for shard, size in enumerate(sizes):
             written = []
@@ -235,6 +236,17 @@ def test_another_list_or_size_is_refused(tmp_path, make_list, web):
 def test_the_folder_that_urls_wrote_is_enough(tmp_path, make_list):
     folder = make_list(list(SHOP)).rename(tmp_path / "urls")
     assert url_lists.list_files(tmp_path) == url_lists.list_files(folder) == sorted(folder.glob("*.parquet"))
+
+
+def test_the_place_in_the_metadata_is_carried_where_the_list_has_it(tmp_path, web):
+    row = {"url": "http://a/1", "product_id": "p", "type": "SIMPLE", "split": "test", "category": None, "captions": []}
+    web["http://a/1"] = ["ok"]
+    table = pa.Table.from_pylist([row | {"metadata_row": 7}], url_lists.URL_SCHEMA)
+    for name, kept in (("new", table), ("old", table.drop_columns("metadata_row"))):
+        (tmp_path / name).mkdir()
+        pq.write_table(kept, tmp_path / name / "0.parquet")
+        assert download(tmp_path / name, tmp_path / f"{name}-out", rounds=1)["arrived"] == 1
+        assert ("metadata_row" in web["columns"]) == (name == "new")
 
 
 def test_lists_that_are_none_are_refused(tmp_path, make_list, web):

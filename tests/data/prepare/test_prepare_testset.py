@@ -1,6 +1,7 @@
 """Test sets from downloads, and around the published products.parquet."""
 
 import json
+import random
 from functools import partial
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 
 from lrvsf.data.prepare.shards import TestSetWriter
 from lrvsf.data.prepare.testset import testset as make_testset
+from lrvsf.data.prepare.urls import urls
 from lrvsf.data.testset import ProductTestSet
 
 
@@ -124,3 +126,56 @@ def test_refusals(folder, tmp_path):
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(OSError, match=r"p.parquet cannot be read .*fetch it again"):
         make_testset(folder, tmp_path / "out", products=tmp_path / "p.parquet", processes=1)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_rows_stand_in_the_order_of_the_metadata(tmp_path, encoded, write_download, processes):
+    """Three files of metadata; images that arrive shuffled, in two rounds, one in five never."""
+    for number in range(3):
+        cells = [
+            {"URL": f"http://{number}/{i}", "PRODUCT_ID": f"d{i % 4}", "TYPE": "SIMPLE", "SPLIT": "test_gallery"}
+            for i in range(10)
+        ]
+        cells.insert(number, {"URL": "no url", "PRODUCT_ID": "d0", "TYPE": "SIMPLE", "SPLIT": "test_gallery"})
+        (tmp_path / "meta").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(cells), tmp_path / f"meta/distractors{number}.parquet")
+    names = ["q3", "q1", "q2"]
+    pairs = [
+        {"URL": f"http://{name}/{kind}", "PRODUCT_ID": name, "TYPE": kind, "SPLIT": "test", "CATEGORY": "Bags"}
+        for kind in ("COMPLEX", "SIMPLE")
+        for name in names
+    ]
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "meta/products.parquet")
+    urls(str(tmp_path / "meta"), tmp_path / "lists")
+    listed = pq.read_table(tmp_path / "lists/urls").to_pylist()
+    random.Random(0).shuffle(listed)
+    images = {}
+    for image, row in enumerate(listed):
+        dead = row["split"] != "test" and image % 5 == 0
+        images[row["url"]] = None if dead else encoded(image)
+        row |= {"jpg": images[row["url"]], "status": "failed_to_download" if dead else "success", "sha256": None}
+    write_download(tmp_path / "in/1.parquet", listed[::2])
+    write_download(tmp_path / "in/2.parquet", listed[1::2])
+
+    report = make_testset(tmp_path / "in", tmp_path / "out", processes=processes)
+    naive = [images[f"http://{number}/{i}"] for number in range(3) for i in range(10)]
+    assert [image for _, image in ProductTestSet(tmp_path / "out/test").distractors()] == [i for i in naive if i]
+    assert None in naive
+    found = pq.read_table(tmp_path / "out/test/products.parquet")
+    assert found["PRODUCT_ID"].to_pylist() == names
+    assert not any("without a place" in title for title in report)
+
+
+def test_rows_without_a_place_come_last_and_are_counted(tmp_path, encoded, downloaded_row, write_download):
+    rows = [downloaded_row("a", kind, encoded(i), split="test") for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
+    places = {"old1": None, "new9": 9, "old2": None, "new2": 2}
+    rows += [
+        downloaded_row(name, "SIMPLE", encoded(10 + i), split="test_distractors", metadata_row=place)
+        for i, (name, place) in enumerate(places.items())
+    ]
+    write_download(tmp_path / "in/0.parquet", rows)
+    report = make_testset(tmp_path / "in", tmp_path / "out", processes=1)
+    found = pq.read_table(tmp_path / "out/test/distractors")["PRODUCT_ID"].to_pylist()
+    assert found[:2] == ["new2", "new9"] and sorted(found[2:]) == ["old1", "old2"]
+    assert report["distractors without a place in the metadata (last, in a seeded order)"] == 2
+    assert report["products without a place in the metadata (last, in a seeded order)"] == 1

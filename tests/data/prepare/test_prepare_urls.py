@@ -48,12 +48,12 @@ def test_files_that_differ_in_columns_become_one_list(tmp_path):
     report = urls(str(meta), tmp_path / "out")
     columns = URL_SCHEMA.names
     expected = [
-        ("http://a/1.jpg", "7", "SIMPLE", "train", "Bags", ["first", "second"]),
-        ("https://a/2%20b.jpg", "7", "PARTIAL_COMPLEX", "train", None, []),
-        ("http://a/3.jpg", None, "SIMPLE", "validation_distractors", None, []),
-        ("http://a/%C3%A9%20.jpg", "8", "COMPLEX", "test", None, []),
-        ("http://a/4.jpg", "8", "SIMPLE", "test", "Bags", []),
-    ]
+        ("http://a/1.jpg", "7", "SIMPLE", "train", "Bags", ["first", "second"], 3),
+        ("https://a/2%20b.jpg", "7", "PARTIAL_COMPLEX", "train", None, [], 2),
+        ("http://a/3.jpg", None, "SIMPLE", "validation_distractors", None, [], 4),
+        ("http://a/%C3%A9%20.jpg", "8", "COMPLEX", "test", None, [], 0),
+        ("http://a/4.jpg", "8", "SIMPLE", "test", "Bags", [], 1),
+    ]  # numbered through the files in the order of their paths
     rows = sorted(read(tmp_path / "out"), key=lambda row: row["url"])
     assert rows == [dict(zip(columns, row, strict=True)) for row in sorted(expected)]
     assert (report["rows"], report["URLs to download"], report["skipped"]) == (5, 5, 0)
@@ -203,7 +203,7 @@ def test_text_of_any_type_is_read(tmp_path, kind):
     urls(str(tmp_path), tmp_path / "out")
     (row,) = read(tmp_path / "out")
     assert row | {"captions": None} == dict(
-        zip(URL_SCHEMA.names, ("http://a/1.jpg", "p", "SIMPLE", "train", "Bags", None), strict=True)
+        zip(URL_SCHEMA.names, ("http://a/1.jpg", "p", "SIMPLE", "train", "Bags", None, 0), strict=True)
     )
 
 
