@@ -12,6 +12,8 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
+from lrvsf.data.avif import TooManyParts, avif_pixels
+
 MAX_PARTS = 10_000  # segments before a JPEG's first scan, blocks of a GIF's comments
 MAX_CHUNKS = 100_000  # of a PNG: some programs write its pixels in pieces of 1 kB
 MAX_SCANS = 100  # of a JPEG; progressive ones have some ten, and each takes as long as the whole picture
@@ -21,6 +23,7 @@ MAX_TILE_PIXELS = 2**22  # of a TIFF's tile, or four times its picture if that i
 MAX_TILE = 2**26
 MAX_ENTRIES, MAX_VALUES = 4096, 2**18  # of a TIFF's directory, and of one of its entries
 MAX_OVERLAP = 2**24
+MAX_AVIF_PIXELS = 8192 * 8192  # of the frames that an AVIF's decoder holds, each of up to six bytes a pixel
 
 TOO_LARGE, TOO_MANY_PARTS, DAMAGED = "too large", "too many parts", "damaged"
 
@@ -30,6 +33,8 @@ Fault = tuple[str, str]
 
 def bomb(data: bytes) -> Fault | None:
     """Why a file must not be opened, or None. What is merely damaged is left to the decoder."""
+    if data[4:8] == b"ftyp":
+        return _avif(data)
     for magic, fault in _FAULTS.items():
         if data.startswith(magic):
             try:
@@ -87,6 +92,10 @@ def _jpeg(data: bytes) -> Fault | None:
             length = int.from_bytes(data[place : place + 2], "big")
             if marker == 0xE1 and data[place + 2 : place + 8] == b"Exif\0\0":
                 exif.append(data[place + 8 : place + length])
+            # The directory of further pictures, which Pillow reads as it opens the file.
+            further = data[place + 6 : place + length] if marker == 0xE2 else b""
+            if data[place + 2 : place + 6] == b"MPF\0" and (fault := exif_bomb(further)):
+                return fault
             place += max(length, 2)
     return None
 
@@ -128,6 +137,16 @@ def _gif(data: bytes) -> Fault | None:
 def _colors(flags: int) -> int:
     """Bytes of a GIF's table of colours."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _avif(data: bytes) -> Fault | None:
+    try:
+        pixels = avif_pixels(data)
+    except TooManyParts as error:
+        return TOO_MANY_PARTS, str(error)
+    except (struct.error, IndexError) as error:  # libavif may be content with what could not be followed here
+        return DAMAGED, f"an AVIF whose streams are not found ({error})"
+    return (TOO_LARGE, f"an AVIF with frames of {pixels} pixels") if pixels > MAX_AVIF_PIXELS else None
 
 
 def _bmp(data: bytes) -> Fault | None:

@@ -9,6 +9,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 # Pixels on the longer side. The published preprocessing pads to a square, so what bounds memory is not the image's area
 # but its longer side: 8192 pixels are a square of 268 MB, for Pillow stores RGB in four bytes.
 MAX_SIDE = 8192
-# libwebp's reader of animations, which Pillow takes for every WebP, holds four pictures of four bytes a pixel.
-MAX_WEBP_PIXELS = 8192 * 6144
+# libwebp's reader of animations, which Pillow takes for every WebP, holds four pictures of four bytes a pixel; an AVIF
+# of 12 bits a channel takes six bytes a pixel beside the RGB pictures.
+MAX_PIXELS = dict.fromkeys(("WEBP", "AVIF"), 8192 * 6144)
 
 MAX_IMAGE_BYTES = 64 * 2**20  # of an encoded image; photographs have a hundredth of that
 
@@ -72,9 +74,10 @@ def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if max(image.size) > MAX_SIDE:
             raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
-        if image.format == "WEBP" and image.width * image.height > MAX_WEBP_PIXELS:
-            raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_WEBP_PIXELS} of WebP")
-        if fault := exif_bomb(image.info.get("exif")):
+        most = MAX_PIXELS.get(image.format, MAX_SIDE**2)
+        if image.width * image.height > most:
+            raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {most} of {image.format}")
+        if fault := exif_bomb(_exif(image)):
             raise BadImage(*fault)
         return to_rgb(image)
     except BadImage:
@@ -88,6 +91,14 @@ def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files, and no file may end a run
         # Only the wording tells a file that stops early from other faults.
         raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged", str(error)) from error
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The metadata that Pillow would read: also those of ImageMagick's PNG, as a text of hexadecimal digits."""
+    digits = "".join(str(image.info.get("Raw profile type exif", "")).split("\n")[3:])
+    with suppress(ValueError):
+        return image.info.get("exif") or bytes.fromhex(digits)
+    return None
 
 
 class BadImageCounter:

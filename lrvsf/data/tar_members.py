@@ -26,7 +26,7 @@ MAX_SIZE = 2**36  # of a member, where the end of the tar is not known
 MAX_HEADER_BYTES = 2**20  # of a header that stands before a member's own: a long name, or pax records
 MAX_HEADERS = 16  # before one member
 MAX_NAME = 4096
-XZ_MEMORY = 2**27
+XZ, XZ_MEMORY = b"\xfd7zXZ\0", 2**27
 # Photographs hardly compress; what unfolds a hundredfold after the first 64 MiB is no tar of them.
 MAX_RATIO, RATIO_FROM = 100, 2**26
 
@@ -229,7 +229,7 @@ class _Stream:
         """From here on, gives the content of a compressed file."""
         head = self.read(6)
         self.unread(head)
-        kinds = [(b"\x1f\x8b", gzip.GzipFile), (b"BZh", bz2.BZ2File), (b"\xfd7zXZ\0", _Xz), (b"]\0\0\x80", _Xz)]
+        kinds = [(b"\x1f\x8b", gzip.GzipFile), (b"BZh", bz2.BZ2File), (XZ, _Xz), (b"]\0\0\x80", _Xz)]
         for magic, kind in kinds:
             if head.startswith(magic):
                 self._inflated, self._size = _Inflated(self._file, self._ahead, kind), None
@@ -307,20 +307,37 @@ class _Inflated:
 
 
 class _Xz:
-    """A reader of xz whose dictionary cannot grow beyond `XZ_MEMORY`, as that of Python's LZMAFile can."""
+    """A reader of xz whose dictionary cannot grow beyond `XZ_MEMORY`, as that of Python's LZMAFile can.
+
+    A file may be several streams, as parallel compressors write them.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._file, self._ahead = file, b""
         self._decoder = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
 
     def read(self, size: int) -> bytes:
-        while not self._decoder.eof:
-            data = self._file.read(CHUNK) if self._decoder.needs_input else b""
+        while True:
+            if self._decoder.eof and not self._next_stream():
+                return b""
+            data = b""
+            if self._decoder.needs_input:
+                data, self._ahead = self._ahead or self._file.read(CHUNK), b""
             if self._decoder.needs_input and not data:
                 raise EOFError("the compressed file is cut short")
             if found := self._decoder.decompress(data, size):
                 return found
-        return b""
+
+    def _next_stream(self) -> bool:
+        """Whether another one follows; what else follows is nothing of the tar's."""
+        ahead = self._decoder.unused_data.lstrip(b"\0")
+        while len(ahead) < len(XZ) and (more := self._file.read(CHUNK)):
+            ahead = (ahead + more).lstrip(b"\0")
+        if not ahead.startswith(XZ):
+            return False
+        self._decoder = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+        self._ahead = ahead
+        return True
 
 
 def _size(file: BinaryIO) -> int | None:

@@ -107,13 +107,17 @@ class _Walk:
     def result(self, data: bytes) -> Any:
         """The object that a pickle describes."""
         # genops reads no further than the file goes, whatever length an operation declares.
-        for operation, argument, _ in pickletools.genops(data):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
             name = operation.name
             if name in SCALARS:
+                if type(argument) is int and abs(argument) >= MAX_NUMBER:  # one of megabytes takes for ever to compute
+                    raise PickleRefused("the pickle has an integer of more than 64 bits.")
                 self._stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(name, argument))
             elif name in ("BINGET", "LONG_BINGET"):
                 self._stack.append(self._memo[argument])
             elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                if 2 * len(self._memo) > count:  # a byte of the file, and 70 of memory
+                    raise PickleRefused("the pickle remembers more than it makes.")
                 self._memo[len(self._memo) if name == "MEMOIZE" else argument] = self._stack[-1]
             elif name == "MARK":
                 self._marks.append(len(self._stack))

@@ -11,10 +11,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
 from lrvsf.data import images
-from lrvsf.data.images import MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
+from lrvsf.data.avif import avif_pixels
+from lrvsf.data.images import FORMATS, MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -259,6 +261,42 @@ def overlapping_exif(entries, size):
     return b"Exif\0\0" + tiff([(1000 + i, 7, size, 8) for i in range(entries)], body=bytes(size))
 
 
+def hexadecimal_exif(entries, size):
+    """A PNG with metadata as ImageMagick writes them."""
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "\nexif\n 9\n" + overlapping_exif(entries, size).hex(), zip=True)
+    return encoded(noise(), pnginfo=info)
+
+
+FRAME = b"\x32\x00"  # the head of a unit of an AV1 stream, and its length
+
+
+def avif_stream(width, height, whole=False):
+    """A sequence header by the AV1 specification, and one frame, which is empty."""
+    fields = [(0, 3), (1, 1), (0, 1)] if whole else [(0, 3), (1, 1), (1, 1), (8, 5)]
+    if whole:  # with timing and a decoder model, of one operating point
+        fields += [(1, 1), (1, 32), (25, 32), (1, 1), (0b00101, 5), (1, 1), (9, 5), (1, 32), (9, 5), (9, 5)]
+        fields += [(1, 1), (0, 5), (0, 12), (8, 5), (0, 1), (1, 1), (3, 10), (3, 10), (0, 1), (1, 1), (9, 4)]
+    sides = [max((side - 1).bit_length(), 1) for side in (width, height)]
+    fields += [(sides[0] - 1, 4), (sides[1] - 1, 4), (width - 1, sides[0]), (height - 1, sides[1])]
+    bits = "".join(f"{value:0{count}b}" for value, count in fields)
+    header = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    return b"\x0a" + bytes([len(header)]) + header + FRAME
+
+
+def box(kind, content):
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def avif(width, height, more=b"", whole=False, item=None, items=None):
+    """A container whose item, and another one if given, is in its `idat`; all else that a picture needs is missing."""
+    parts = [avif_stream(width, height, whole) + more, *([] if item is None else [item])]
+    places = [sum(map(len, parts[:number])) for number in range(len(parts))]
+    located = [struct.pack(">4H2I", n, 1, 0, 1, *at) for n, at in enumerate(zip(places, map(len, parts), strict=True))]
+    iloc = box(b"iloc", struct.pack(">B3xHH", 1, 0x4400, items or len(parts)) + b"".join(located))
+    return box(b"ftyp", b"avif" + bytes(4) + b"avif") + box(b"meta", bytes(4) + iloc + box(b"idat", b"".join(parts)))
+
+
 JPEG, PNG, GIF = encoded(noise(), "JPEG"), encoded(noise()), encoded(noise().quantize(16), "GIF")
 EMPTY_SCAN = segment(b"\xda", b"\x01\x01\x00\x01\x3f\x10")  # one more bit of each frequency, of which there are none
 BOMBS = {
@@ -297,6 +335,23 @@ BOMBS = {
         "too large",
     ),
     "65 MiB": (PNG + bytes(2**26), "too large"),
+    "a JPEG's list of pictures whose entries share their bytes": (
+        JPEG[:2] + segment(b"\xe2", b"MPF\0" + overlapping_exif(2500, 30_000)[6:]) + JPEG[2:],
+        "too many parts",
+    ),
+    "a PNG whose EXIF, in hexadecimal digits, share their bytes": (hexadecimal_exif(2500, 30_000), "too many parts"),
+    "AVIF of 16 x 16, from a frame of 16384 x 16384": (avif(16384, 16384), "too large"),
+    "the same in a file without its end": (avif(16384, 16384)[:-1], "too large"),
+    "the same behind a small one": (avif(16, 16, avif_stream(16384, 16384)), "too large"),
+    "an AVIF of four frames that are kept": (avif(8192, 4096, FRAME * 3), "too large"),
+    "an AVIF whose frames have sizes of their own": (avif(8192, 8193, whole=True), "too large"),
+    "an AVIF whose tiles make 16384 x 16384": (
+        avif(16, 16, item=struct.pack(">4B2H", 0, 0, 9, 9, 16384, 16384)),
+        "too large",
+    ),
+    "an AVIF of 20,000 boxes": (avif(16, 16) + box(b"free", b"") * 20_000, "too many parts"),
+    "an AVIF of 20,000 units": (avif(16, 16, b"\x12\0" * 20_000), "too many parts"),
+    "an AVIF whose list of items is cut": (avif(16, 16, items=9), "damaged"),
     "WebP of 8192 x 8192": (
         b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x07\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0",
         "too large",
@@ -314,6 +369,22 @@ def test_bombs(fault):
     with pytest.raises(BadImage) as error:
         decode_image(data)
     assert error.value.reason == reason, error.value
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow was built without AVIF")
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 300), (1000, 3), (3, 1025), (257, 255)])
+def test_the_frames_of_an_avif_are_as_large_as_its_picture(size):
+    for mode, channels in (("RGB", "4:2:0"), ("RGB", "4:4:4"), ("L", "4:0:0"), ("RGBA", "4:2:0")):
+        picture = noise(size).convert(mode)
+        if mode == "RGBA":
+            picture.putalpha(noise(size).convert("L"))
+        data = encoded(picture, "AVIF", subsampling=channels, speed=10)
+        assert avif_pixels(data) == size[0] * size[1] * (2 if mode == "RGBA" else 1)  # alpha is a stream of its own
+        assert decode_image(data).size == size
+    moving = encoded(noise(size), "AVIF", save_all=True, append_images=[noise(size).rotate(180)] * 12, speed=10)
+    sides = [2 ** max((side - 1).bit_length(), 1) for side in size]
+    assert avif_pixels(moving) == 2 * sides[0] * sides[1]  # the picture, and the first sample of its track
+    assert decode_image(moving).size == size
 
 
 def test_what_programs_write_is_no_bomb():
@@ -338,13 +409,16 @@ def test_the_largest_images_take_less_than_a_gigabyte():
     """In a process that may take 1 GB more than its imports."""
     code = (
         "import io, resource; from PIL import Image; from lrvsf.data.images import *\n"
-        "def encoded(size, form, **options):\n"
-        "    out = io.BytesIO(); Image.new('RGB', size).save(out, form, **options); return out.getvalue()\n"
+        "from lrvsf.data.prepare.shown import as_shown\n"
+        "def encoded(size, form, mode='RGB', **options):\n"
+        "    out = io.BytesIO(); Image.new(mode, size).save(out, form, **options); return out.getvalue()\n"
         "files = [encoded((MAX_SIDE, 6144), 'WEBP', lossless=True, quality=0, method=0)]\n"
         "files += [encoded((MAX_SIDE, MAX_SIDE), 'TIFF', compression='tiff_deflate')]\n"
+        "shown = [encoded((MAX_SIDE, MAX_SIDE), 'PNG', mode, compress_level=1) for mode in ('LA', 'I;16')]\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 10**9, used + 10**9))\n"
         "for data in files: decode_image(data).load()\n"
+        "for data in shown: decode_image(data, lambda image: as_shown(image, [])).load()\n"
     )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode == 0
 

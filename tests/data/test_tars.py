@@ -1,8 +1,11 @@
 """Product tars: what comes out, and what is counted when they are cut, damaged or odd."""
 
+import bz2
+import gzip
 import io
 import json
 import logging
+import lzma
 import random
 import tarfile
 import tracemalloc
@@ -429,6 +432,19 @@ def test_compressed_tars(mode):
     rows, skipped = read(data[: len(data) // 2])
     assert skipped[tars.DAMAGED] == 1 and rows == expected[0][: len(rows)]
     assert len(rows) > 2 or mode == "w:bz2", "bzip2 gives blocks of 900 kB"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_of_several_streams(compress):
+    """As parallel compressors write them; padding and other bytes behind the last lose nothing."""
+    parts = [compress(WHOLE[start : start + 3000]) for start in range(0, len(WHOLE), 3000)]
+    for data in (b"".join(parts), compress(WHOLE) + bytes(8)) + (
+        (bytes(4).join(parts), lzma.compress(WHOLE) + b"more") if compress is lzma.compress else ()
+    ):
+        rows, skipped = read(data)
+        assert ids(rows) == ["a", "b", "c"] and not skipped
+    rows, skipped = read(b"".join(parts)[:-40])
+    assert len(rows) < 4 and skipped[tars.DAMAGED] == 1
 
 
 def test_a_compressed_tar_that_unfolds_for_ever(monkeypatch):

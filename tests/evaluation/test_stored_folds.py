@@ -119,6 +119,7 @@ def test_only_arrays_and_containers_are_unpickled(tmp_path):
         "items with contents for": Calls(np._core.numeric._frombuffer, b"12345678", np.dtype("i8"), (10**12,), "C"),
         "array of <U9999 with 8 bytes": Calls(np._core.numeric._frombuffer, b"12345678", np.dtype("U9999"), (1,), "C"),
         "an array without contents": Calls(np._core.multiarray._reconstruct, np.ndarray, (0,), b"b"),
+        "more than 64 bits": [2**8000],
         "more parts": [{} for _ in range(10**5 + 1)],
         "neither an integer nor a text": [np.array([1.0])],
     }
@@ -137,6 +138,12 @@ def in_little_memory(tmp_path, statement):
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n" + statement
     )
     return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+
+
+def test_what_a_pickle_remembers_is_what_it_makes(tmp_path):
+    (tmp_path / "ids.pkl").write_bytes(b"\x80\x04N" + b"\x94" * 10 + b".")
+    with pytest.raises(ValueError, match="remembers more than it makes"):
+        convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits of memory are Linux's here")

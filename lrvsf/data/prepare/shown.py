@@ -7,6 +7,8 @@ prepared; what the published routes write stays as it came.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
 from PIL.Image import Transpose
@@ -14,6 +16,8 @@ from PIL.Image import Transpose
 UPRIGHT = "turned upright, as EXIF says"
 ON_WHITE = "transparent, put on white"
 SCALED = "grey of 16 bits or more, scaled to 8"
+
+BAND = 256  # rows that are worked on at a time
 
 ORIENTATION = 0x0112
 TURNS = {
@@ -36,8 +40,8 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(image))
         changes.append(SCALED)
-    elif image.has_transparency_data and (layered := image.convert("RGBA")).getchannel("A").getextrema()[0] < 255:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layered)
+    elif image.has_transparency_data and _shines_through(image):
+        image = _on_white(image)
         changes.append(ON_WHITE)
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
@@ -50,13 +54,38 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, picture) of its parts, from the top: whole copies of a large one would be a gigabyte together."""
+    for top in range(0, image.height, BAND):
+        yield top, image.crop((0, top, image.width, min(top + BAND, image.height)))
+
+
+def _shines_through(image: Image.Image) -> bool:
+    return any(band.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, band in _bands(image))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    shown = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        layers = Image.new("RGBA", band.size, "white"), band.convert("RGBA")
+        shown.paste(Image.alpha_composite(*layers).convert("RGB"), (0, top))
+    return shown
+
+
 def _to_8_bits(image: Image.Image) -> np.ndarray:
     """uint8 (height, width). 16 bits are 0 to 65535, whatever a picture uses of them, so that two stay comparable.
 
     Floats and integers of 32 bits have no such range: white is the smallest of 1 (of floats), 255 (of floats) and 65535
     that holds the picture, or its own largest value. What is not a number is black.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
+
+    def values(band: Image.Image) -> np.ndarray:
+        return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0)
+
+    largest = max(values(band).max() for _, band in _bands(image))
     ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
-    white = next((top for top in ranges if values.max() <= top), values.max())
-    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
+    white = next((top for top in ranges if largest <= top), largest)
+    scaled = np.empty((image.height, image.width), np.uint8)
+    for top, band in _bands(image):
+        scaled[top : top + BAND] = np.rint(np.clip(values(band) / white, 0, 1) * 255)
+    return scaled
