@@ -194,6 +194,13 @@ def lists_of_others(names: Collection[str]) -> list[str]:
     return sorted(name for name, others in parts.items() if seen.issuperset(others))
 
 
+def plurals(names: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs of names of which the second is the plural of the first, as far as an "s" tells; sorted."""
+    seen = {appearance(name): name for name in names}
+    pairs = ((name, seen.get(form + end)) for form, name in seen.items() for end in ("s", "es"))
+    return sorted((one, many) for one, many in pairs if many is not None)
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A sentence that begins with a blank and proposes the nearest of the names, or "" where none is near.
 

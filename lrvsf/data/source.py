@@ -11,6 +11,8 @@ from lrvsf.data.folders import place_of
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.paths import TRAINING, no_training_folder
 
+COPIED_FROM = "copied-from.txt"  # in a copy of a validation set: its root
+
 
 def training_folder(root: str) -> str:
     """The folder of product shards or tars below `root`, refused with the remedy if there is none."""
@@ -43,7 +45,11 @@ def catalog_categories(root: str) -> list[str] | None:
 
 
 def validation_set(root: str, cache: str | Path) -> ProductTestSet:
-    """The validation set below `root`; one behind a URL is copied into `cache`, once for all processes of a machine."""
+    """The validation set below `root`; one behind a URL is copied into `cache`, once for all processes of a machine.
+
+    Raises:
+        ValueError: the copy there is another root's: scores would be of other data than the run's.
+    """
     if "://" not in root:
         return ProductTestSet(Path(root, "validation"))
     copy = Path(cache, "validation")
@@ -52,5 +58,9 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
             filesystem, path = place_of(root)
             temporary = copy.with_name(copy.name + ".tmp")
             filesystem.get(f"{path}/validation/", f"{temporary}/", recursive=True)
+            (temporary / COPIED_FROM).write_text(root, encoding="utf-8")
             temporary.rename(copy)
+    source = (copy / COPIED_FROM).read_text(encoding="utf-8") if (copy / COPIED_FROM).is_file() else "another place"
+    if source != root:
+        raise ValueError(f"{copy} is a copy from {source}, not from {root}; remove it, or take another --output_dir")
     return ProductTestSet(copy)

@@ -204,6 +204,8 @@ def test_a_data_folder_behind_a_url(tmp_path):
         assert (far.n_products, far.n_distractors, far.categories()) == (1, 2, ["Bags"])
         if store.isdir("/far/validation"):
             store.rm("/far/validation", recursive=True)  # the copy is enough
+    with pytest.raises(ValueError, match="cache/validation is a copy from memory://far, not from memory://else"):
+        validation_set("memory://else", tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match="memory://near has no train/ folder; write one with prepare_lrvsf.py"):
         training_folder("memory://near")
 

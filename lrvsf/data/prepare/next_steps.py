@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrvsf.command import Command
+from lrvsf.data.names import plurals, quoted
 from lrvsf.data.prepare.splits import SETS, TEST, TRAIN, VALIDATION
 from lrvsf.durable import write_whole
 
@@ -97,6 +98,10 @@ def notes_on(report: dict[str, Any]) -> list[str]:
         notes.append(
             "there is no category, so only training without a condition is possible; texts are kept, and condition "
             "nothing yet"
+        )
+    if pairs := [f"{quoted(one)} beside {quoted(many)}" for one, many in plurals(report["categories"])]:
+        notes.append(
+            f"{', '.join(pairs)}: two categories, as far as a model knows; if they are one, write it in one way"
         )
     for name in (TRAIN, *SETS):
         without = [category for category, counts in report["categories"].items() if not counts[name]]

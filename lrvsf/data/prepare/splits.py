@@ -202,13 +202,17 @@ class Splits:
             seen.add(thing)
 
     def _drop_answers(self, name: str, distractors: dict[str, list[Shot]]) -> None:
-        """Leaves out distractors that show what a query's product is: they would be right answers."""
+        """Leaves out distractors that show what a query's product is: they would be right answers. And the very photos
+        that are asked with: a model that heeds no condition would find nothing else."""
         answers = {self._things.get(product, product) for product in self.complete[name]}
+        asked = {s.digest for images in self.complete[name].values() for s in images if s.entry.type != SIMPLE}
         kept = []
         for shot in distractors[name]:
             product = shot.entry.product_id
             if self._things.get(product, product) in answers:
                 self.skips.add("distractor that shows the product of a query", shot.entry.where)
+            elif shot.digest in asked:
+                self.skips.add("distractor that is the photo of a query", shot.entry.where)
             else:
                 kept.append(shot)
         distractors[name] = kept

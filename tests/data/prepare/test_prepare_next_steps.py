@@ -91,3 +91,7 @@ def test_notes_name_what_to_know_before_going_on(tmp_path):
     note = next_steps(tmp_path / "b", found | {"test": {"queries": 300, "distractors": 0}})["note"]
     assert "validation has none of Bags; test has none of Bags; test has no distractors" in note
     assert "60 products hang together" in note
+    both = report(products=9000, queries=1000, categories=("rug", "Rugs", "watch", "Watches", "glass", "Lower Body"))
+    (tmp_path / "c").mkdir()
+    note = next_steps(tmp_path / "c", both)["note"]
+    assert note.startswith("'rug' beside 'Rugs', 'watch' beside 'Watches': two categories")

@@ -101,6 +101,17 @@ def test_a_scene_of_two_categories_asks_two_questions():
     assert len(held) > 1 and not splits.skips.counts
 
 
+def test_the_photo_of_a_query_is_no_distractor():
+    """A room is the scene of a chair; as the picture of a rug it is no answer, and no fair distractor either."""
+    products = plain("chairs", 40) | {f"room{i}": ("rugs", [f"chairs{i}c"], []) for i in range(40)}
+    products |= {f"rug{i}": ("rugs", [f"rug{i}s"], []) for i in range(40)}
+    splits = splits_of(products)
+    for name in SETS:
+        asked = {shot.digest for images in splits.complete[name].values() for shot in images}
+        assert len(asked) == 8 and not asked & {shot.digest for shot in splits.distractors[name]}
+    assert splits.skips.counts["distractor that is the photo of a query"] == 8
+
+
 def test_a_picture_of_no_picture_fills_no_test_set():
     """Half of the products show one placeholder: they hang together, and are trained on."""
     products = plain("rugs", 40) | {f"none{i}": ("rugs", ["soon"], [f"none{i}"]) for i in range(40)}
