@@ -39,7 +39,7 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256, allow_unmat
     """Measures a model conditioned by category. Every process must call it; all get the same results.
 
     Returns, of JSON's types, with categories in the order of `categories`:
-        ways[WAY]: recall (K -> 0..1) and recall_at_1_by_category (name -> 0..1)
+        ways[WAY]: recall (K -> 0..1, None where K reaches the gallery) and recall_at_1_by_category (name -> 0..1)
         gain[WAY]: difference, low, high of R@1 with the condition over this way, 95 % over products
         swap: answers[own][asked], the share of queries whose first item is of the category asked for;
             asked_for, same: this share, and the share of unchanged first items, over all other categories asked for
@@ -61,16 +61,18 @@ def measure_conditions(store: EmbeddingStore, batch_size: int = 256, allow_unmat
     asked_so = ((meant, False), (asking[None], False), (asking[None], True))
     hits = {way: hits_of(data, queries, filtered) for way, (queries, filtered) in zip(WAYS, asked_so, strict=True)}
     found = {condition: top_of(data, queries) for condition, queries in asking.items()}  # each (P, 10) twice
+    items = [int((own == n).sum() + (data.distractor_categories == n).sum()) for n in numbers]
+    gallery = dict(zip(WAYS, (2 * [len(own) + data.n_distractors]) + [max(items)], strict=True))  # the largest
     ways = {}
     for way, hit in hits.items():
         by_category = {name: _mean(hit[own == number, 0]) for name, number in zip(asked, numbers, strict=True)}
-        recall = {str(k): hit[:, column].mean().item() for column, k in enumerate(KS)}
+        recall = {str(k): hit[:, at].mean().item() if k < gallery[way] else None for at, k in enumerate(KS)}
         ways[way] = {"recall": recall, "recall_at_1_by_category": by_category}
     as_meant = torch.stack([found[names[number]][1][row] for row, number in enumerate(own.tolist())])
     return {
         "categories": asked,
         "queries": [int((own == number).sum()) for number in numbers],
-        "items": [int((own == n).sum() + (data.distractor_categories == n).sum()) for n in numbers],
+        "items": items,
         "unmatched": joined.facts(),
         "n_distractors": data.n_distractors,
         "ways": ways,

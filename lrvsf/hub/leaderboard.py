@@ -117,6 +117,7 @@ def eval_entries(results: Mapping[str, Any], galleries: Mapping[str, Any], datas
                 f"conditioning {results['conditioning']}, ± {100 * recall['std']:.2f} over {results['folds']} folds, "
                 f"seed {results['seed']}, {results['n_distractors']} distractors available, "
                 f"products {'as published' if results.get('product_folds') else 'drawn from the seed'}, "
+                f"{_missing(results)}"
                 f"computed in {results['compute_dtype']}"
             ),
         )
@@ -160,6 +161,12 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
         raise ValueError(
             f"These are results of {results['model']}, whose weights are not {folder}'s. Evaluate {folder}."
         )
+
+
+def _missing(results: Mapping[str, Any]) -> str:
+    """Draws of products that could not be read, of which the published scores have none."""
+    count = results.get("missing_draws", {}).get("products", 0)
+    return f"{count} of their draws missing, " if count else ""
 
 
 def _has_published_folds(results: Mapping[str, Any]) -> bool:

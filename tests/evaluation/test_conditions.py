@@ -101,6 +101,15 @@ def test_a_category_whose_product_cannot_be_read_has_no_figure(make_test_set, ti
     assert "<td>-</td>" in (tmp_path / "page.html").read_text()
 
 
+def test_a_k_that_reaches_the_gallery_has_no_figure(make_test_set, tiny_model, make_store):
+    """Three products and twelve distractors: of one category there are four."""
+    test_set = ProductTestSet(make_test_set(products=3, distractors=12))
+    found = measure_conditions(make_store(Encoder(tiny_model, "category"), test_set, 4))
+    assert max(found["items"]) == 4
+    given = {way: [k for k, recall in found["ways"][way]["recall"].items() if recall is not None] for way in WAYS}
+    assert given == {WAYS[0]: ["1", "5", "10"], WAYS[1]: ["1", "5", "10"], WAYS[2]: ["1"]}
+
+
 def test_a_model_without_conditions_is_refused(make_test_set, tiny_model, make_store):
     with pytest.raises(ValueError, match="needs a model that is asked by category; .*conditioning='none'"):
         measure_conditions(make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set())))

@@ -153,6 +153,11 @@ def test_results_that_name_no_weights_are_refused(folder):
         add_results(folder, made_up_results())
 
 
+def test_missing_draws_are_noted(folder, results):
+    add_results(folder, results(missing_draws={"products": 7}))
+    assert all("as published, 7 of their draws missing, computed" in one.notes for one in entries(folder))
+
+
 def test_a_dataset_has_an_owner(folder, results):
     with pytest.raises(ValueError, match="'LRVSF' is no dataset's name on the Hub. Give OWNER/NAME"):
         add_results(folder, results(), dataset="LRVSF")

@@ -38,7 +38,11 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
     if turn is not None:
         changes.append(UPRIGHT)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_8_bits(image))
+        grey = _to_8_bits(image)
+        if isinstance(clear := image.info.get("transparency"), int):  # the shade that a PNG shows nothing for
+            grey = np.where(np.asarray(image) == clear, np.uint8(255), grey)
+            changes.append(ON_WHITE)
+        image = Image.fromarray(grey)
         changes.append(SCALED)
     elif image.has_transparency_data and _shines_through(image):
         image = _on_white(image)
@@ -76,16 +80,17 @@ def _to_8_bits(image: Image.Image) -> np.ndarray:
     """uint8 (height, width). 16 bits are 0 to 65535, whatever a picture uses of them, so that two stay comparable.
 
     Floats and integers of 32 bits have no such range: white is the smallest of 1 (of floats), 255 (of floats) and 65535
-    that holds the picture, or its own largest value. What is not a number is black.
+    that holds the picture, or its own largest finite value. What is not a number is black, what is infinite white.
     """
 
     def values(band: Image.Image) -> np.ndarray:
-        return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0)
+        return np.asarray(band).astype(np.float64)
 
-    largest = max(values(band).max() for _, band in _bands(image))
+    largest = max(v.max(initial=0.0, where=np.isfinite(v)) for v in (values(band) for _, band in _bands(image)))
     ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
     white = next((top for top in ranges if largest <= top), largest)
     scaled = np.empty((image.height, image.width), np.uint8)
     for top, band in _bands(image):
-        scaled[top : top + BAND] = np.rint(np.clip(values(band) / white, 0, 1) * 255)
+        finite = np.nan_to_num(values(band), nan=0.0, posinf=white, neginf=0.0)
+        scaled[top : top + BAND] = np.rint(np.clip(finite / white, 0, 1) * 255)
     return scaled

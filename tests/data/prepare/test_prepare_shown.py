@@ -95,6 +95,11 @@ def test_an_opaque_alpha_channel_changes_nothing(tmp_path):
     assert fetch(data, 256, tmp_path)[0] == data and fetch(data, 256, tmp_path)[2] == []
 
 
+def test_the_transparent_shade_of_16_bits_is_put_on_white():
+    pixels, changes = shown(saved(Image.fromarray(np.array([[0, 257, 65535]], np.uint16)), "PNG", transparency=0))
+    assert pixels[0, :, 0].tolist() == [255, 1, 255] and changes == [ON_WHITE, SCALED]
+
+
 def test_16_bits_are_scaled():
     """A ramp of all 65,536 levels becomes all 256, 257 levels in 1, and not one white field."""
     ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
@@ -112,6 +117,7 @@ def test_16_bits_are_scaled():
     "values, expected",
     [
         (np.array([[0, 0.5, 1, np.nan]], np.float32), [0, 128, 255, 0]),
+        (np.array([[0, 0.5, np.inf, -np.inf]], np.float32), [0, 128, 255, 0]),
         (np.array([[0, 51, 255, -3]], np.float32), [0, 51, 255, 0]),
         (np.array([[0, 257, 65535, 1]], np.int32), [0, 1, 255, 0]),
         (np.array([[0, 100_000, 200_000, 50_000]], np.int32), [0, 128, 255, 64]),
