@@ -140,11 +140,16 @@ def shop():
     server.server_close()
 
 
+def place(i):
+    """In the metadata: beyond what float64 would keep, and not known of some rows."""
+    return 2**53 + 1 + i if i % 3 else None
+
+
 def write_list(folder, shop, kinds):
     writer = ListWriter(folder)
     for i, kind in enumerate(kinds):
         category, captions = (None, []) if i % 2 else ("Bags", ["a 'bag'", 'in "red", é'])
-        row = {"product_id": str(i), "type": "SIMPLE", "split": "test_distractors"}
+        row = {"product_id": str(i), "type": "SIMPLE", "split": "test_distractors", "metadata_row": place(i)}
         writer.write({"url": f"{shop.root}/{kind}/{i}", **row, "category": category, "captions": captions})
     writer.close()
     return folder
@@ -165,6 +170,7 @@ def test_good_images_arrive_and_bad_ones_have_reasons(tmp_path, shop):
     assert asked == {kind: times for kind, (_, times) in EXPECTED.items() if times}
 
     rows = [row for file in sorted((tmp_path / "out").rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    assert all(row["metadata_row"] == place(int(row["product_id"])) for row in rows)
     arrived = {kinds[int(row["product_id"])]: row for row in rows if row["status"] == "success"}
     assert set(arrived) == {kind for kind, (outcome, _) in EXPECTED.items() if outcome == "arrived"}
     sizes = {kind: Image.open(io.BytesIO(row["jpg"])).size for kind, row in arrived.items()}
