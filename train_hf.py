@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lrvsf import command
+from lrvsf.bounds import check_numbers
 from lrvsf.flags import FlagParser
 from lrvsf.paths import check_training
 from lrvsf.recipe import parse_classes, read_arguments
@@ -26,6 +27,7 @@ def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
     classes = (("lrvsf.training.arguments", name) for name in ("ModelArguments", "CondViTTrainingArguments"))
     parser = FlagParser("train_hf.py [RECIPE.yaml] [--flag value ...]", __doc__, *classes)
     flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
+    check_numbers(asked)
     check_training(asked)
     return flags, asked
 

@@ -8,6 +8,8 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
+from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TRAINING = ("train", "TRAIN")  # ours, and the published layout's
@@ -56,6 +58,11 @@ def check_evaluation(asked: Namespace) -> None:
         if (path := getattr(asked, flag)) is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{flag}: there is no file {path}{_near(Path(path))}")
     _check_output(Path(asked.output_dir))
+    if asked.protocol == "bootstrap":
+        from lrvsf.data.testset import ProductTestSet  # here, as pyarrow would delay --help and every other mistake
+
+        sizes = GALLERY_SIZES if asked.gallery_sizes is None else asked.gallery_sizes
+        check_galleries(sizes, ProductTestSet(asked.data_root).n_distractors)
 
 
 def check_model(name: str) -> None:
@@ -86,9 +93,11 @@ def check_model(name: str) -> None:
 
 def check_test_set(root: str) -> None:
     if not (Path(root) / PRODUCTS).is_file():
-        inner = [str(Path(root, name)) for name in ("test", "validation") if Path(root, name, PRODUCTS).is_file()]
-        meant = f". Did you mean {inner[0]}?" if inner else _near(Path(root))
-        raise FileNotFoundError(f"{root} has no {PRODUCTS}: give the folder of a test set{meant}")
+        places = (Path(root), Path(root).parent)  # a prepared folder, or one of those within it
+        tests = [place / name for place in places for name in ("test", "validation")]
+        meant = [str(test) for test in tests if (test / PRODUCTS).is_file()]
+        said = f". Did you mean {meant[0]}?" if meant else _near(Path(root))
+        raise FileNotFoundError(f"{root} has no {PRODUCTS}: give the folder of a test set{said}")
 
 
 def no_training_folder(root: str) -> str:
@@ -102,7 +111,7 @@ def no_training_folder(root: str) -> str:
 
 def _near(path: Path) -> str:
     """A name like it that is there."""
-    there = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    there = [str(other) for other in path.parent.iterdir() if other != path] if path.parent.is_dir() else []
     close = difflib.get_close_matches(str(path), there, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 

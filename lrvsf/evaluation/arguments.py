@@ -1,7 +1,10 @@
 """Flags of evaluate_lrvsf.py: what is measured, and what is drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+GALLERY_SIZES = (500, 2000, 5000)
 
 
 @dataclass
@@ -120,3 +123,16 @@ class PictureArguments:
             raise ValueError(f"attention_categories={self.attention_categories} needs --attention, the rows to draw.")
         if self.sheet < 0:
             raise ValueError(f"sheet={self.sheet} must be at least 0.")
+
+
+def check_galleries(sizes: Sequence[int], available: int) -> None:
+    """Refuses galleries that the distractors cannot fill with different images.
+
+    Drawing with replacement would fill them all the same, with repeats, and give a better score than the size
+    deserves.
+    """
+    if too_large := [size for size in sizes if size > available]:
+        raise ValueError(
+            f"gallery_sizes has {', '.join(map(str, too_large))}, but only {available} distractors are available. "
+            "The scores would not be comparable. Give --gallery_sizes up to that number, or get more distractors."
+        )

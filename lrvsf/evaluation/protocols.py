@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
 from lrvsf.evaluation.columns import Categories, join_categories
 from lrvsf.evaluation.fingerprint import describe_files, weights_digest
 from lrvsf.evaluation.galleries import describe_items, gallery_results
@@ -61,7 +62,7 @@ class BootstrapSettings:
             published, and marks them.
     """
 
-    gallery_sizes: list[int] = field(default_factory=lambda: [500, 2000, 5000])
+    gallery_sizes: list[int] = field(default_factory=lambda: list(GALLERY_SIZES))
     folds: int = 20
     seed: int = 0
     products_per_fold: int | None = None
@@ -92,17 +93,8 @@ class BootstrapSettings:
             raise ValueError(f"products_per_fold={self.products_per_fold} must be at least 1.")
 
     def check_distractors(self, available: int) -> None:
-        """Refuses galleries that the distractors cannot fill with different images.
-
-        Drawing with replacement would fill them all the same, with repeats, and give a better score than the size
-        deserves.
-        """
-        too_large = [size for size in self.gallery_sizes if size > available]
-        if too_large and self.protocol != "leaderboard":
-            raise ValueError(
-                f"gallery_sizes has {', '.join(map(str, too_large))}, but only {available} distractors are available. "
-                "The scores would not be comparable. Give sizes up to that number, or get more distractors."
-            )
+        if self.protocol != "leaderboard":
+            check_galleries(self.gallery_sizes, available)
 
 
 def chosen_settings(protocol: str, given: Mapping[str, Any]) -> BootstrapSettings | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from lrvsf.bounds import check_numbers
 from lrvsf.training.compiling import can_compile
 
 
@@ -176,6 +177,7 @@ class CondViTTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={value!r}: {why}. Leave it out")
         if self.load_best_model_at_end is None:  # what is kept as the best is what one expects to find
             self.load_best_model_at_end = self.save_strategy == "best"
+        check_numbers(self)
         compiled = can_compile() and not self.shard_weights if self.torch_compile is None else self.torch_compile
         self.torch_compile = False  # Trainer would compile the whole tower, and let products round to TF32
         if self.fp16 and not self.bf16 and (self.use_cpu or not torch.cuda.is_available()):
@@ -211,15 +213,6 @@ class CondViTTrainingArguments(TrainingArguments):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would compare pairs within each "
                 "part only, which is another objective; raise per_device_train_batch_size instead and, where it does "
                 "not fit, add --grad_cache_chunk"
-            )
-        if self.grad_cache_chunk is not None and self.grad_cache_chunk < 1:
-            raise ValueError(f"grad_cache_chunk={self.grad_cache_chunk} must be 1 or more")
-        if self.phase1_steps is not None and self.phase1_steps < 0:
-            raise ValueError(f"phase1_steps={self.phase1_steps} must be 0 or more")
-        if self.phase1_steps is not None and 0 < self.max_steps < self.phase1_steps:
-            raise ValueError(
-                f"phase1_steps={self.phase1_steps} are more than max_steps={self.max_steps}, the whole run; train "
-                "longer or set a smaller phase1_steps"
             )
 
     def _check_launcher(self) -> None:
@@ -263,11 +256,6 @@ class CondViTTrainingArguments(TrainingArguments):
             raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
         if self.load_best_model_at_end and not evaluated and self.save_strategy != "best":
             raise ValueError("load_best_model_at_end=True without an eval_strategy: add --eval_strategy steps or epoch")
-        if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
-            raise ValueError(
-                f"load_best_model_at_end=True with save_steps={self.save_steps:g} and eval_steps={self.eval_steps:g}: "
-                "the best model may be one that is not saved; set both alike, or take --save_strategy best"
-            )
         if self.save_strategy == "best" and not evaluated:
             raise ValueError("save_strategy=best without an eval_strategy: add --eval_strategy steps or epoch")
 
