@@ -8,6 +8,7 @@ little, so that a wrong name can be found before anything else is loaded.
 from __future__ import annotations
 
 import difflib
+import html
 import math
 import re
 import unicodedata
@@ -26,7 +27,9 @@ NOTHING |= {"undefined", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#nul
 # As spreadsheets, pandas (1e+16) and Java (1.0E16) write whole numbers that were floats; an article number is 12E5.
 SHORTENED = re.compile(r"[+-]?(\d+([.,]\d+)?[eE]\+|\d[.,]\d+[eE])\d+")
 FLOAT = re.compile(r"[+-]?(\d+)\.0+")
-SEPARATOR = re.compile(r"[,;|]")
+SEPARATOR = re.compile(r"[,;|/]")
+LIST = re.compile(r"""[\[({]\s*["'].*["']\s*[\])}]""", re.DOTALL)  # as Python, JSON and pandas write one
+IN_QUOTES = re.compile(r"""(["'])(.+)\1""")
 WHOLE = re.compile(r"^(\d+)\.0+$")
 # Characters that move, hide or turn round what stands next to them, on a screen or in a file.
 CONTROLS = {"Cc", "Zl", "Zp"}
@@ -38,6 +41,7 @@ UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uf
 # What is typed as one of these on one keyboard is another sign on the next: T\u2013Shirts, Women\u2019s.
 SIGNS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"}
 SIGNS |= {ord(c): "'" for c in "`\u00b4\u02bc\u2018\u2019"}
+RARE_SIGNS = set("\u2010\u2011\u2012\u2015\u2212\u02bc")  # which most fonts draw as the common ones
 # Cyrillic letters as a reader of Latin ones takes them; in one case or the other they are drawn alike.
 _FROM, _TO = (
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455",
@@ -71,6 +75,8 @@ def identifier(cell: Any) -> str | None:
         raise UnusableCell("characters that show nothing; leave the cell empty")
     if not name.isprintable() and any(map(_is_control, name)):
         raise UnusableCell("a control character; remove it")
+    if LIST.fullmatch(name):
+        raise UnusableCell("a list that is written out (as ['Bags'] is); give one name")
     if name[0] in "+-0123456789" and (
         SHORTENED.fullmatch(name) or ((whole := FLOAT.fullmatch(name)) and int(whole[1]) >= 2**53)
     ):
@@ -160,12 +166,12 @@ def _is_control(character: str) -> bool:
 
 def appearance(name: str, case: bool = False) -> str:
     """What a reader sees of a name: without invisible characters, accents, widths, dashes, apostrophes and like letters
-    in one form, blanks joined, and 12.0 as 12.
+    in one form, blanks joined, 12.0 as 12, and without the quotes or the escapes of the file that it came from.
 
     Args:
         case: whether capitals count.
     """
-    name = WHOLE.sub(r"\1", name)
+    name = WHOLE.sub(r"\1", html.unescape(IN_QUOTES.sub(r"\2", name) if IN_QUOTES.fullmatch(name) else name))
     if name.isascii():
         return " ".join((name if case else name.lower()).translate(SIGNS).split())
     # First without soft hyphens, joiners, zero-width spaces and marks of direction (Cf), which keep accents apart.
@@ -216,14 +222,15 @@ def printable(name: str) -> str:
     """A name in which what cannot be seen is written out: Lower\\xa0Body, Bag\\u200bs, \\x1b[2J, Gr\\udc81n.
 
     Accents are shown as they are, unless they are of two parts where one would do, and so are Cyrillic letters, unless
-    they are among Latin ones.
+    they are among Latin ones, or all could be Latin ones.
     """
     if name.isascii() and name.isprintable():
         return name
-    composed, latin = unicodedata.is_normalized("NFC", name), any(c.isascii() and c.isalpha() for c in name)
+    composed, others = unicodedata.is_normalized("NFC", name), [c for c in name if not c.isascii()]
+    latin = any(c.isascii() and c.isalpha() for c in name) or all(ord(c) in CYRILLIC for c in others)
 
     def is_plain(c: str) -> bool:
-        hidden = UNSEEN.match(c) or (latin and ord(c) in CYRILLIC)
+        hidden = c in RARE_SIGNS or UNSEEN.match(c) or (latin and ord(c) in CYRILLIC)
         return c.isprintable() and not hidden and (composed or not unicodedata.combining(c))
 
     return "".join(c if is_plain(c) else ascii(c)[1:-1] for c in name)

@@ -42,6 +42,7 @@ def test_identifiers(cell, expected):
             ("9007199254740993.0", "shor"),
         ],
         *[(True, "true or false"), (np.bool_(False), "true or false"), ([1], "a list"), ({"en": "x"}, "a dict")],
+        *[(name, "written out") for name in ("['Bags']", '["Bags", "Head"]', "{'en': 'Bags'}", "('Bags')")],
         *[(b"Gr\x81n", "not UTF-8"), (b"Gr\x81n".decode(errors="surrogateescape"), "not UTF-8")],
         *[(name, "word for nothing") for name in ("nan", "None", "NULL", " null ", "NaN", "<NA>", "N/A", b"nan")],
         *[
@@ -97,6 +98,7 @@ def test_narrow_floats_come_as_such():
         *[("Women's", f"Women{c}s") for c in "\u2018\u2019\u02bc\u00b4`"],
         ("Caf\u00e9", "Cafe\u200b\u0301"),
         *[("Bags", "B\u0430gs"), ("Bags", "\u0412ags"), ("\u0412\u0415\u041a", "\u0432\u0435\u043a")],
+        *[("A1", "\u04101"), ("Bags", '"Bags"'), ("Bags", "'bags'"), ("Shoes & Bags", "Shoes &amp; Bags")],
     ],
 )
 def test_names_that_a_reader_takes_for_one(others):
@@ -119,7 +121,7 @@ def test_lookalikes():
         ["STRASSE", "Stra\u00dfe"],
     ]
     assert lookalikes(["12", "12.0", "012", "1.20", "1.2"], case=True) == [["12", "12.0"]]
-    assert lookalikes(["-", "b", "A-1", "A1", "C'", "C"]) == []
+    assert lookalikes(["-", "b", "A-1", "A1", "C'", "C", '5"', "5", "[x]", "x"]) == []
     assert lookalikes([]) == lookalikes(["Bags", "Bags"]) == []
 
 
