@@ -27,7 +27,7 @@ from datasets.data_files import DataFilesList
 
 from lrvsf.data.folders import content_names, files_in, place_of
 from lrvsf.data.images import TooManyBadImages, reasons_table
-from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.data.names import did_you_mean, lookalikes, quoted
 from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, wrong_types
 from lrvsf.data.schema import MAX_IMAGES, PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
@@ -283,6 +283,9 @@ def _compare_categories(rows: list[Structure], asked: list[str], max_bad: float,
     for name in asked:
         if name not in found:
             logger.warning("No product in %s is of category %s.%s", folder, quoted(name), did_you_mean(name, found))
+    for group in lookalikes(asked):
+        logger.warning("%s look alike and are two categories.", " and ".join(map(quoted, group)))
+    _count_unused_pictures(rows, asked)
     if not lost:
         return
     shown = ", ".join(f"{quoted(name)} ({count})" for name, count in lost.most_common(10))
@@ -299,6 +302,21 @@ def _compare_categories(rows: list[Structure], asked: list[str], max_bad: float,
             f"these products out with --max_bad_fraction {allowed:g}."
         )
     logger.warning("%s They are left out.", text)
+
+
+def _count_unused_pictures(rows: list[Structure], asked: list[str]) -> None:
+    """Says which pictures of products that are trained on are never a target, for want of a category asked for."""
+    unused: Counter[str] = Counter()
+    for _, types, names in rows:
+        if fault(types, names, asked) is None:
+            own = (name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name not in asked)
+            unused.update("none" if name is None else quoted(name) for name in own)
+    if unused:
+        shown = ", ".join(f"{name} ({count})" for name, count in unused.most_common(10))
+        logger.warning(
+            "%d SIMPLE images of products to train on are left out, as their category was not asked for: %s%s.",
+            *(unused.total(), shown, ", ..." if len(unused) > 10 else ""),
+        )
 
 
 def _report(faulty: dict[str, str], total: int, max_bad: float, folder: str) -> None:

@@ -72,6 +72,19 @@ def test_a_large_share_of_faulty_products_is_refused(tmp_path):
         ProductShards.scan(write(tmp_path / "s", rows), ["Bags", "Boats"])
 
 
+def test_pictures_that_are_never_a_target_are_counted(tmp_path, caplog):
+    """Of a product that is trained on by another picture: no product is lost, and so no share of products."""
+    rows = [product(f"p{i}") for i in range(9)]
+    for row, names in zip(rows, (["bags", None], ["bags"]), strict=False):
+        row["images"] += [image(encoded("red"), "SIMPLE", name) for name in names]
+    assert ProductShards.scan(write(tmp_path / "t", rows), ["Bags", "BAGS"]).usable == 9
+    assert (
+        "3 SIMPLE images of products to train on are left out, as their category was not asked for: 'bags' "
+        "(2), none (1)."
+    ) in caplog.messages
+    assert "'BAGS' and 'Bags' look alike and are two categories." in caplog.messages
+
+
 @pytest.mark.survives("a category of products that the run does not ask for", "named, counted; refused from 1 % on")
 @pytest.mark.parametrize("category", ["lamps", "Lamp", "rugs"])
 def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(tmp_path, category, caplog):
