@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks a run to end whole, and a second ends it whatever it is doing.
+"""SIGTERM, Ctrl-C, SIGHUP: the first asks a run to end whole, and a second ends it whatever it is doing.
 
 Python runs a signal's handler between two of its own instructions, so never in a run that hangs: in a collective whose
 other side has gone, on a dead file server. Here a thread is told by the kernel's side of Python (`set_wakeup_fd`), and
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ANSWER_WITHIN = 120.0  # seconds until a signal that the run has not answered ends it (not tuned)
 TOGETHER = 0.3  # seconds in which several are one: `timeout` sends one to the process and one to its group
 TOGETHER_LAUNCHED = 3.0  # torchrun too gets the terminal's Ctrl-C, and passes it on to who had it already
@@ -33,7 +33,7 @@ def status_of(number: int) -> int:
 
 
 def end_at_once(says: str) -> None:
-    """From here to the end of the process, its imports and its last breath included, SIGTERM and Ctrl-C end it.
+    """From here to the end of the process, its imports and its last breath included, SIGTERM, SIGHUP and Ctrl-C end it.
 
     Without a traceback, and with one line: see `Watch`, which a part of the run may be given on top.
     """
@@ -41,7 +41,7 @@ def end_at_once(says: str) -> None:
 
 
 class Watch:
-    """A context manager that notices SIGTERM and Ctrl-C. Where one is ignored (`nohup`, `&` in a script), it stays so.
+    """A context manager that notices `SIGNALS`. Where one is ignored (`nohup`, `&` in a script), it stays so.
 
     Args:
         says: what is said of the first one, after its name; on the main process.
@@ -92,6 +92,8 @@ class Watch:
             self._patient = False
 
     def _handle(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         self.asked = self.asked or number
 
     def _watch(self) -> None:
@@ -111,6 +113,8 @@ class Watch:
                 if not first:
                     first, since = number, time.monotonic()
                     self.asked = self.asked or number
+                    if number == signal.SIGHUP:
+                        _leave_terminal()
                     if self.at_once:
                         self._end(number, f"Ended by {name_of(number)}: {self.says}")
                     say(f"{name_of(number)}: {self.says}")
@@ -120,6 +124,18 @@ class Watch:
     def _end(self, number: int, why: str) -> None:
         say(why)
         os._exit(status_of(number))  # the main thread cannot be asked: it may hang
+
+
+def _leave_terminal() -> None:
+    """Where stdout or stderr is a terminal that has gone: else the next line that is shown would end the run."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, select.POLLOUT)
+    for number, event in poll.poll(0):
+        if event & (select.POLLHUP | select.POLLERR):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
 
 
 def _together() -> float:

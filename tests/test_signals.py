@@ -32,7 +32,9 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize(
+    "number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
 def test_the_first_is_noted_and_said_once(number, name, ended, capfd):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Watch("after this step.") as watch:
@@ -44,6 +46,25 @@ def test_the_first_is_noted_and_said_once(number, name, ended, capfd):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before and not ended
     with watch:
         assert watch.asked == 0
+
+
+@pytest.mark.survives("the terminal of a training goes away", "a checkpoint is saved, exit status 129")
+def test_a_terminal_that_goes_ends_a_run_whole():
+    """The kernel sends SIGHUP, and refuses what is written from then on."""
+    run, terminal = os.forkpty()
+    if run == 0:
+        with Watch("after this step.") as watch:
+            os.write(1, b"ready")
+            asked = wait_for(lambda: watch.asked == signal.SIGHUP)
+            with suppress(OSError):
+                os.write(1, b"step 7")
+                os.write(2, b"saved")
+                os._exit(signals.status_of(watch.asked) if asked else 1)
+        os._exit(2)
+    while not os.read(terminal, 5).endswith(b"y"):
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) == 129
 
 
 @pytest.mark.parametrize("second, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

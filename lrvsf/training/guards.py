@@ -21,7 +21,7 @@ class NonFinite(RuntimeError):
 
 
 class Guard(TrainerCallback):
-    """Ends the run on a non-finite gradient; after SIGTERM or Ctrl-C saves a checkpoint and exits, 143 or 130."""
+    """Ends the run on a non-finite gradient; after one of `signals.SIGNALS` saves a checkpoint and exits."""
 
     def __init__(self, trainer):
         self.trainer, self.stopping = trainer, 0
