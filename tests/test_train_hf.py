@@ -159,7 +159,7 @@ def test_one_run_at_a_time(train, trained, mini, tmp_path, locked_elsewhere):
     with locked_elsewhere(tmp_path) as other:
         with pytest.raises(InUse, match=by.format(other)):
             train(tmp_path)
-        flags = ["--model", trained[0], "--data_root", mini / "test", "--output_dir", tmp_path]
+        flags = ["--model", trained[0], "--data_root", mini / "test", "--output_dir", tmp_path, "--gallery_sizes", 20]
         with pytest.raises(InUse, match=by.format(other)):
             evaluate_lrvsf.main([*map(str, flags)])
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]

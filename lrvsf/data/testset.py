@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from lrvsf.data.folders import files_in
 from lrvsf.data.names import UnusableCell, did_you_mean, identifier
 from lrvsf.data.parquet import DAMAGE, open_parquet, wrong_types
+from lrvsf.data.parquet import rows as decoded
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
 DISTRACTOR_COLUMNS = ("jpg",)
@@ -44,7 +45,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row of a test set is: its PRODUCT_ID, None where there is none, its file within the folder, its row."""
+    """Where a row of a test set is: its PRODUCT_ID, None where there is none (nor is "nan" one), its file within the
+    folder, its row."""
 
     product_id: str | None
     file: str
@@ -97,7 +99,7 @@ class ProductTestSet:
                 yield from (Origin(None, name, row) for row in range(first, last))
             elif first < last:
                 for row, cells in file.read(first, last, ["PRODUCT_ID"]):
-                    yield Origin(_name(cells["PRODUCT_ID"]), name, row)
+                    yield Origin(_id(cells["PRODUCT_ID"]), name, row)
             offset += file.rows
 
     def categories(self) -> list[str | None]:
@@ -184,7 +186,7 @@ class _File:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                for cells in batch.to_pylist():
+                for cells in decoded(batch):
                     yield row, cells
                     row += 1
         except DAMAGE as error:  # a damaged page takes its neighbours with it: no single row can be skipped
@@ -212,6 +214,14 @@ def _name(cell: Any) -> str | None:
         return identifier(cell)
     except UnusableCell:
         return str(cell)
+
+
+def _id(cell: Any) -> str | None:
+    """A product's id; None for what could be that of several products, which would be taken for one."""
+    try:
+        return identifier(cell)
+    except UnusableCell:
+        return None
 
 
 def _holds(folder: Path) -> str:

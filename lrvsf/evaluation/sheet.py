@@ -17,7 +17,6 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from lrvsf.data.images import decode_image
-from lrvsf.data.names import UnusableCell, identifier
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.evaluation.protocols import EmbeddedTestSet
 from lrvsf.evaluation.store import EmbeddingStore
@@ -121,21 +120,11 @@ def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) ->
 
 
 def by_product(items: list[int], ids: dict[int, str | None]) -> list[list[int]]:
-    """Items, best first, of which those of one product id are one group, where its best item stands.
-
-    What is no id, such as "nan", says nothing of what belongs together.
-    """
+    """Items, best first, of which those of one product id are one group, where its best item stands."""
     groups: dict[Any, list[int]] = {}
     for item in items:
-        groups.setdefault(ids[item] if _is_id(ids[item]) else item, []).append(item)
+        groups.setdefault(item if ids[item] is None else ids[item], []).append(item)
     return list(groups.values())
-
-
-def _is_id(name: str | None) -> bool:
-    try:
-        return identifier(name) is not None
-    except UnusableCell:
-        return False
 
 
 def render_sheet(successes: list[Retrieval], failures: list[Retrieval], facts: dict[str, Any]) -> str:

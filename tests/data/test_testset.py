@@ -127,3 +127,25 @@ def test_no_products_are_refused(root):
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     with pytest.raises(ValueError, match="products.parquet has no rows: there is nothing to ask for"):
         ProductTestSet(root)
+
+
+@pytest.mark.parametrize(
+    "cells, ids",
+    [
+        (["nan", " 7 ", None], [None, "7", None]),
+        (pa.array([2.0**24, 2.0**24 + 2, 5], pa.float32()), [None, None, "5"]),
+        ([12.5, 12, 2.0**53], [None, "12", None]),
+        ([b"a", b"\xff", b"\xff"], ["a", None, None]),
+    ],
+)
+def test_what_could_be_several_ids_is_none(tmp_path, cells, ids):
+    """Rows of one id are one product, so rounded numbers and words for nothing must not be one."""
+    (tmp_path / "distractors").mkdir()
+    pq.write_table(pa.table({"jpg": [b"x"] * 3, "PRODUCT_ID": cells}), tmp_path / "distractors/0.parquet")
+    images = {"SIMPLE_IMG": [b"x"], "COMPLEX_IMG": [b"x"]}
+    pq.write_table(pa.table({**images, "CATEGORY": ["a"], "blip2_caption1": ["b"]}), tmp_path / "products.parquet")
+    assert [origin.product_id for origin in ProductTestSet(tmp_path).origins("distractors")] == ids
+    lists = pa.table({**images, "CATEGORY": [["a"]], "blip2_caption1": ["b"]})
+    pq.write_table(lists, tmp_path / "products.parquet")
+    with pytest.raises(ValueError, match=r"has list<.*> in CATEGORY, where text must be"):
+        ProductTestSet(tmp_path)
