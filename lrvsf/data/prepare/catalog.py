@@ -36,7 +36,7 @@ from lrvsf.data.prepare.testset import query_row
 from lrvsf.data.workers import worker_map
 from lrvsf.durable import locked
 
-FORMAT = 2  # raise it when the same catalog gives other bytes
+FORMAT = 3  # raise it when the same catalog gives other bytes
 JPEG_QUALITY = 95
 CHUNK = 64  # images in memory at a time
 NO_CATEGORY = "no category"  # a test set needs one; no model is asked about it
