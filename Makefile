@@ -76,7 +76,7 @@ reliability: img2dataset
 	$(BIN)/python -m pytest tests -m survives --reliability docs/reliability.md
 
 img2dataset: .venv/ready
-	$(BIN)/python -c "from pathlib import Path; from lrvsf.data.prepare.img2dataset import ensure_environment; \
+	$(BIN)/python -c "from pathlib import Path; from lrvsf.prepare.laion.img2dataset import ensure_environment; \
 	  ensure_environment(Path('$(LRVSF_IMG2DATASET)').resolve())"
 
 $(OLDEST)/ready: constraints-oldest.txt
@@ -87,7 +87,7 @@ $(OLDEST)/ready: constraints-oldest.txt
 # First what the Hub files need, alone; then all that training and evaluation need.
 test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/python -m pytest tests/test_configuration_condvit.py tests/test_modeling_condvit.py \
-	  tests/test_processing_condvit.py tests/test_contract.py tests/hub/test_checkpoints.py
+	  tests/test_processing_condvit.py tests/test_contract.py tests/hub/test_published.py
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -r requirements.txt -r requirements-dev.txt
 	$(OLDEST)/bin/python -m pytest tests/test_train_hf.py tests/test_evaluate_lrvsf.py tests/test_distributed_loss.py \
 	  tests/training tests/data/test_images.py tests/data/test_stream.py

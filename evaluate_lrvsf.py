@@ -43,16 +43,16 @@ import torch
 from accelerate import PartialState
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.attention import write_attention
-from lrvsf.evaluation.conditions import check_conditions, measure_conditions, write_conditions
-from lrvsf.evaluation.embed import Encoder, load_model, runs_in_bf16
+from lrvsf.embedding.encoder import Encoder, load_model, runs_in_bf16
+from lrvsf.embedding.store import EmbeddingStore
+from lrvsf.evaluation.bootstrap import chosen_settings, evaluate_bootstrap
+from lrvsf.evaluation.pages.attention import write_attention
+from lrvsf.evaluation.pages.conditions import check_conditions, measure_conditions, write_conditions
+from lrvsf.evaluation.pages.plots import PLOTS, plot_all
+from lrvsf.evaluation.pages.sheet import write_sheet
 from lrvsf.evaluation.paper import evaluate_paper
-from lrvsf.evaluation.plots import PLOTS, plot_all
-from lrvsf.evaluation.protocols import chosen_settings, evaluate_bootstrap
 from lrvsf.evaluation.queries import QueryTable
-from lrvsf.evaluation.report import results_table, save_results
-from lrvsf.evaluation.sheet import write_sheet
-from lrvsf.evaluation.store import EmbeddingStore
+from lrvsf.evaluation.results import results_table, save_results
 from lrvsf.terminal import never_refuse
 from lrvsf.training.checkpoints import alone_in
 

@@ -11,16 +11,16 @@ import sys
 import typer
 
 from lrvsf.command import run
-from lrvsf.data.prepare.catalog import catalog
-from lrvsf.data.prepare.check import check
-from lrvsf.data.prepare.download import download
-from lrvsf.data.prepare.mini import mini
-from lrvsf.data.prepare.products import products
-from lrvsf.data.prepare.push import push
-from lrvsf.data.prepare.report import as_table
-from lrvsf.data.prepare.tars import tars
-from lrvsf.data.prepare.testset import testset
-from lrvsf.data.prepare.urls import urls
+from lrvsf.prepare.catalog.catalog import catalog
+from lrvsf.prepare.check import check
+from lrvsf.prepare.convert_tars import tars
+from lrvsf.prepare.draw_mini import mini
+from lrvsf.prepare.laion.download import download
+from lrvsf.prepare.laion.urls import urls
+from lrvsf.prepare.laion.write_products import products
+from lrvsf.prepare.laion.write_testset import testset
+from lrvsf.prepare.push_dataset import push
+from lrvsf.prepare.step_report import as_table
 
 STEPS = (catalog, urls, download, products, testset, tars, check, push, mini)
 

@@ -25,7 +25,8 @@ from bench_train import table
 from train_parts import SHAPES, Clock, both_models
 
 from lrvsf.data.images import BadImageCounter, decode_image
-from lrvsf.evaluation.embed import Encoder, embed_ranges
+from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.pipeline import embed_ranges
 from processing_condvit import pad_and_resize
 
 HEADER = ["model", "batch", "way", "at rest, images/s", "from JPEGs", "x one decoding thread"]

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lrvsf.data.mini.build import MiniSize, draw_looks, product_row
 from lrvsf.data.pairs import PairMaker
+from lrvsf.mini.build import MiniSize, draw_looks, product_row
 from modeling_condvit import CondViTModel
 
 ROOT = Path(__file__).parent.parent

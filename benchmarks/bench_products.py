@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lrvsf.data.prepare.products import products
-from lrvsf.data.prepare.report import as_table
+from lrvsf.prepare.laion.write_products import products
+from lrvsf.prepare.step_report import as_table
 
 IMAGES, PRODUCTS = 842_000, 272_000
 FILE_ROWS = 10_000  # img2dataset's default

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench_train import table
 
-from lrvsf.evaluation.protocols import draw_folds
+from lrvsf.evaluation.bootstrap import draw_folds
 from lrvsf.evaluation.recall import RankCounter, fold_recall
 
 BLOCK = 16384

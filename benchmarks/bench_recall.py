@@ -29,7 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lrvsf.evaluation.protocols import draw_folds
+from lrvsf.evaluation.bootstrap import draw_folds
 from lrvsf.evaluation.recall import RankCounter, fold_recall
 
 BLOCK = 20_000

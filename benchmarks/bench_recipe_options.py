@@ -24,9 +24,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.embed import Encoder, embed_distractors, embed_products, load_model
-from lrvsf.evaluation.recall import fold_recall
-from lrvsf.evaluation.validation import ranks_among_all
+from lrvsf.embedding.encoder import Encoder, load_model
+from lrvsf.embedding.pipeline import embed_distractors, embed_products
+from lrvsf.evaluation.recall import fold_recall, ranks_among_all
 from lrvsf.training.loss import symmetric_cross_entropy
 
 ROOT = Path(__file__).parent.parent

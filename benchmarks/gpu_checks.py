@@ -28,7 +28,7 @@ from train_parts import SHAPES, both_models, random_batch
 from train_stream import our_batches
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.embed import Encoder
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.recall import RankCounter
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.loss import info_nce

@@ -10,7 +10,7 @@ import torch
 from published_model import PublishedCondViT, PublishedStep
 from torch import Tensor
 
-from lrvsf.hub.checkpoints import from_published
+from lrvsf.hub.published import from_published
 from lrvsf.training.compiling import compile_layers
 from lrvsf.training.loss import info_nce
 from lrvsf.training.patches import use_patch_product

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from configuration_condvit import CondViTConfig
+from lrvsf.processes import gather_rows
 from lrvsf.training import sharding
 from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.loss import gather_rows, info_nce, rows_that_share
+from lrvsf.training.loss import info_nce, rows_that_share
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 import evaluate_lrvsf
 from lrvsf.data.images import TooManyBadImages
-from lrvsf.evaluation import store
-from lrvsf.evaluation.embed import load_model
-from lrvsf.evaluation.fingerprint import weights_digest
+from lrvsf.embedding import store
+from lrvsf.embedding.encoder import load_model
+from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.evaluation.stored_folds import convert
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ import json, sys
 sys.path.insert(0, {root!r})
 import evaluate_lrvsf
 from accelerate import PartialState
-from lrvsf.evaluation import store
+from lrvsf.embedding import store
 store.ROWS = 8
 end, PartialState.destroy_process_group = PartialState.destroy_process_group, lambda self: None
 for flags in json.loads({runs!r}):  # one after the other among the same processes
@@ -153,7 +153,7 @@ def test_too_large_a_gallery_ends_without_files(flags, tmp_path):
 
 
 def test_leaderboard_with_draws_from_a_file(flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lrvsf.evaluation.protocols.LEADERBOARD_SIZES", (20, 50))
+    monkeypatch.setattr("lrvsf.evaluation.bootstrap.LEADERBOARD_SIZES", (20, 50))
     torch.save(torch.tensor([[0, 8, 4], [1, 1, 2]]), tmp_path / "bootstrapped_indices.pt")
     of_the_protocol = ["--protocol", "leaderboard", "--product_folds", str(tmp_path / "bootstrapped_indices.pt")]
     evaluate_lrvsf.main([*flags[:6], *of_the_protocol, "--bf16_ranks", "--output_dir", str(tmp_path / "out")])

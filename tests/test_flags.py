@@ -10,8 +10,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
 from lrvsf.flags import FlagParser
+from lrvsf.mini.clip import MiniClipArguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
-from lrvsf.training.mini_clip import MiniClipArguments
 
 SCRIPTS = {
     "train_hf.py": (ModelArguments, CondViTTrainingArguments),

@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from lrvsf.data.mini.build import MiniSize, build_mini
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
+from lrvsf.mini.build import MiniSize, build_mini
 from lrvsf.training import checkpoints
 
 SCRIPT = Path(__file__).parent / "trainings.py"

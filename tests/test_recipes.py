@@ -7,9 +7,9 @@ import pytest
 from transformers import TrainingArguments
 
 from lrvsf.flags import FlagParser
+from lrvsf.mini.clip import MiniClipArguments
 from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
-from lrvsf.training.mini_clip import MiniClipArguments
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 FULL = [path for path in RECIPES if path.stem.startswith("lrvsf-")]

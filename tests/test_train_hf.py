@@ -18,10 +18,10 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 import evaluate_lrvsf
 import train_hf
 from lrvsf.data.images import TooManyBadImages
-from lrvsf.data.mini.build import MiniSize, build_mini, draw_looks, product_row
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.durable import InUse
+from lrvsf.mini.build import MiniSize, build_mini, draw_looks, product_row
 from lrvsf.training import checkpoints
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import newest_whole

@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lrvsf.command import OneLineParser, run
+from lrvsf.evaluation.pages.plots import PLOTS, plot_all
 from lrvsf.evaluation.paired import compare_pair, differences_table
-from lrvsf.evaluation.plots import PLOTS, plot_all
 from lrvsf.evaluation.queries import load_queries
-from lrvsf.evaluation.report import comparison_table, load_results
+from lrvsf.evaluation.results import comparison_table, load_results
 from lrvsf.terminal import never_refuse
 
 

@@ -19,7 +19,7 @@ TIES_WORTH_A_WARNING = 0.001
 
 
 def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:
-    """One gallery size's part of the results, as `lrvsf.evaluation.report` lists it."""
+    """One gallery size's part of the results, as `lrvsf.evaluation.results` lists it."""
     if ranks.tied_queries > TIES_WORTH_A_WARNING * ranks.queries and PartialState().is_main_process:
         logger.warning(
             "Gallery of %d: %d of %d queries tie with other items. Equal images, or a model that collapses? "

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lrvsf.evaluation.queries import HITS, load_queries
-from lrvsf.evaluation.report import is_trivial, load_results
+from lrvsf.evaluation.results import is_trivial, load_results
 
 RESAMPLES = 10_000
 AT_A_TIME = 500  # resamples in memory: 4 MB for 1,000 products

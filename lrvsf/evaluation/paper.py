@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.evaluation.columns import distractor_ids, join_categories, product_ids
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.galleries import KS, describe_items, gallery_results, over_folds
 from lrvsf.evaluation.precision import TopShares
-from lrvsf.evaluation.protocols import EmbeddedTestSet
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
-from lrvsf.evaluation.store import EmbeddingStore
 from lrvsf.evaluation.stored_folds import StoredFolds
 
 SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_015)
@@ -46,7 +46,7 @@ def evaluate_paper(
         allow_unmatched: measure within categories even where distractors do not join the products.
 
     Returns:
-        What results.json holds (`lrvsf.evaluation.report`), but for the names of the model and the test set.
+        What results.json holds (`lrvsf.evaluation.results`), but for the names of the model and the test set.
 
     Raises:
         ValueError: distractors without categories or that do not join, folds of another test set; and as

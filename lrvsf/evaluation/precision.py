@@ -1,7 +1,7 @@
 """The share of the top k that is of the target's category: precision at k of what the query asked for.
 
 A rank says nothing of what stands above the target, so this needs the top of every list, but no more:
-`lrvsf.evaluation.top` keeps the best max_k distractors of each query in each gallery. Memory is that of the lists,
+`lrvsf.embedding.top` keeps the best max_k distractors of each query in each gallery. Memory is that of the lists,
 about 1.6 MB for 1,000 queries in one gallery, and of one block.
 
 The published code calls it accuracy at k (`unfilt_acc@k`); at k = 1 it is the paper's category accuracy. Among items
@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lrvsf.evaluation import top
-from lrvsf.evaluation.recall import Draws, Folds, as_categories, as_folds, unit_rows
+from lrvsf.embedding import top
+from lrvsf.embedding.top import unit_rows
+from lrvsf.evaluation.recall import Draws, Folds, as_categories, as_folds
 
 
 class TopShares:

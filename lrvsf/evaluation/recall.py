@@ -21,20 +21,20 @@ The arithmetic of one block is in `lrvsf.evaluation.counting`, what needs the to
 `lrvsf.evaluation.precision`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from lrvsf.embedding.top import unit_rows
 from lrvsf.evaluation.counting import count_above
+from lrvsf.processes import sum_over
 
 Folds = Tensor | Sequence[Tensor]
 
 BLOCK = 16384  # distractors whose multiplicities are laid out at a time: 5 MB for 80 galleries
-NORM_TOLERANCE = 1e-3  # float16 and bfloat16 storage included: rounding errors of many coordinates cancel
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,7 @@ class RankCounter:
         Raises:
             IndexError: fewer distractors were added than the folds name, so that ranks would be too good.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for counts in (self._above, self._tied, self._added):
-                dist.all_reduce(counts)  # integers: the sum does not depend on the number of processes
+        sum_over(self._above, self._tied, self._added)  # integers: the sum does not depend on the number of processes
         if self._draws.largest >= self._added.item():
             raise IndexError(
                 f"distractor_folds names row {self._draws.largest}, but there are {self._added.item()} distractors."
@@ -242,20 +240,6 @@ class Draws:
         return counts.view(stop - start, galleries).float()
 
 
-def unit_rows(name: str, embeds: Tensor, first_row: int = 0) -> Tensor:
-    """Embeddings (n, dim) as float32; refused are other shapes, and rows that are not finite or not of length 1."""
-    embeds = torch.as_tensor(embeds).float()
-    if embeds.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(embeds.shape)}; one row per image, (n, dim), is needed.")
-    norms = torch.linalg.vector_norm(embeds, dim=1)
-    wrong = ~((norms - 1).abs() <= NORM_TOLERANCE)  # also true where a norm is NaN or infinite
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        problem = f"has norm {norms[row]:.4f}" if norms[row].isfinite() else "is not finite"
-        raise ValueError(f"{name}: row {first_row + row} {problem}. Embeddings must be finite and L2-normalised.")
-    return embeds
-
-
 def as_folds(name: str, folds: Folds) -> list[Tensor]:
     """F rows of row numbers on the CPU; refused are other shapes and negative numbers."""
     if isinstance(folds, Tensor) and folds.ndim != 2:
@@ -289,3 +273,20 @@ def _meetings(of_queries: Tensor | None, of_items: Tensor | None) -> Iterator[tu
         columns = (of_items == category).nonzero().flatten()
         if len(columns):
             yield (of_queries == category).nonzero().flatten(), columns
+
+
+def ranks_among_all(
+    queries: Tensor, targets: Tensor, blocks: Iterable[tuple[Tensor, int]], n_distractors: int
+) -> GalleryRanks:
+    """The ranks (P, 1) of all products' targets among each other and all processes' distractors, on every process.
+
+    Args:
+        queries, targets: (P, dim) unit rows, the same on every process.
+        blocks: this process's distractors, as (n, dim) unit rows and the place of the first of them among all.
+        n_distractors: how many all processes hold.
+    """
+    counter = RankCounter(queries, targets, torch.arange(len(queries))[None], [torch.arange(n_distractors)[None]])
+    for embeds, first_row in blocks:
+        counter.add(embeds, first_row)
+    (ranks,) = counter.ranks()
+    return ranks

@@ -3,7 +3,7 @@
     python -m lrvsf.hub.leaderboard MODEL_FOLDER RESULTS_FOLDER [--dataset OWNER/NAME]
 
 RESULTS_FOLDER is what evaluate_lrvsf.py --protocol leaderboard wrote. Two things change in the model folder, and
-`lrvsf.hub.push` pushes both:
+`lrvsf.hub.push_model` pushes both:
 
 README.md                 the `model-index` gets the results as the leaderboard's own code writes them: types such as
                           recall_at_1|10000, values such as "93.44 ± 0.83", n_dists, embedding_dim, conditioning, and
@@ -25,9 +25,9 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 
 from lrvsf.command import OneLineParser, run
-from lrvsf.evaluation.embed import load_model
-from lrvsf.evaluation.fingerprint import weights_digest
-from lrvsf.evaluation.report import load_results
+from lrvsf.embedding.encoder import load_model
+from lrvsf.embedding.fingerprint import weights_digest
+from lrvsf.evaluation.results import load_results
 from lrvsf.hub.card import EVAL_RESULTS
 from lrvsf.hub.card import LRVSF as DATASET
 

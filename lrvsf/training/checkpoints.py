@@ -12,24 +12,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from transformers import PretrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lrvsf.durable import flush, locked
+from lrvsf.processes import on_main_process
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STAGING = "checkpoint.unfinished"
 NEEDED = ("optimizer", "scheduler", "rng_state", "trainer_state.json")  # how names begin
-Result = TypeVar("Result")
 
 
 def name_of(step: int) -> str:
@@ -156,20 +153,6 @@ def rotate(output: Path, limit: int | None, step: int, best: str | None) -> None
         shutil.rmtree(path, ignore_errors=True)
 
 
-def on_main_process(function: Callable[[], Result]) -> Result:
-    """What `function` gives, or raises, on the main process: on all of them."""
-    outcome: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome[0] = function()
-        except Exception as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
-
-
 @contextmanager
 def alone_in(folder: Path, what: str) -> Iterator[None]:
     """`durable.locked`, by the main process for all of them.
@@ -180,14 +163,6 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
     with ExitStack() as held:
         on_main_process(lambda: held.enter_context(locked(folder, what)))
         yield
-
-
-def describe_model(config: PretrainedConfig) -> dict[str, Any]:
-    """What of a configuration makes another model of it, by name."""
-    fields = config.to_dict()
-    own = {"model_type", "categories", "condition", "num_condition_tokens", "projection_dim", "hidden_size"}
-    own |= {"intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act"}
-    return {f"model.{name}": fields[name] for name in sorted(own)}
 
 
 def _digest(path: Path) -> str:

@@ -7,12 +7,12 @@ waiting for one that has gone.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from lrvsf import signals
+from lrvsf.processes import largest_over
 from lrvsf.training import checkpoints
 
 
@@ -32,9 +32,7 @@ class Guard(TrainerCallback):
         scaled = self.trainer.accelerator.scaler is not None  # which meets infinite gradients on purpose
         finite = self.trainer.last_loss if scaled else self.trainer.last_loss + norm
         asked = torch.tensor(self.trainer.signals.asked, device=args.device)
-        flags = torch.stack([~finite.isfinite(), asked]).int()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        flags = largest_over(torch.stack([~finite.isfinite(), asked]).int())
         bad, self.stopping = flags.tolist()
         self.trainer.signals.answered = bool(self.stopping)
         if bad:

@@ -13,30 +13,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-
-class _Gather(torch.autograd.Function):
-    """(B, D) of each process -> (world x B, D) on each; backward sums over the processes."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)  # what every process's loss asks of every row
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """All processes' rows in rank order, differentiable; the rows themselves on one process. Equal B everywhere."""
-    return _Gather.apply(rows) if dist.is_initialized() and dist.get_world_size() > 1 else rows
+from lrvsf.processes import gather_rows, largest_over, rank, world_size
 
 
 def rows_that_share(pictures: Tensor) -> Tensor | None:
@@ -49,9 +29,8 @@ def rows_that_share(pictures: Tensor) -> Tensor | None:
     Returns:
         bool (B, world x B), never true of a row and itself; None, on all processes alike, if no two rows share one.
     """
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        width = torch.tensor(pictures.shape[1], device=pictures.device)
-        dist.all_reduce(width, dist.ReduceOp.MAX)
+    if world_size() > 1:
+        width = largest_over(torch.tensor(pictures.shape[1], device=pictures.device))
         everybody = gather_rows(F.pad(pictures, (0, int(width) - pictures.shape[1])))  # (world x B, P)
     else:
         everybody = pictures
@@ -72,7 +51,7 @@ def rows_that_share(pictures: Tensor) -> Tensor | None:
 
 def _own_rows(rows: Tensor, everybody: Tensor) -> Tensor:
     """(B,) where this process's rows are among all."""
-    first = dist.get_rank() * len(rows) if len(everybody) > len(rows) else 0
+    first = rank() * len(rows) if len(everybody) > len(rows) else 0
     return torch.arange(first, first + len(rows), device=rows.device)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -20,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
+from lrvsf.processes import rank, sum_over, world_size
 from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 
@@ -29,7 +29,7 @@ def shard(model: CondViTModel, accelerator: Accelerator) -> None:
 
     It then computes on any process only when it does on all, and loads whole weights.
     """
-    mesh = init_device_mesh(accelerator.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(accelerator.device.type, (world_size(),))
     model.logit_scale = nn.Parameter(distribute_tensor(model.logit_scale.data, mesh, [Replicate()]))
     for layer in model.vision_model.encoder.layers:
         fully_shard(layer, mesh=mesh)
@@ -77,8 +77,8 @@ def average_gradient(parameter: nn.Parameter) -> None:
     """The mean over processes of the gradient of a parameter that is whole on each, as FSDP gives it for the others."""
     if isinstance(parameter, DTensor):
         gradient = parameter.grad.to_local()
-        dist.all_reduce(gradient)
-        gradient.div_(dist.get_world_size())
+        sum_over(gradient)
+        gradient.div_(world_size())
 
 
 def _split(whole: Tensor, like: DTensor) -> DTensor:
@@ -106,7 +106,7 @@ def _split_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dic
 def _whole_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     def whole(value: Any) -> Any:
         value = value.full_tensor() if isinstance(value, DTensor) else value
-        return value.cpu() if dist.get_rank() == 0 else None
+        return value.cpu() if rank() == 0 else None
 
     state["state"] = {
         number: {name: whole(value) for name, value in entry.items()} for number, entry in state["state"].items()

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lrvsf.data.names import did_you_mean, quoted
-from lrvsf.data.source import catalog_categories
 from lrvsf.paths import check_model
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.patches import use_patch_product
+from lrvsf.training.source import catalog_categories
 from modeling_condvit import CondViTModel
 
 logger = logging.getLogger(__name__)

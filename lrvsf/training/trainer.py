@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -30,8 +29,8 @@ from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import PairLoader, ProductBatches, explained_stall
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import follow_umask
-from lrvsf.evaluation.embed import Encoder
-from lrvsf.evaluation.validation import validate
+from lrvsf.embedding.encoder import Encoder
+from lrvsf.processes import every
 from lrvsf.signals import Watch
 from lrvsf.training import checkpoints, resuming, sharding
 from lrvsf.training.compiling import compile_layers
@@ -40,6 +39,7 @@ from lrvsf.training.guards import Guard
 from lrvsf.training.loss import nested_info_nce, rows_that_share
 from lrvsf.training.resuming import Resuming
 from lrvsf.training.schedule import is_token_or_position, learning_rate_factor, trains_in_phase1
+from lrvsf.training.validation import validate
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 
 logger = logging.getLogger(__name__)
@@ -381,7 +381,7 @@ class CondViTTrainer(Trainer):
             super().save_model(str(folder), _internal_call=True)  # which does not push: the card is still to come
         if self.is_world_process_zero():
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to trust
-        counted = gather_object([(self.skipped.good, self.skipped.reasons)])
+        counted = every((self.skipped.good, self.skipped.reasons))
         self.skipped.good = sum(good for good, _ in counted)
         self.skipped.reasons = sum((reasons for _, reasons in counted), Counter())
         return folder

@@ -5,13 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 from made import encoded, product, write
 
-from lrvsf.data.prepare.check import check
-from lrvsf.data.prepare.downloaded import Partitions, Source
-from lrvsf.data.prepare.testset import _published
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA, ProductTestSet
+from lrvsf.prepare.check import check
+from lrvsf.prepare.laion.downloaded import Partitions, Source
+from lrvsf.prepare.laion.write_testset import _published
 
 LARGE = 100_000
 

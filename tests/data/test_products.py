@@ -12,8 +12,8 @@ from made import encoded, image, product, write
 
 from lrvsf.data.images import TooManyBadImages
 from lrvsf.data.products import ProductShards, product_files
-from lrvsf.data.source import training_folder, validation_set
 from lrvsf.data.stream import ProductBatches
+from lrvsf.training.source import training_folder, validation_set
 
 
 @pytest.mark.survives(

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from accelerate import PartialState
 
 import evaluate_lrvsf
-from lrvsf.evaluation import store
-from lrvsf.evaluation.embed import Encoder
+from lrvsf.embedding import store
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.recall import RankCounter
 from lrvsf.signals import end_at_once
 

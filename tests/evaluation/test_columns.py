@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.columns import distractor_ids, join_categories, product_ids
-from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.paper import evaluate_paper
-from lrvsf.evaluation.report import results_table
+from lrvsf.evaluation.results import results_table
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import compare, paired
-from lrvsf.evaluation.embed import Encoder
+from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.paired import bootstrap_interval, compare_pair, differences_table
-from lrvsf.evaluation.protocols import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import GalleryRanks
-from lrvsf.evaluation.report import save_results
+from lrvsf.evaluation.results import save_results
 
 
 def naive_interval(differences, draws, seed, resamples, at_a_time):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
+from lrvsf.evaluation.bootstrap import paper_metrics
 from lrvsf.evaluation.columns import join_categories
-from lrvsf.evaluation.embed import Encoder
 from lrvsf.evaluation.galleries import KS
 from lrvsf.evaluation.paper import evaluate_paper
-from lrvsf.evaluation.protocols import paper_metrics
-from lrvsf.evaluation.report import results_table
+from lrvsf.evaluation.results import results_table
 from lrvsf.evaluation.stored_folds import convert
 
 

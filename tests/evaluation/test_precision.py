@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrvsf.evaluation import top
+from lrvsf.embedding import top
+from lrvsf.evaluation.bootstrap import paper_metrics
 from lrvsf.evaluation.precision import TopShares
-from lrvsf.evaluation.protocols import paper_metrics
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
-from lrvsf.evaluation.embed import Encoder
+from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.paper import evaluate_paper
-from lrvsf.evaluation.protocols import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.queries import COLUMNS, QueryTable, load_queries
 from lrvsf.evaluation.recall import GalleryRanks
 from lrvsf.evaluation.stored_folds import convert

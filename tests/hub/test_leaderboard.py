@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, parse_eval_result_entries
 
-from lrvsf.evaluation.fingerprint import weights_digest
+from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.hub import leaderboard
 from lrvsf.hub.leaderboard import add_results, short
 

@@ -15,7 +15,7 @@ from fake_hub import SILENCE, TOKEN, FakeHub
 from huggingface_hub import constants
 
 from lrvsf.command import fold
-from lrvsf.hub import push
+from lrvsf.hub import push_model as push
 
 SCORES = ".eval_results/lrvsf.yaml"
 MODEL = [SCORES, "README.md", "config.json", "model.safetensors", "modeling_condvit.py", "preprocessor_config.json"]
@@ -96,7 +96,7 @@ def test_what_the_hub_will_not_take_ends_with_reason_remedy_and_command(
         push.push_model(folder, "me/bags", private=False, token=TOKEN)
     said = str(raised.value)
     assert hub.commits == [] and remedy in said and f"The model is safe in {folder}." in said
-    again = ["python", "-m", "lrvsf.hub.push", folder, "me/bags", "--no-private"]
+    again = ["python", "-m", "lrvsf.hub.push_model", folder, "me/bags", "--no-private"]
     assert said.endswith("\n" + fold(again, "    ")) and TOKEN not in said
     if status == SILENCE:
         assert "timed out" in said

@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard, constants
 from transformers import AutoModel, CLIPConfig, CLIPModel
 
 import train_hf
-from lrvsf.data.mini.build import MiniSize, build_mini
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.hub.push import PushError
+from lrvsf.hub.push_model import PushError
+from lrvsf.mini.build import MiniSize, build_mini
 
 ROOT = Path(__file__).parent.parent.parent
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

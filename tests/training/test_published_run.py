@@ -21,7 +21,7 @@ from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
-from lrvsf.hub.checkpoints import from_published
+from lrvsf.hub.published import from_published
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.trainer import CondViTTrainer
 from modeling_condvit import CondViTModel

@@ -1,0 +1,91 @@
+"""What embeddings were made with and of, as facts that can be compared: a gallery of another model is no gallery."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.baselines import Baseline
+from lrvsf.embedding.encoder import Encoder
+
+
+def fingerprint(encoder: Encoder, test_set: ProductTestSet) -> dict[str, Any]:
+    """Name -> value, of JSON's types; equal for equal embeddings, but for their last bits.
+
+    Not seen: what moves last bits only, as the batch size, the device, its number of threads and the versions of torch
+    and Pillow; and images that were exchanged without changing the size or the statistics of a column of their file.
+
+    Raises OSError: a file of the test set cannot be read.
+    """
+    model = encoder.model
+    if isinstance(model, Baseline):
+        described = {**model.describe(), "model.input_size": model.config.image_size}
+    else:
+        described = {**describe_model(model.config), "model.layer_norm_eps": model.config.layer_norm_eps}
+    facts = {
+        "model.weights": weights_digest(model),
+        **described,
+        "conditioning": encoder.conditioning,
+        "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
+        "preprocessing": "centred on a white square, resized bilinearly",  # as `pad_and_resize` does
+        "preprocessing.mean": list(encoder.mean),
+        "preprocessing.std": list(encoder.std),
+        "embedding_dim": encoder.dim,
+    }
+    facts |= {f"data.{name}": described for name, described in describe_files(test_set).items()}
+    if encoder.conditioning == "category":  # exactly, as swapped ones may leave a file's size as it was
+        facts["data.categories"] = _digest(repr(test_set.categories()).encode())
+    return facts
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and values of all weights as they are in memory, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each fact that differs, with both values."""
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return [f"  {name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names]
+
+
+def describe_files(test_set: ProductTestSet) -> dict[str, str]:
+    """What the files of "products" and of "distractors" are, wherever they lie. Raises OSError: one cannot be read."""
+    return {name: _described(files) for name, files in test_set.files.items()}
+
+
+def _described(files: Iterable[Path]) -> str:
+    """Number, bytes and footers of Parquet files. A footer lists the rows, sizes and statistics of all column parts."""
+    footers = hashlib.sha256()
+    files, size = list(files), 0
+    for path in files:
+        with path.open("rb") as file:
+            size += file.seek(0, 2)
+            file.seek(-8, 2)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, 2)
+            footers.update(file.read())
+    return f"{len(files)} files of {size} bytes, footers {footers.hexdigest()[:16]}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def describe_model(config: PretrainedConfig) -> dict[str, Any]:
+    """What of a configuration makes another model of it, by name."""
+    fields = config.to_dict()
+    own = {"model_type", "categories", "condition", "num_condition_tokens", "projection_dim", "hidden_size"}
+    own |= {"intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act"}
+    return {f"model.{name}": fields[name] for name in sorted(own)}

@@ -1,0 +1,218 @@
+"""The bootstrap protocols: from a model and a test set to results, with every draw seeded.
+
+A gallery of size N is the products of a fold plus N distractors. Folds of products and of distractors are drawn with
+replacement, as in the published benchmark (arXiv 2306.02928), but from a seed that the results carry: two models on one
+test set with one seed face the same queries and the same distractors, so that their difference is paired.
+
+"bootstrap" is this at sizes of one's own; "leaderboard" is 20 folds of 1,000 products at the leaderboard's four sizes,
+the products drawn from the seed or, as published, from a file. The published code draws distractors unseeded, so no
+file can repeat those. The paper's protocol is in `lrvsf.evaluation.paper`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrvsf.embedding.store import EmbeddingStore
+from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
+from lrvsf.evaluation.columns import join_categories
+from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.galleries import describe_items, gallery_results
+from lrvsf.evaluation.precision import TopShares
+from lrvsf.evaluation.queries import QueryTable
+from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
+from lrvsf.evaluation.stored_folds import read_indices
+
+logger = logging.getLogger(__name__)
+
+LEADERBOARD_SIZES = (10_000, 100_000, 500_000, 1_000_000)
+FLAGS = {  # that only some protocols have
+    "bootstrap": ("gallery_sizes", "folds", "products_per_fold", "restrict_to_category"),
+    "leaderboard": ("product_folds", "restrict_to_category"),
+    "paper": ("stored_folds",),
+}
+EVERYWHERE = ("seed", "bf16_ranks", "allow_unmatched_categories")
+MAX_PRODUCTS_PER_FOLD = 1000  # the published folds'
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """What, with the test set, decides the draws.
+
+    Attributes:
+        gallery_sizes: distractors in a gallery, one or several numbers.
+        folds: draws of products, each with its own draw of distractors at every size; at least 2, or there is no
+            deviation.
+        products_per_fold: None for as many as can be read, at most 1000.
+        product_folds: the published `bootstrapped_indices.pt`, in place of draws of products; it decides the two above.
+        restrict_to_category: leave only items of the target's category in a query's gallery.
+        allow_unmatched_categories: do so even where distractors have no category, or a category no distractor.
+        bf16_ranks: multiply in bfloat16 first, with the same results (`lrvsf.evaluation.counting`).
+        protocol: "bootstrap" refuses sizes above the number of distractors; "leaderboard" fills them with repeats, as
+            published, and marks them.
+    """
+
+    gallery_sizes: list[int] = field(default_factory=lambda: list(GALLERY_SIZES))
+    folds: int = 20
+    seed: int = 0
+    products_per_fold: int | None = None
+    product_folds: str | None = None
+    restrict_to_category: bool = False
+    allow_unmatched_categories: bool = False
+    bf16_ranks: bool = False
+    protocol: str = "bootstrap"
+
+    @classmethod
+    def leaderboard(cls, **choices: Any) -> BootstrapSettings:
+        """The leaderboard's protocol; `choices` are any settings but gallery_sizes, folds and products_per_fold."""
+        fixed = {"gallery_sizes": list(LEADERBOARD_SIZES), "folds": 20, "products_per_fold": 1000}
+        return cls(**fixed, **choices, protocol="leaderboard")
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise ValueError(f"folds={self.folds}: a standard deviation needs at least 2.")
+        if not self.gallery_sizes or min(self.gallery_sizes) < 1:
+            raise ValueError(
+                f"gallery_sizes={self.gallery_sizes}: give one or more numbers of distractors, each at least 1."
+            )
+        if len(set(self.gallery_sizes)) < len(self.gallery_sizes):
+            raise ValueError(f"gallery_sizes={self.gallery_sizes} names a size twice; give each once.")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be at least 0.")
+        if self.products_per_fold is not None and self.products_per_fold < 1:
+            raise ValueError(f"products_per_fold={self.products_per_fold} must be at least 1.")
+
+    def check_distractors(self, available: int) -> None:
+        if self.protocol != "leaderboard":
+            check_galleries(self.gallery_sizes, available)
+
+
+def chosen_settings(protocol: str, given: Mapping[str, Any]) -> BootstrapSettings | None:
+    """The settings of a protocol from flags, of which None and False mean: not given. The paper's has none.
+
+    Raises ValueError: a flag of another protocol, or a value out of range.
+    """
+    names = {name for others in FLAGS.values() for name in others}
+    for name in sorted(names.difference(FLAGS[protocol])):
+        if given[name] is not None and given[name] is not False:
+            raise ValueError(f"--{name} has no meaning in the {protocol} protocol; leave it out.")
+    if protocol == "paper":
+        return None
+    own = {name: given[name] for name in (*FLAGS[protocol], *EVERYWHERE) if given[name] is not None}
+    return BootstrapSettings.leaderboard(**own) if protocol == "leaderboard" else BootstrapSettings(**own)
+
+
+def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Tensor:
+    """(folds, draws) row numbers below `items`, with replacement. `stream` separates draws that share a seed.
+
+    Each gallery size is a stream of its own, so adding a size leaves the draws of the others as they were.
+    """
+    return torch.from_numpy(np.random.default_rng([seed, stream]).integers(0, items, (folds, draws)))
+
+
+def evaluate_bootstrap(
+    store: EmbeddingStore, settings: BootstrapSettings, queries: QueryTable | None = None
+) -> dict[str, Any]:
+    """Embeds what the store lacks and counts ranks. Every process must call it; all get the same results.
+
+    With `queries`, what became of every query is added to it.
+
+    Returns:
+        What results.json holds (`lrvsf.evaluation.results`), but for the names of the model and the test set.
+
+    Raises:
+        ValueError: a category that the model does not know, distractors that do not join by category, a gallery larger
+            than the distractors that could be read, no products; and as `EmbeddingStore.fill` does.
+    """
+    settings.check_distractors(store.test_set.n_distractors)
+    stored = settings.product_folds and read_indices(settings.product_folds, store.test_set.n_products)
+    joined = None
+    if settings.restrict_to_category:
+        joined = join_categories(store.test_set, settings.allow_unmatched_categories)
+    data = EmbeddedTestSet(store, joined)
+    settings.check_distractors(data.n_distractors)
+
+    if stored is None:
+        per_fold = settings.products_per_fold or min(len(data.rows), MAX_PRODUCTS_PER_FOLD)
+        product_folds: Folds = draw_folds(len(data.rows), per_fold, settings.folds, settings.seed, stream=0)
+    else:
+        per_fold, product_folds = stored.shape[1], data.positions(stored)
+    distractor_folds = [
+        draw_folds(data.n_distractors, size, len(product_folds), settings.seed, stream=size)
+        for size in settings.gallery_sizes
+    ]
+    categories = data.product_categories if settings.restrict_to_category else None
+    counter = RankCounter(
+        data.queries, data.targets, product_folds, distractor_folds, categories, bf16=settings.bf16_ranks
+    )
+    for block in data.blocks():
+        counter.add(*block)
+    galleries = {}
+    for size, drawn, ranks in zip(settings.gallery_sizes, distractor_folds, counter.ranks(), strict=True):
+        galleries[str(size)] = {
+            **gallery_results(size, ranks, data.category_names),
+            **describe_items(product_folds, drawn, data.joined_rows()),
+        }
+        if queries is not None:
+            queries.add(size, ranks, data.rows, data.category_names, "galleries", data.product_ids)
+        if size > data.n_distractors:
+            galleries[str(size)]["marked"] = f"drawn with repeats from only {data.n_distractors} distractors"
+    return {
+        **asdict(settings),
+        "folds": len(product_folds),
+        "products_per_fold": per_fold,
+        "missing_draws": {"products": len(product_folds) * per_fold - int(counter.weights.sum())},
+        **data.facts,
+        "galleries": galleries,
+    }
+
+
+def paper_metrics(
+    query_embeds: Tensor,
+    target_embeds: Tensor,
+    distractor_embeds: Tensor,
+    target_category: Tensor,
+    distractor_category: Tensor,
+    weights: Tensor | None = None,
+    max_k: int = 100,
+) -> dict[str, Tensor]:
+    """The curves of the paper's protocol in one gallery, of all products and all distractors, as published.
+
+    Args:
+        query_embeds, target_embeds: (P, dim) unit rows; row i of one belongs to row i of the other.
+        distractor_embeds: (N, dim) unit rows.
+        target_category, distractor_category: (P,) and (N,) whole numbers.
+        weights: (P,) whole numbers, how often a product counts as a query; one that never does is not in the gallery.
+
+    Returns:
+        (max_k,) float64 each, for K = 1..max_k: `unfilt_r@k` and `filt_r@k`, recall in the whole gallery and in the
+        part of it that is of the target's category; `unfilt_acc@k`, the share of the top k that is of that category.
+        (The published `p@k` is recall divided by K.)
+
+    Raises:
+        ValueError: a row that is not finite or not of length 1, shapes that do not fit, weights that count nothing.
+    """
+    query_embeds, distractor_embeds = torch.as_tensor(query_embeds), torch.as_tensor(distractor_embeds)
+    products = len(query_embeds)
+    counts = torch.ones(products, dtype=torch.int64) if weights is None else torch.as_tensor(weights).cpu()
+    if counts.shape != (products,) or counts.is_floating_point() or counts.min() < 0 or counts.sum() == 0:
+        raise ValueError(f"weights must be {products} whole numbers from 0, not all of them 0; got {counts}.")
+    drawn = torch.arange(products).repeat_interleave(counts)[None]
+    everything = [torch.arange(len(distractor_embeds))[None]]
+    curves = {}
+    for name, categories in (("unfilt_r@k", None), ("filt_r@k", target_category)):
+        counter = RankCounter(query_embeds, target_embeds, drawn, everything, categories)
+        counter.add(distractor_embeds, 0, None if categories is None else distractor_category)
+        (ranks,) = counter.ranks()
+        curves[name] = fold_recall(ranks.expected, ranks.weights, max_k)[0]
+    tops = TopShares(query_embeds, target_embeds, target_category, drawn, everything, max_k)
+    tops.add(distractor_embeds, 0, distractor_category)
+    curves["unfilt_acc@k"] = tops.shares()[0][0]
+    return curves

@@ -1,0 +1,179 @@
+"""Does conditioning help? What a model does with its condition, in one gallery of all products and all distractors.
+
+Three ways to ask are compared: with the condition; without it; and without it but among items of the target's category
+only, the published "filter", which needs to know the category of every item in the catalog. And every query is asked
+with every other category too: a model that heeds its condition answers with that category, one that does not gives the
+same answer.
+
+Queries are embedded once more, under each condition, from images decoded once. The gallery is the embedding store's,
+read block by block; items are kept ten to a query.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from torch import Tensor
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.pipeline import THREADS, map_ahead
+from lrvsf.embedding.store import EmbeddingStore
+from lrvsf.embedding.top import TopItems
+from lrvsf.evaluation.columns import join_categories
+from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.pages.sheet import FOUND
+from lrvsf.evaluation.paired import bootstrap_interval
+from lrvsf.evaluation.recall import RankCounter
+from lrvsf.processes import every, own_share
+
+KS = (1, 5, 10)
+WAYS = ("with the condition", "without", "without, filtered by category")
+TEMPLATE = Path(__file__).with_name("conditions.html.jinja")
+
+
+def measure_conditions(store: EmbeddingStore, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
+    """Measures a model conditioned by category. Every process must call it; all get the same results.
+
+    Returns, of JSON's types, with categories in the order of `categories`:
+        ways[WAY]: recall (K -> 0..1, None where K reaches the gallery) and recall_at_1_by_category (name -> 0..1)
+        gain[WAY]: difference, low, high of R@1 with the condition over this way, 95 % over products
+        swap: answers[own][asked], the share of queries whose first item is of the category asked for;
+            asked_for, same: this share, and the share of unchanged first items, over all other categories asked for
+        confusion[WAY][own][found]: shares of the first ten items; what is missing to 1 is of no known category
+        queries, items: how many each category has, of queries and in its gallery
+        unmatched: what did not join (`lrvsf.evaluation.columns.Categories.facts`)
+
+    Raises ValueError: a model without conditions, or, unless that is allowed, distractors whose categories do not join.
+    """
+    encoder, test_set = store.encoder, store.test_set
+    check_conditions(encoder, test_set, allow_unmatched)
+    joined = join_categories(test_set, allow_unmatched)
+    data, names = EmbeddedTestSet(store, joined), joined.names
+    asked = [name for name in encoder.model.config.categories if name in names]
+    numbers = [names.index(name) for name in asked]
+    asking = queries_under(store, data, asked, batch_size)  # condition -> (P, dim)
+    own = data.product_categories
+    meant = torch.stack([asking[names[number]][row] for row, number in enumerate(own.tolist())])  # (P, dim)
+    asked_so = ((meant, False), (asking[None], False), (asking[None], True))
+    hits = {way: hits_of(data, queries, filtered) for way, (queries, filtered) in zip(WAYS, asked_so, strict=True)}
+    found = {condition: top_of(data, queries) for condition, queries in asking.items()}  # each (P, 10) twice
+    items = [int((own == n).sum() + (data.distractor_categories == n).sum()) for n in numbers]
+    gallery = dict(zip(WAYS, (2 * [len(own) + data.n_distractors]) + [max(items)], strict=True))  # the largest
+    ways = {}
+    for way, hit in hits.items():
+        by_category = {name: _mean(hit[own == number, 0]) for name, number in zip(asked, numbers, strict=True)}
+        recall = {str(k): hit[:, at].mean().item() if k < gallery[way] else None for at, k in enumerate(KS)}
+        ways[way] = {"recall": recall, "recall_at_1_by_category": by_category}
+    as_meant = torch.stack([found[names[number]][1][row] for row, number in enumerate(own.tolist())])
+    return {
+        "categories": asked,
+        "queries": [int((own == number).sum()) for number in numbers],
+        "items": items,
+        "unmatched": joined.facts(),
+        "n_distractors": data.n_distractors,
+        "ways": ways,
+        "gain": {way: _gain(hits[WAYS[0]], hits[way]) for way in WAYS[1:]},
+        "swap": _swap(found, asked, numbers, own),
+        "confusion": {
+            WAYS[0]: _confusion(as_meant, own, numbers),
+            WAYS[1]: _confusion(found[None][1], own, numbers),
+        },
+    }
+
+
+def check_conditions(encoder: Encoder, test_set: ProductTestSet, allow_unmatched: bool = False) -> None:
+    """Raises ValueError, before anything is embedded, where `measure_conditions` would."""
+    if encoder.conditioning != "category":
+        raise ValueError(
+            f"The page on conditions needs a model that is asked by category; this one is asked with "
+            f"conditioning={encoder.conditioning!r}."
+        )
+    join_categories(test_set, allow_unmatched)
+
+
+def queries_under(
+    store: EmbeddingStore, data: EmbeddedTestSet, conditions: list[str], batch_size: int
+) -> dict[str | None, Tensor]:
+    """Each condition, and None for no condition -> the queries (P, dim), in the order of `data.rows`, on the device."""
+    encoder, (start, stop) = store.encoder, own_share(len(data.rows))
+    rows = data.rows[start:stop]
+    wanted, products = set(rows), store.test_set.products(rows[0], rows[-1] + 1) if rows else ()
+    images = ((product.row, product.query_image) for product in products if product.row in wanted)
+    parts: dict[str | None, list[Tensor]] = {name: [torch.empty(0, encoder.dim)] for name in [*conditions, None]}
+    batch: list[np.ndarray] = []
+    for place, (_, future) in enumerate(map_ahead(lambda item: encoder.pixels(item[1]), images, ahead=2 * THREADS)):
+        batch.append(future.result())
+        if len(batch) == batch_size or place == len(rows) - 1:
+            for name, embeds in parts.items():
+                embeds.append(encoder.embed(batch, None if name is None else [name] * len(batch)))
+            batch = []
+    own = {name: torch.cat(embeds) for name, embeds in parts.items()}
+    everywhere = every(own)  # in the order of the slices
+    return {name: torch.cat([part[name] for part in everywhere]).to(encoder.device) for name in own}
+
+
+def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
+    """(P, 3) float64 on the CPU: is the target among the first 1, 5, 10, everyone among all, or of its category?"""
+    everyone = torch.arange(len(queries))[None]
+    gallery = [torch.arange(data.n_distractors)[None]]
+    categories = data.product_categories if filtered else None
+    counter = RankCounter(queries, data.targets, everyone, gallery, categories)
+    for embeds, first, of in data.blocks():
+        counter.add(embeds, first, of if filtered else None)
+    (ranks,) = counter.ranks()
+    return torch.cat([(ranks.expected <= k).double() for k in KS], dim=1)
+
+
+def top_of(data: EmbeddedTestSet, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Items (P, 10), distractors' numbers after the products', and their categories, -1 where unknown; on the CPU."""
+    products = len(data.targets)
+    top = TopItems(queries, FOUND)
+    for embeds, first, _ in data.blocks():
+        top.add(embeds, torch.arange(first, first + len(embeds)) + products)
+    top.gather()  # each process saw its own distractors
+    top.add(data.targets, torch.arange(products))
+    items = top.items.cpu()
+    return items, torch.cat([data.product_categories, data.distractor_categories]).cpu()[items]
+
+
+def _gain(with_condition: Tensor, other: Tensor) -> dict[str, float]:
+    difference = (with_condition - other)[:, :1].numpy()
+    low, high = bootstrap_interval(difference, np.ones(len(difference)))
+    return {"difference": float(difference.mean()), "low": float(low[0]), "high": float(high[0])}
+
+
+def _swap(
+    found: dict[str | None, tuple[Tensor, Tensor]], asked: list[str], numbers: list[int], own: Tensor
+) -> dict[str, Any]:
+    first_item = torch.stack([found[name][0][:, 0] for name in asked])  # (C, P)
+    first_category = torch.stack([found[name][1][:, 0] for name in asked])
+    as_asked = first_category == torch.tensor(numbers)[:, None]
+    other = torch.tensor(numbers)[:, None] != own.cpu()  # asked for what the query is not meant for
+    meant = torch.tensor([numbers.index(number) for number in own.tolist()])
+    same = first_item == first_item[meant, torch.arange(len(meant))]
+    answers = [[_mean(as_asked[column, own.cpu() == row]) for column in range(len(asked))] for row in numbers]
+    return {"answers": answers, "asked_for": _mean(as_asked[other]), "same": _mean(same[other])}
+
+
+def _confusion(categories: Tensor, own: Tensor, numbers: list[int]) -> list[list[float]]:
+    return [[_mean(categories[own.cpu() == row] == column) for column in numbers] for row in numbers]
+
+
+def _mean(values: Tensor) -> float | None:
+    """None where there is nothing to take the mean of: a category without queries, or no other one to ask for."""
+    return values.double().mean().item() if values.numel() else None
+
+
+def write_conditions(measured: dict[str, Any], path: str | Path, model: str) -> None:
+    """The page, one HTML file without links, of what `measure_conditions` found."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.1f}"
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(template.render(model=model, **measured), encoding="utf-8")

@@ -1,0 +1,92 @@
+"""One scene, several conditions, what each finds: a PNG to look at.
+
+python -m lrvsf.evaluation.pages.picture --model assets/mini-condvit --data_root data/mini/test --out docs/retrieval.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from lrvsf.command import OneLineParser, run
+from lrvsf.data.images import decode_image
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder, load_model
+from lrvsf.embedding.pipeline import embed_distractors, embed_products
+from lrvsf.terminal import never_refuse
+from processing_condvit import pad_and_resize
+
+TILE, GAP, LINE, LABEL = 120, 8, 24, 104
+INK, FRAME = (32, 32, 36), (30, 140, 60)
+
+
+def gallery_of(encoder: Encoder, test_set: ProductTestSet) -> tuple[torch.Tensor, list[bytes]]:
+    """All products' target images and all distractors: (n, dim) unit rows, and the encoded images in the same order."""
+    products, distractors = embed_products(encoder, test_set, 256), embed_distractors(encoder, test_set, 256)
+    targets, others = list(test_set.products()), dict(test_set.distractors())
+    images = [targets[row].target_image for row in products.rows] + [others[row] for row in distractors.rows]
+    return torch.cat([products.embeds["target"], distractors.embeds["distractor"]]), images
+
+
+def retrieve(
+    encoder: Encoder, scene: bytes, categories: Iterable[str], gallery: torch.Tensor, count: int
+) -> dict[str, list[int]]:
+    """For each category the gallery rows that the conditioned scene finds, best first."""
+    pixels = encoder.pixels(scene)
+    found = {}
+    for category in categories:
+        query = encoder.embed([pixels], [category])  # (1, dim)
+        found[category] = (query @ gallery.T)[0].topk(count).indices.tolist()
+    return found
+
+
+def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes], target_row: int) -> Image.Image:
+    """The scene on the left, one row of answers for each condition; the known target is framed."""
+    rows, count = len(found), max(map(len, found.values()))
+    height = LINE + rows * (TILE + GAP)
+    side = height - LINE - GAP
+    width = GAP + side + GAP + LABEL + count * (TILE + GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    sheet.paste(pad_and_resize(decode_image(scene), side), (GAP, LINE))
+    draw.text((GAP, 4), "query", INK, font)
+    draw.text((2 * GAP + side, 4), "condition", INK, font)
+    draw.text((2 * GAP + side + LABEL, 4), "found among all products and distractors, best first", INK, font)
+    for line, (category, answers) in enumerate(found.items()):
+        top = LINE + line * (TILE + GAP)
+        draw.text((2 * GAP + side, top + TILE // 2 - 8), category, INK, font)
+        for place, row in enumerate(answers):
+            tile = pad_and_resize(decode_image(images[row]), TILE - 6)
+            tile = ImageOps.expand(tile, 3, FRAME if row == target_row else (224, 224, 228))
+            sheet.paste(tile, (2 * GAP + side + LABEL + place * (TILE + GAP), top))
+    return sheet
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = OneLineParser(__doc__)
+    parser.add_argument("--model", required=True, help="a CondViT model conditioned by category")
+    parser.add_argument("--data_root", required=True, help="test set folder")
+    parser.add_argument("--out", required=True, help="PNG to write")
+    parser.add_argument("--product", type=int, default=0, help="row of the test set's product whose scene is asked")
+    parser.add_argument("--categories", nargs="+", help="conditions; by default the product's own")
+    parser.add_argument("--count", type=int, default=5, help="answers for each condition")
+    args = parser.parse_args(arguments)
+    never_refuse()
+    encoder, test_set = Encoder(load_model(args.model), "category"), ProductTestSet(args.data_root)
+    if not 0 <= args.product < test_set.n_products:
+        raise ValueError(f"--product {args.product}: the test set has products 0..{test_set.n_products - 1}")
+    product = next(iter(test_set.products(args.product, args.product + 1)))
+    categories = args.categories or [product.category]
+    if unknown := [name for name in categories if name not in encoder.model.config.categories]:
+        raise ValueError(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
+    gallery, images = gallery_of(encoder, test_set)
+    found = retrieve(encoder, product.query_image, categories, gallery, args.count)
+    target = images.index(product.target_image)
+    draw_retrieval(product.query_image, found, images, target).save(args.out, optimize=True)
+    print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(categories)}")
+
+
+if __name__ == "__main__":
+    run(main, "lrvsf.evaluation.pages.picture")

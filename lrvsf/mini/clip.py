@@ -1,0 +1,193 @@
+"""Mini CLIP: a CLIP of four million parameters that has seen only Mini LRVS-F. Mini starts as the real recipe does.
+
+    python -m lrvsf.mini.clip recipes/mini-clip.yaml [flags that override it]
+
+Scenes are paired with captions that list what is worn, product pictures with their own. Nothing tells it where a
+garment is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tqdm import tqdm
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from lrvsf.command import quiet_libraries, run
+from lrvsf.data.folders import files_in
+from lrvsf.data.images import decode_image
+from lrvsf.data.parquet import open_parquet
+from lrvsf.durable import follow_umask
+from lrvsf.flags import FlagParser
+from lrvsf.recipe import parse_classes, read_arguments
+from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
+
+USAGE = "python -m lrvsf.mini.clip [RECIPE.yaml] [--flag value ...]"
+CLASSES = (("lrvsf.mini.clip", "MiniClipArguments"), ("transformers.training_args", "TrainingArguments"))
+TEXT_TOKENS = 80  # a scene's caption has at most about 60 words
+
+
+@dataclass
+class MiniClipArguments:
+    """What Mini CLIP is made of and from."""
+
+    data: str = field(default="data/mini", metadata={"help": "folder that `prepare_lrvsf.py mini` wrote"})
+    image_size: int = field(default=96, metadata={"help": "pixels a side"})
+    patch_size: int = field(default=16, metadata={"help": "pixels a side of one patch"})
+    width: int = field(default=256, metadata={"help": "vision tower's hidden size; heads are 64 wide"})
+    layers: int = field(default=4, metadata={"help": "vision tower's layers"})
+    projection_dim: int = field(default=128, metadata={"help": "embedding dimension"})
+
+
+def make_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
+    """One token a word of these captions; hyphens and commas stand alone. CLIP pools at the end token."""
+    words = sorted({word for caption in captions for word in re.findall(r"\w+|[^\w\s]", caption)})
+    vocabulary = {word: index for index, word in enumerate(["[pad]", "[unknown]", "[start]", "[end]", *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[unknown]"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w\s]"), "isolated")]
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="[start] $A [end]", special_tokens=[("[start]", vocabulary["[start]"]), ("[end]", vocabulary["[end]"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[pad]",
+        unk_token="[unknown]",
+        bos_token="[start]",
+        eos_token="[end]",
+        model_max_length=TEXT_TOKENS,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def make_model(args: MiniClipArguments, tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
+    """Random weights. GELU and eager attention, because on short sequences a CPU runs them fastest."""
+    vision = {
+        "image_size": args.image_size,
+        "patch_size": args.patch_size,
+        "hidden_size": args.width,
+        "intermediate_size": 4 * args.width,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.width // 64,
+        "hidden_act": "gelu",
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TEXT_TOKENS,
+        "hidden_act": "gelu",
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=args.projection_dim)
+    return CLIPModel._from_config(config, attn_implementation="eager")
+
+
+class CaptionedImages(torch.utils.data.Dataset):
+    """Every picture of the product shards with its first caption, decoded once: 28 kB each at 96 pixels."""
+
+    def __init__(self, shards: list[Path], size: int):
+        self.captions: list[str] = []
+        self.pixels: list[np.ndarray] = []
+
+        def load(image: dict) -> np.ndarray:
+            return np.asarray(pad_and_resize(decode_image(image["image"]["bytes"]), size))
+
+        with ThreadPoolExecutor() as pool:
+            for shard in tqdm(shards, desc="decoding", unit="shard"):
+                for batch in open_parquet(shard).iter_batches(256, columns=["images"]):
+                    images = [image for product in batch.to_pydict()["images"] for image in product]
+                    self.captions += [image["captions"][0] for image in images]
+                    self.pixels += pool.map(load, images)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"pixels": self.pixels[index], "caption": self.captions[index]}
+
+
+class Collator:
+    """Rows of CaptionedImages -> CLIPModel's inputs; half of the images are mirrored."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows])).permute(0, 3, 1, 2)
+        mirrored = torch.rand(len(rows)) < 0.5
+        pixels[mirrored] = pixels[mirrored].flip(-1)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        text = self.tokenizer([row["caption"] for row in rows], padding=True, return_tensors="pt")
+        return {"pixel_values": (pixels / 255 - mean) / std, **text, "return_loss": True}
+
+
+class ClampTemperature(TrainerCallback):
+    """Keeps exp(logit_scale) at 100 or below, as CLIP does."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6052)
+
+
+@torch.no_grad()
+def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages, batches: int = 8) -> float:
+    """Share of images whose own caption scores highest in batches of 128, half of it scenes or more."""
+    model.eval()
+    batches = min(batches, len(data) // 128)
+    rows = np.random.default_rng(0).permutation(len(data))[: batches * 128].reshape(batches, 128)
+    right = []
+    for batch in rows:
+        out = model(**collate([data[i] for i in batch]))
+        right.append((out.logits_per_image.argmax(1) == torch.arange(len(batch))).float().mean().item())
+    return float(np.mean(right))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = FlagParser(USAGE, __doc__, *CLASSES)
+    flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
+    shards = files_in(Path(asked.data, "train"), "*.parquet")
+    if not shards:
+        raise FileNotFoundError(
+            f"no train/*.parquet in {asked.data}: draw it with `python prepare_lrvsf.py mini {asked.data}`"
+        )
+    quiet_libraries()
+    args, training = parse_classes((MiniClipArguments, TrainingArguments), flags, asked, machine=True)
+    data = CaptionedImages(shards, args.image_size)
+    tokenizer = make_tokenizer(data.captions)
+    torch.manual_seed(training.seed)
+    model, collate = make_model(args, tokenizer), Collator(tokenizer)
+    trainer = Trainer(model, training, data_collator=collate, train_dataset=data, callbacks=[ClampTemperature()])
+    trainer.train()
+    accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= 128 else None
+    print(f"{model.num_parameters():,} parameters; the right caption among 128: {accuracy} (training images)")
+    model.half().save_pretrained(training.output_dir)
+    follow_umask(Path(training.output_dir))
+    tokenizer.save_pretrained(training.output_dir)
+    report = {"caption_accuracy": accuracy, "steps": trainer.state.global_step, "log": trainer.state.log_history}
+    Path(training.output_dir, "training.json").write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    run(main, "lrvsf.mini.clip")

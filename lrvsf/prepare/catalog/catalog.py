@@ -1,0 +1,194 @@
+"""`prepare_lrvsf.py catalog`: your own products -> product shards to train on, and test sets.
+
+Every image is read once, decoded, made smaller if it is large, and put on disk until all are read. Then it is known
+which products are complete, and each goes to its place (see splits.py). Memory holds the list of images (0.8 GB for a
+million), some dozens of images, and one page of a Parquet table that holds images itself; disk holds the smaller images
+twice until the step is done.
+
+The same catalog gives the same bytes, with any number of processes and after any number of kills.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+from tqdm import tqdm
+from typer import Argument, Option
+
+from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.workers import worker_map
+from lrvsf.durable import locked
+from lrvsf.prepare.catalog.listing import Listing, read_file, read_listing
+from lrvsf.prepare.catalog.next_steps import next_steps
+from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Shot, Splits
+from lrvsf.prepare.rows import Picture, product_row, query_row
+from lrvsf.prepare.shown import as_shown
+from lrvsf.prepare.spool import Spool
+from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from, read_manifest
+
+FORMAT = 3  # raise it when the same catalog gives other bytes
+JPEG_QUALITY = 95
+CHUNK = 64  # images in memory at a time
+NO_CATEGORY = "no category"  # a test set needs one; no model is asked about it
+
+
+def catalog(
+    table: Annotated[
+        Path,
+        Argument(
+            help=".csv or .parquet with product_id, image (path from the table's folder, or bytes), role (product or "
+            "scene), and category, text or both; or a folder CATEGORY/PRODUCT/IMAGE"
+        ),
+    ],
+    out: Annotated[Path, Argument(help="data folder; gets train/, validation/, test/, train.yaml and catalog.json")],
+    scene_pattern: Annotated[str, Option(help="of a folder: which file names are scenes")] = "*scene*",
+    validation: Annotated[float, Option(help="share of the products in the validation set")] = 0.1,
+    test: Annotated[float, Option(help="share of the products in the test set")] = 0.1,
+    seed: Annotated[int, Option(help="of the split and of the order of the products")] = 0,
+    image_size: Annotated[
+        int, Option(help="make larger images smaller: pixels of the shortest side; 0 keeps them as they are")
+    ] = 256,
+    images: Annotated[
+        Path | None, Option(help="of a table: the folder that paths start from and may not leave; by default its own")
+    ] = None,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Turn your own products into product shards and test sets."""
+    shares = Shares(validation, test, seed)
+    if image_size < 0:
+        raise ValueError(f"image_size={image_size} must be 1 or more, or 0 to keep images as they are")
+    if table.is_dir() and out.resolve().is_relative_to(table.resolve()):
+        raise ValueError(f"{out} is inside {table}, whose images are read; choose another folder")
+    listing = read_listing(table, scene_pattern, images)
+    settings = {"format": FORMAT, "validation": validation, "test": test, "seed": seed, "image_size": image_size}
+    source = listing.fingerprint(settings)
+    with locked(out, "prepare_lrvsf.py catalog"):
+        if not _finished(out, source):
+            with Spool(out / "images.writing") as spool, worker_map(processes) as mapper:
+                job = partial(fetch, image_size=image_size, folder=listing.images_folder)
+                shots = list(_read_images(listing, spool, job, mapper))
+                splits = Splits(shots, shares)
+                _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
+        report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
+        report |= next_steps(out, report)
+        write_report(out / "catalog.json", report)
+    return report
+
+
+def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[bytes, bytes, list[str]] | str:
+    """(encoded image, SHA-256 of what it came as, how it was changed), or why there is none. Runs in the workers.
+
+    Args:
+        source: path, or bytes, or None.
+        image_size: pixels that the shortest side may have; 0 for any number.
+        folder: that a path may not leave.
+    """
+    changes: list[str] = []
+    try:
+        source = read_file(source, folder) if isinstance(source, str) else source
+        image = decode_image(source, partial(as_shown, changes=changes))
+    except BadImage as error:
+        return error.reason
+    digest = hashlib.sha256(source).digest()
+    shortest = min(image.size)
+    if image_size and shortest > image_size:
+        width, height = (max(image_size, round(side * image_size / shortest)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    elif not changes:
+        return source, digest, changes  # the file as it came
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue(), digest, changes
+
+
+def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[Shot]:
+    """Puts every image that can be used into the spool; the others are counted, and so are those that were changed."""
+    pairs = zip(listing.entries, listing.images(), strict=True)
+    with tqdm(total=len(listing.entries), desc="reading", unit="image") as bar:
+        while chunk := list(islice(pairs, CHUNK)):
+            for (entry, _), found in zip(chunk, mapper(job, [image for _, image in chunk]), strict=True):
+                if isinstance(found, str):
+                    listing.skips.add(found, entry.where)
+                else:
+                    data, digest, changes = found
+                    for change in changes:
+                        listing.changes.add(change, entry.where)
+                    yield Shot(entry, spool.add(data), digest)
+            bar.update(len(chunk))
+
+
+def _finished(out: Path, source: str) -> bool:
+    """Whether all that a catalog gives is there; ValueError if something else is."""
+    made = {name: made_from(out / name, source) for name in (TRAIN, *SETS)}
+    return made[TRAIN] and all(made[name] for name in SETS if name in read_manifest(out / TRAIN)["note"]["report"])
+
+
+def _report(listing: Listing, splits: Splits, images: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything but what depends on where it is written."""
+    parts = {"listed": listing.listed, "images that can be used": images, **listing.skips.report()}
+    parts |= listing.changes.report("images written anew")
+    if listing.unused:
+        parts["columns not used"] = ", ".join(listing.unused)
+    if not splits.complete[TRAIN]:
+        raise ValueError(
+            f"{listing.source} gives no product to train on: one with a product image and a scene, with a category if "
+            f"any product has one, and outside the test sets\n{as_table(parts | splits.report())}"
+        )
+    repeated = {f"images, {name}": part for name, part in splits.skips.report().items()}
+    return parts | splits.report() | repeated | {"categories": splits.categories(), "settings": settings}
+
+
+def _write(splits: Splits, spool: Spool, out: Path, source: str, report: dict[str, Any]) -> None:
+    """Writes the folders that are not there; train comes last, so that it tells of the others."""
+    note = {"input": source, "report": report}
+    total = sum(map(len, splits.complete.values()))
+    with tqdm(total=total, desc="writing", unit="product") as bar:
+        for name in SETS:
+            if not splits.complete[name] or made_from(out / name, source):
+                continue
+            with TestSetWriter(out / name) as writer:
+                writer.note = note
+                for product_id, images in splits.complete[name].items():
+                    pictures = [_picture(shot, spool, NO_CATEGORY) for shot in images]
+                    writer.add_query(query_row(product_id, pictures))
+                    bar.update()
+                for shot in (*splits.distractors[name], *splits.borrowed[name]):
+                    writer.add_distractor(_distractor(shot, spool))
+        if not made_from(out / TRAIN, source):
+            with ProductShardWriter(out / TRAIN) as writer:
+                writer.note = note
+                for product_id, images in splits.complete[TRAIN].items():
+                    writer.add(product_row(product_id, [_picture(shot, spool) for shot in images]))
+                    bar.update()
+
+
+def _picture(shot: Shot, spool: Spool, otherwise: str | None = None) -> Picture:
+    return Picture(
+        split="",
+        type=shot.entry.type,
+        category=shot.category or otherwise,
+        captions=list(shot.entry.captions),
+        url=shot.entry.where,
+        sha256=shot.digest.hex(),
+        data=spool.read(shot.place),
+        failure=None,
+        fetched=True,
+    )
+
+
+def _distractor(shot: Shot, spool: Spool) -> dict[str, Any]:
+    return {
+        "PRODUCT_ID": shot.entry.product_id,
+        "TYPE": shot.entry.type,
+        "CATEGORY": shot.category,
+        "blip2_caption1": next(iter(shot.entry.captions), None),
+        "jpg": spool.read(shot.place),
+    }

@@ -1,0 +1,263 @@
+"""Which product of a catalog is trained on, which is a query, and which is a distractor.
+
+A product's place between 0 and 1 is a hash of the seed and its id. In each category, the first of that line are the
+test set, the next the validation set, and the rest is trained on; so each category has its share of each. Products that
+are added later move no old one of another category, and of their own those few that stood where the shares end.
+
+Products that share a picture stay together (see lrvsf.data.sharing), and of those that show one thing one is a query:
+the others' pictures would be right answers that count as wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any
+
+from lrvsf.data.products import category_of, fault
+from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.sharing import SharedPictures, marks, number_of
+from lrvsf.prepare.catalog.listing import Entry
+from lrvsf.prepare.rows import Skips, unjoined_categories
+from lrvsf.prepare.spool import Place
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SETS = (VALIDATION, TEST)
+SPLIT_FROM = 5  # groups of a category: of fewer, none is held out unless its share rounds to one
+
+
+@dataclass(slots=True)
+class Shot:
+    """An image that can be used: where it waits, and the SHA-256 of its file as it came."""
+
+    entry: Entry
+    place: Place
+    digest: bytes
+    category: str | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of the products goes where.
+
+    Attributes:
+        validation, test: fractions of 1; the rest is trained on.
+        seed: of the hash.
+    """
+
+    validation: float
+    test: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if min(self.validation, self.test) < 0 or not self.validation + self.test < 1:
+            raise ValueError(
+                f"validation {self.validation} and test {self.test} must be fractions, 0 or more, and leave some of 1 "
+                "to train on"
+            )
+
+    def of(self, name: str) -> float:
+        return {VALIDATION: self.validation, TEST: self.test}[name]
+
+    def place(self, product_id: str) -> float:
+        seeded = hashlib.blake2b(product_id.encode(), digest_size=8, key=str(self.seed).encode())
+        return int.from_bytes(seeded.digest(), "big") / 2**64
+
+    def counts(self, groups: int) -> dict[str, int]:
+        """How many of the groups of a category are in each test set: the share, rounded, and at least one of a few."""
+        counts = {}
+        for name in (TEST, VALIDATION):
+            least = 1 if self.of(name) and groups >= SPLIT_FROM else 0
+            counts[name] = max(least, int(groups * self.of(name) + 0.5))
+        while sum(counts.values()) >= max(groups, 1):  # one is left to train on
+            counts[max(counts, key=counts.__getitem__)] -= 1
+        return counts
+
+    def set_of_distractors(self, product_id: str) -> str:
+        """The test set that a product serves as a distractor: in proportion to the shares, one of which is not 0."""
+        return TEST if self.place(product_id) * (self.validation + self.test) < self.test else VALIDATION
+
+
+class Splits:
+    """The products of a catalog, sorted out.
+
+    Attributes:
+        complete: split -> product id -> its images, SIMPLE before scenes, in a shuffled order of products.
+        distractors: test set -> SIMPLE images of products that cannot be trained on.
+        borrowed: test set -> SIMPLE images of the other test set's products, where it had too few distractors of its
+            own, or none of a category.
+        conditioned: whether the catalog has categories at all.
+        products: counts.
+        skips: of images, and of products that a test set leaves out.
+        mixed: products whose rows name several categories.
+        shared: the pictures of all products.
+    """
+
+    def __init__(self, shots: Iterable[Shot], shares: Shares) -> None:
+        self.shares, self.skips, self.mixed = shares, Skips(), Skips()
+        self.products: Counter[str] = Counter(usable=0, complete=0)
+        self.complete: dict[str, dict[str, list[Shot]]] = {name: {} for name in (TRAIN, *SETS)}
+        self.distractors: dict[str, list[Shot]] = {name: [] for name in SETS}
+        self.borrowed: dict[str, list[Shot]] = {name: [] for name in SETS}
+        found: dict[str, list[Shot]] = defaultdict(list)
+        for shot in shots:
+            found[shot.entry.product_id].append(shot)
+        self.conditioned = any(shot.entry.category for images in found.values() for shot in images)
+        order = sorted(found, key=lambda name: (shares.place(name), name))
+        products = {name: self._distinct(found[name]) for name in order}
+        self.shared, alike = SharedPictures(), SharedPictures()
+        for name, images in products.items():
+            category = images[0].category
+            self.shared.add(name, [number_of(shot.digest) for shot in images])
+            alike.add(name, [m for shot in images for m in marks(shot.digest, shot.entry.type, category)])
+        self._things = {name: group[0] for group in alike.groups() for name in group}
+        groups = {name: group for group in self.shared.groups() for name in group}
+        self._place({name: images for name, images in products.items() if self._is_complete(images)}, groups)
+        self._place_distractors(products, groups)
+        for name in SETS:
+            self._drop_repeats(name)
+        for name, other in zip(SETS, reversed(SETS), strict=True):
+            self._drop_answers(name, self.distractors)
+            asked = {images[0].category for images in self.complete[name].values()}
+            known = {shot.category for shot in self.distractors[name]}
+            if len(self.distractors[name]) < len(self.complete[name]) or asked - known:
+                self.borrowed[name] = [shot for images in self.complete[other].values() for shot in _simple(images)]
+                self._drop_answers(name, self.borrowed)
+
+    def _distinct(self, images: list[Shot]) -> list[Shot]:
+        """The images without repeated ones, SIMPLE first; a SIMPLE image without category gets the product's."""
+        first: dict[bytes, Shot] = {}
+        for shot in images:
+            if first.setdefault(shot.digest, shot) is not shot:
+                self.skips.add("the same image twice in a product", f"{shot.entry.where} of {shot.entry.product_id}")
+        kept = sorted(first.values(), key=lambda shot: (SIMPLE, *SCENES).index(shot.entry.type))
+        category = next((shot.entry.category for shot in kept if shot.entry.category), None)
+        for shot in kept:
+            if shot.entry.type == SIMPLE:
+                shot.category = shot.entry.category or category
+        named = list(dict.fromkeys(shot.entry.category for shot in (*kept, *images) if shot.entry.category))
+        if len(named) > 1:
+            stands = f"{kept[0].entry.product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
+            self.mixed.add("several categories", stands)
+        return kept
+
+    def _is_complete(self, images: list[Shot]) -> bool:
+        """Whether a product can be trained on; counts it as what it is."""
+        types = [shot.entry.type for shot in images]
+        self.products["usable"] += 1
+        if fault(types, [], None) is None and (images[0].category or not self.conditioned):
+            self.products["complete"] += 1
+            return True
+        lacks = "product image" if SIMPLE not in types else "category" if set(types) & set(SCENES) else "scene"
+        self.products[f"without {lacks}"] += 1
+        return False
+
+    def _place(self, products: dict[str, list[Shot]], groups: dict[str, list[str]]) -> None:
+        """Puts complete products into splits, category by category and group by group."""
+        strata: dict[str | None, dict[str, list[str]]] = defaultdict(dict)
+        for name, images in products.items():
+            together = [other for other in groups.get(name, [name]) if other in products]
+            if together[0] == name:
+                strata[images[0].category][name] = together
+        split = {}
+        for stratum in strata.values():
+            left, sizes = self.shares.counts(len(stratum)), [len(together) for together in stratum.values()]
+            usual = 3 * median_low(sizes)
+            for together in stratum.values():
+                # Many products of one picture are most likely of a picture that says "no picture": not a test set.
+                fits = (n for n in left if left[n] and len(together) <= max(usual, sum(sizes) * self.shares.of(n)))
+                if (part := next(fits, TRAIN)) != TRAIN:
+                    left[part] -= 1
+                split.update(dict.fromkeys(together, part))
+        for name, images in products.items():
+            self.complete[split[name]][name] = images
+
+    def _place_distractors(self, products: dict[str, list[Shot]], groups: dict[str, list[str]]) -> None:
+        """Gives each SIMPLE image that cannot be trained on to a test set: its group's, if that has queries."""
+        if not self.shares.validation + self.shares.test:
+            return
+        split = {name: part for part, complete in self.complete.items() for name in complete}
+        for name, images in products.items():
+            if name in split or not (simple := _simple(images)):
+                continue
+            group = groups.get(name, [name])
+            part = next((split[other] for other in group if other in split), None)
+            if part == TRAIN:
+                for shot in simple:
+                    self.skips.add("distractor that shares a picture with a product to train on", shot.entry.where)
+            else:
+                self.distractors[part or self.shares.set_of_distractors(group[0])] += simple
+
+    def _drop_repeats(self, name: str) -> None:
+        """Leaves one query of those that show one thing."""
+        seen: set[str] = set()
+        for product in list(self.complete[name]):
+            thing = self._things.get(product, product)
+            if thing in seen:
+                del self.complete[name][product]
+                self.skips.add("product of a test set that shows the same as another one there", product)
+            seen.add(thing)
+
+    def _drop_answers(self, name: str, distractors: dict[str, list[Shot]]) -> None:
+        """Leaves out distractors that show what a query's product is: they would be right answers. And the very photos
+        that are asked with: a model that heeds no condition would find nothing else."""
+        answers = {self._things.get(product, product) for product in self.complete[name]}
+        asked = {s.digest for images in self.complete[name].values() for s in images if s.entry.type != SIMPLE}
+        kept = []
+        for shot in distractors[name]:
+            product = shot.entry.product_id
+            if self._things.get(product, product) in answers:
+                self.skips.add("distractor that shows the product of a query", shot.entry.where)
+            elif shot.digest in asked:
+                self.skips.add("distractor that is the photo of a query", shot.entry.where)
+            else:
+                kept.append(shot)
+        distractors[name] = kept
+
+    def categories(self) -> dict[str, dict[str, int]]:
+        """Category -> split -> complete products, sorted by category. Products stand under their first SIMPLE image's.
+
+        Raises:
+            ValueError: a category that the command line would take for a flag.
+        """
+        names = {shot.category for split in self.complete.values() for images in split.values() for shot in images}
+        counts = {name: {split: 0 for split in self.complete} for name in sorted(names - {None})}
+        for split, products in self.complete.items():
+            for images in products.values():
+                types, categories = zip(*((shot.entry.type, shot.category) for shot in images), strict=True)
+                if (category := category_of(types, categories)) is not None:
+                    counts[category][split] += 1
+        if flags := [name for name in counts if name.startswith("-")]:
+            raise ValueError(f"category {flags[0]!r} begins with a dash, like a flag; give it another name")
+        return counts
+
+    def report(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"products": dict(self.products), **self.shared.report()}
+        parts |= self.mixed.report("products whose rows name")
+        if train := self.complete[TRAIN]:
+            parts[TRAIN] = {"products": len(train), "images": sum(map(len, train.values()))}
+        unused = 0
+        for name in SETS:
+            own, borrowed = len(self.distractors[name]), len(self.borrowed[name])
+            if queries := len(self.complete[name]):
+                parts[name] = {"queries": queries, "distractors": own + borrowed}
+                if borrowed:
+                    parts[name]["of them products of the other test set"] = borrowed
+                if self.conditioned:
+                    parts[name] |= self._unjoined(name)
+            else:
+                unused += own
+        if unused:
+            parts["distractors without queries, not used"] = unused
+        return parts
+
+    def _unjoined(self, name: str) -> dict[str, Any]:
+        asked = Counter(images[0].category for images in self.complete[name].values())
+        return unjoined_categories(asked, Counter(s.category for s in self.distractors[name] + self.borrowed[name]))
+
+
+def _simple(images: list[Shot]) -> list[Shot]:
+    return [shot for shot in images if shot.entry.type == SIMPLE]

@@ -1,0 +1,284 @@
+"""`prepare_lrvsf.py check`: what is in a prepared folder, what is damaged, and whether it can be used.
+
+Damage never ends a check: a file without a footer, a page that does not decompress and an image that is none are all
+found in one go. A quick check reads no images, so it sees damage of files, rows and splits, but not of pixels. A folder
+that cannot be used is refused with a ValueError whose message ends with the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+from tqdm import tqdm
+from typer import Argument, Option
+
+from lrvsf.data.folders import files_in
+from lrvsf.data.names import lookalikes, quoted
+from lrvsf.data.sharing import SharedPictures
+from lrvsf.data.workers import worker_map
+from lrvsf.prepare.inspection import (
+    DISTRACTORS,
+    NO_BYTES,
+    QUERIES,
+    SHARD,
+    DamagedFile,
+    Found,
+    inspect,
+    row_groups,
+)
+from lrvsf.prepare.rows import unjoined_categories
+from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.writers import read_manifest
+
+MAX_BAD = 0.01  # share of images; training and evaluation end at the same unless told otherwise
+EXAMPLES = 3
+
+
+def check(
+    path: Annotated[
+        Path, Argument(help="product shards, a test set, or a data folder with train/, validation/, test/")
+    ],
+    quick: Annotated[bool, Option("--quick", help="read no images")] = False,
+    max_bad_fraction: Annotated[float, Option(min=0, max=1, help="tolerated share of images that are bad")] = MAX_BAD,
+    report: Annotated[Path | None, Option(help="file to write the report to, as JSON")] = None,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
+    with worker_map(1 if quick else processes) as mapper:
+        parts = [part(folder, quick, mapper, max_bad_fraction) for folder, part in find_parts(path)]
+    _compare(parts, max_bad_fraction)
+    result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
+    result |= {part.name: part.report() for part in parts}
+    if report:
+        write_report(report, result)
+    if unfit := [part.name for part in parts if part.faults]:
+        raise ValueError(f"{path} cannot be used, for what is listed of {', '.join(unfit)}\n{as_table(result)}")
+    return result
+
+
+def find_parts(path: Path) -> list[tuple[Path, Callable[..., Part]]]:
+    """(folder, what reads it) of the folder itself or of the folders in it.
+
+    Raises:
+        ValueError: there is nothing prepared in it.
+    """
+    for folders in ([path], sorted(path.iterdir()) if path.is_dir() else []):
+        found = []
+        for folder in folders:
+            if folder.suffix == ".writing":  # of a step under way, or killed
+                continue
+            if (folder / "products.parquet").is_file() or (folder / "distractors").is_dir():
+                found.append((folder, read_test_set))
+            elif files_in(folder, "*.parquet"):
+                found.append((folder, read_shards))
+        if found:
+            return found
+    holds = ", ".join(sorted(p.name for p in path.iterdir())[:10]) if path.is_dir() else "no such folder"
+    raise ValueError(f"{path} holds neither product shards nor a test set ({holds}); make them with prepare_lrvsf.py")
+
+
+class Part:
+    """Product shards or a test set: what was found in all of its files.
+
+    Attributes:
+        faults: why it cannot be used -> the names of what shows it.
+        notes: what should be known -> likewise.
+        by_category: of the rows of each kind, how many images.
+        pictures: of the rows of each kind; targets: of queries, the SIMPLE ones alone.
+        owners: of queries and distractors, the numbers of their product ids.
+    """
+
+    def __init__(self, name: str, purpose: str) -> None:
+        self.name, self.purpose = name, purpose
+        self.files: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.images: Counter = Counter()
+        self.image_bytes = 0
+        self.shorter: Counter[int] = Counter()
+        self.longer: Counter[int] = Counter()
+        self.bad: dict[str, list[str]] = defaultdict(list)
+        self.unusable: dict[str, list[str]] = defaultdict(list)
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.by_category: dict[str, Counter[str | None]] = defaultdict(Counter)
+        self.pictures = {kind: SharedPictures() for kind in (SHARD, QUERIES, DISTRACTORS)}
+        self.targets = SharedPictures()
+        self.owners = {kind: SharedPictures() for kind in (QUERIES, DISTRACTORS)}
+        self.notes: dict[str, list[str]] = {}
+
+    def add(self, kind: str, place: str, found: Found) -> None:
+        self.rows[kind] += found.rows
+        self.ids.update(found.products)
+        self.images += found.images
+        for (_, category), count in found.images.items():
+            self.by_category[kind][category] += count
+        self.image_bytes += found.image_bytes
+        self.shorter += found.shorter
+        self.longer += found.longer
+        for name, numbers in found.pictures:
+            self.pictures[kind].add(name, numbers)
+            if kind == QUERIES:
+                self.targets.add(name, numbers[:1])
+        for number in found.owners:
+            self.owners[kind].add("", [] if number is None else [number])
+        for reason, name in found.bad:
+            self.bad[reason].append(name)
+        for reason, name in found.faults:
+            self.unusable[reason].append(name)
+        if found.damage:
+            self.faults["row groups that cannot be read to their end"].append(f"{place}: {found.damage}")
+
+    def judge(self, max_bad: float) -> None:
+        """Adds the faults that only the whole shows."""
+        self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
+        if same := self.pictures[DISTRACTORS].also_in(self.targets):
+            self.notes["distractors that are the very image of a target"] = [f"row {number}" for number in same]
+        if own := self.owners[DISTRACTORS].also_in(self.owners[QUERIES]):
+            self.notes["distractors that are pictures of a query's product"] = [f"row {number}" for number in own]
+        for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
+            self.faults[f"{what} that a reader takes for one"] += _alike(names, case)
+        bad = [name for names in self.bad.values() for name in names]
+        if len(bad) > max_bad * self.images.total():
+            self.faults[f"images that cannot be decoded, more than {100 * max_bad:g}%"] += bad
+        self.faults = {reason: names for reason, names in self.faults.items() if names}
+
+    def shown(self) -> SharedPictures:
+        """The pictures of products or queries."""
+        return self.pictures[SHARD if self.purpose == "trained" else QUERIES]
+
+    def categories(self) -> Counter[str]:
+        """How many images each has."""
+        found: Counter[str] = Counter()
+        for (_, category), count in self.images.items():
+            if category is not None:
+                found[category] += count
+        return found
+
+    def report(self) -> dict[str, Any]:
+        types, categories = Counter(), self.categories()
+        for (kind, _), count in self.images.items():
+            types[str(kind)] += count
+        numbers: dict[str, Any] = {"files": dict(self.files), "rows": dict(self.rows), "images": dict(types)}
+        numbers |= {"categories": dict(sorted(categories.items())), "image bytes": self.image_bytes}
+        if self.shorter:
+            numbers |= {"median shorter side": _median(self.shorter), "median longer side": _median(self.longer)}
+        if self.purpose == "evaluated":
+            numbers |= unjoined_categories(self.by_category[QUERIES], self.by_category[DISTRACTORS])
+        numbers |= self.shown().report()
+        numbers |= _counted(self.notes)
+        for title, names in (("images that cannot be decoded", self.bad), ("rows that cannot be used", self.unusable)):
+            if names:
+                numbers[title] = _counted(names)
+        numbers[f"can be {self.purpose} on"] = "no" if self.faults else "yes"
+        return numbers | ({"because": _counted(self.faults)} if self.faults else {})
+
+
+def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
+    """Everything about FOLDER/*.parquet as product shards."""
+    part = Part(folder.name, "trained")
+    files = files_in(folder, "*.parquet")
+    digests = {file.name: hashlib.sha256() for file in files}
+    rows: Counter[str] = Counter()
+    for file, found in _inspect_all(SHARD, files, quick, mapper, part):
+        digests[file.name].update(found.digests)
+        rows[file.name] += found.rows
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        part.faults["a damaged manifest"].append(str(error))
+        manifest = None
+    if manifest:
+        listed = {entry["name"]: entry for entry in manifest.get("files", ())}
+        part.faults["files of the manifest that are missing"] += listed.keys() - digests.keys()
+        part.faults["files that the manifest does not name"] += digests.keys() - listed.keys()
+        for name in sorted(listed.keys() & digests.keys()):
+            if rows[name] != listed[name]["rows"]:
+                part.faults["files with more or fewer rows than the manifest says"].append(name)
+            elif not quick and digests[name].hexdigest() != listed[name]["digest"]:
+                part.faults["files with other rows than the manifest says"].append(name)
+    # A reader that follows paths would open whatever they name.
+    part.faults["images without bytes"] += part.bad.get(NO_BYTES, [])
+    if sum(map(len, part.unusable.values())) == part.rows[SHARD]:
+        part.faults["no product that gives a pair"].append(folder.name)
+    part.judge(max_bad)
+    return part
+
+
+def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
+    """Everything about FOLDER/products.parquet and FOLDER/distractors/*.parquet."""
+    part = Part(folder.name, "evaluated")
+    products, distractors = folder / "products.parquet", files_in(folder / "distractors", "*.parquet")
+    for kind, files in ((QUERIES, [products] if products.is_file() else []), (DISTRACTORS, distractors)):
+        for _ in _inspect_all(kind, files, quick, mapper, part):
+            pass
+        if not part.rows[kind]:
+            part.faults[f"no {kind}"].append(folder.name)
+    for reason, names in part.unusable.items():
+        part.faults[f"queries with {reason}"] += names
+    part.judge(max_bad)
+    return part
+
+
+def _inspect_all(
+    kind: str, files: list[Path], quick: bool, mapper: Callable, part: Part
+) -> Iterator[tuple[Path, Found]]:
+    """Adds what the files hold to the part, and yields it by row group, in order."""
+    jobs = []
+    for file in files:
+        part.files[kind] += 1
+        try:
+            jobs += [(kind, file, group, quick) for group in range(row_groups(kind, file))]
+        except DamagedFile as error:
+            part.faults[error.reason].append(f"{file.name}: {error}")
+    results = mapper(inspect, *zip(*jobs, strict=True)) if jobs else ()
+    progress = tqdm(results, total=len(jobs), desc=f"{part.name}, {kind}", unit="row group")
+    for (_, file, group, _), found in zip(jobs, progress, strict=True):
+        part.add(kind, f"{file.name}, row group {group}", found)
+        yield file, found
+
+
+def _compare(parts: list[Part], max_bad: float) -> None:
+    """A product of two parts, by its id or by its picture, makes the one that is evaluated on worthless.
+
+    So does a category that only looks like one of the other.
+    """
+    for first, second in combinations(parts, 2):
+        judged, other = (first, second) if second.purpose == "trained" else (second, first)
+        inner = _alike(first.categories()) + _alike(second.categories())
+        if alike := [group for group in _alike(first.categories() + second.categories()) if group not in inner]:
+            judged.faults[f"categories that a reader takes for one of {other.name}"] = alike
+        if common := sorted(first.ids.keys() & second.ids.keys()):
+            judged.faults[f"products that are also in {other.name}"] = common
+        shown = judged.shown()
+        if leaked := [shown.products[number] for number in shown.also_in(other.shown())]:
+            title = f"products with a picture that is also in {other.name}"
+            judged.notes[title] = leaked
+            if len(leaked) > max_bad * len(shown.products):
+                judged.faults[f"{title}, more than {100 * max_bad:g}%"] = judged.notes.pop(title)
+
+
+def _alike(names: Iterable[str], case: bool = False) -> list[str]:
+    return [" and ".join(map(quoted, group)) for group in lookalikes(names, case)]
+
+
+def _counted(names: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """reason -> how often, and the first few."""
+    return {
+        reason: {"count": len(found), "such as": ", ".join(found[:EXAMPLES])}
+        for reason, found in sorted(names.items(), key=lambda item: -len(item[1]))
+    }
+
+
+def _median(counts: Counter[int]) -> int:
+    """The lower median of numbers that are counted, not listed."""
+    below = 0
+    for value in sorted(counts):
+        below += counts[value]
+        if 2 * below >= counts.total():
+            return value
+    raise ValueError("no numbers, no median")

@@ -1,0 +1,210 @@
+"""What one row group of a prepared file holds and what is wrong with it. Never dies of damage: it returns it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from lrvsf.data.images import BadImage, decode_image
+from lrvsf.data.names import UnusableCell, identifier
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
+from lrvsf.data.schema import SIMPLE
+from lrvsf.data.sharing import number_of
+from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, wrong_cells
+from lrvsf.prepare.writers import row_digest
+
+SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
+NO_BYTES = "no bytes"
+BATCH_ROWS = 64
+
+# By kind: what must be there, what holds images, what else is read where it is there.
+_NEEDED = {SHARD: (*STRUCTURE, IMAGE_BYTES), QUERIES: PRODUCT_COLUMNS, DISTRACTORS: DISTRACTOR_COLUMNS}
+_IMAGES = {SHARD: (IMAGE_BYTES,), QUERIES: PRODUCT_COLUMNS[:2], DISTRACTORS: DISTRACTOR_COLUMNS}
+_FURTHER = ("PRODUCT_ID", "TYPE", "CATEGORY")
+
+Cell = bytes | dict[str, Any] | None
+
+
+class DamagedFile(ValueError):
+    """A file that cannot be read at all. `reason` is one of a few, so that it can be counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass
+class Found:
+    """The rows of one row group.
+
+    Attributes:
+        rows: how many were read.
+        products: their product ids, of shards and queries.
+        owners: numbers of the product ids of queries, and of each distractor, None where it has none.
+        faults: (why, product id) of rows that cannot be used whatever their images.
+        images: (type, category) -> how many.
+        image_bytes: of all images; in a quick look, with the few bytes of Parquet's own.
+        shorter, longer: pixels of a side -> how many images; empty after a quick look.
+        pictures: (product id or place, numbers of its pictures, a query's target first), without names of distractors,
+            which can be millions; empty after a quick look.
+        bad: (reason, product id or place) of images that cannot be decoded; after a quick look, of missing ones.
+        digests: of the rows, of shards; empty after a quick look.
+        damage: why the rest of the row group could not be read, or None.
+    """
+
+    rows: int = 0
+    products: list[str] = field(default_factory=list)
+    owners: list[int | None] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    images: Counter = field(default_factory=Counter)
+    image_bytes: int = 0
+    shorter: Counter[int] = field(default_factory=Counter)
+    longer: Counter[int] = field(default_factory=Counter)
+    pictures: list[tuple[str, list[int]]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    digests: bytes = b""
+    damage: str | None = None
+
+
+def row_groups(kind: str, file: Path) -> int:
+    """How many row groups a file has.
+
+    Raises:
+        DamagedFile: it is not a whole Parquet file, or lacks a column.
+    """
+    try:
+        with open_parquet(file) as parquet:
+            if missing := [name for name in _NEEDED[kind] if not _under(parquet.metadata, name)]:
+                raise DamagedFile("files that lack a column", "no " + ", ".join(missing))
+            if kind == SHARD:
+                why = wrong_columns(parquet)
+            else:
+                why = wrong_cells(parquet, [*_NEEDED[kind], "TYPE", "CATEGORY"])
+            if why:
+                raise DamagedFile("files whose columns hold something else", why)
+            return parquet.num_row_groups
+    except DAMAGE as error:
+        raise DamagedFile("files that are not whole Parquet files", str(error)) from error
+
+
+def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
+    """Reads one row group: all of it, or without its images."""
+    found = Found()
+    place = f"{file.name}, row group {group}"
+    try:
+        with open_parquet(file) as parquet:
+            names = parquet.schema_arrow.names
+            further = [name for name in _FURTHER if name in names and kind != SHARD]
+            columns = [name for name in _NEEDED[kind] if name not in _IMAGES[kind]] + further
+            if not quick:
+                columns = ["product_id", "images"] if kind == SHARD else [*columns, *_IMAGES[kind]]
+            for batch in parquet.iter_batches(BATCH_ROWS, [group], list(dict.fromkeys(columns)), use_threads=False):
+                for row in rows(batch):
+                    _look(kind, row, found, place, quick)
+            if quick:
+                _count_from_footer(kind, parquet.metadata, group, found, place)
+    except DAMAGE as error:
+        found.damage = f"from row {found.rows} on, {error}"
+    return found
+
+
+def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool) -> None:
+    found.rows += 1
+    if kind == SHARD:
+        name = row["product_id"]
+        images = [(i["type"], i["category"], i.get("image")) for i in row["images"] or () if i is not None]
+        why = fault([kind for kind, _, _ in images], [category for _, category, _ in images], None)
+    elif kind == QUERIES:
+        category, why = _category(row)
+        target = (SIMPLE, category, row.get("SIMPLE_IMG"))
+        name, images = row.get("PRODUCT_ID"), [target, (row.get("TYPE"), None, row.get("COMPLEX_IMG"))]
+    else:
+        category, why = _category(row)[0], None
+        name, images = None, [(row.get("TYPE"), category, row.get("jpg"))]
+        found.owners.append(_owner(row.get("PRODUCT_ID")))
+    try:
+        name = identifier(name)
+        if name is None and kind == SHARD:
+            why = "no product id"
+    except UnusableCell as error:
+        name, why = None, f"product id that is {error.reason}"
+    if name is not None:
+        found.products.append(name)
+        found.owners += [number_of(name)] * (kind == QUERIES)
+    name = f"{place}, row {found.rows - 1}" if name is None else name
+    if why:
+        found.faults.append((why, name))
+    found.images.update((kind, category) for kind, category, _ in images)
+    if quick:
+        return
+    for _, _, cell in images:
+        _look_at_image(cell, found, name)
+    data = (_bytes(cell) for _, _, cell in images)
+    found.pictures.append(
+        ("" if kind == DISTRACTORS else name, [number_of(hashlib.sha256(d).digest()) for d in data if d])
+    )
+    if kind == SHARD and all(i is not None and i["image"] is not None for i in row["images"] or ()):
+        found.digests += row_digest(row)
+
+
+def _category(row: dict[str, Any]) -> tuple[str | None, str | None]:
+    """A test set's category as the evaluation reads it, and why there is none."""
+    try:
+        name = identifier(row.get("CATEGORY"))
+    except UnusableCell as error:
+        return None, f"category that is {error.reason}"
+    return name, "no category" if name is None else None
+
+
+def _owner(cell: Any) -> int | None:
+    try:
+        name = identifier(cell)
+    except UnusableCell:
+        return None
+    return None if name is None else number_of(name)
+
+
+def _bytes(cell: Cell) -> bytes | None:
+    return cell["bytes"] if isinstance(cell, dict) else cell
+
+
+def _look_at_image(cell: Cell, found: Found, name: str) -> None:
+    data = _bytes(cell)
+    if data is None:
+        found.bad.append((NO_BYTES, name))  # a path beside it is never opened
+        return
+    found.image_bytes += len(data)
+    try:
+        size = decode_image(data).size
+    except BadImage as error:
+        found.bad.append((error.reason, name))
+        return
+    found.shorter[min(size)] += 1
+    found.longer[max(size)] += 1
+
+
+def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: Found, place: str) -> None:
+    """Bytes of images, and how many are missing, without reading them."""
+    expected = found.images.total() // len(_IMAGES[kind])
+    for name in _IMAGES[kind]:
+        column = next(c for c in map(metadata.row_group(group).column, _under(metadata, name)) if _holds_bytes(c))
+        found.image_bytes += column.total_uncompressed_size
+        if column.statistics is not None:
+            present = column.num_values - column.statistics.null_count
+            found.bad += [(NO_BYTES, place)] * (expected - present)
+
+
+def _under(metadata: pq.FileMetaData, name: str) -> list[int]:
+    """The numbers of the leaf columns of a column: of {bytes, path} there are two."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    return [i for i, path in enumerate(paths) if path == name or path.startswith(name + ".")]
+
+
+def _holds_bytes(column: pq.ColumnChunkMetaData) -> bool:
+    return not column.path_in_schema.endswith(".path")

@@ -1,0 +1,296 @@
+"""`prepare_lrvsf.py download`: URL lists -> images, with img2dataset, in rounds.
+
+img2dataset never asks again for what failed in a finished file, so each round after the first has a list of its own:
+what failed in the round before and may yet arrive. That list follows from the outcomes alone; a run that was killed
+makes it again.
+
+    OUT/round-1/00000.parquet ...   the images; OUT holds no other Parquet files, so `products` can read all of it
+    OUT/failures.csv                every URL that did not arrive: when it was last tried, why
+    OUT/hosts.csv                   URLs by host and outcome
+    OUT.unfinished/                 the round under way; gone at the end
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
+from typer import Argument, Option
+
+from lrvsf.data.parquet import open_parquet
+from lrvsf.durable import locked
+from lrvsf.prepare.laion.img2dataset import VERSION, ensure_environment, run_img2dataset
+from lrvsf.prepare.laion.outcomes import ARRIVED, FINAL, host, outcomes, shard_sizes
+from lrvsf.prepare.laion.url_lists import PLACE, ListWriter, is_web, list_files
+from lrvsf.prepare.step_report import write_report
+
+ENVIRONMENT = Path("~/.cache/lrvsf") / f"img2dataset-{VERSION}"
+FAILURE_COLUMNS = ("url", "product_id", "type", "split", "round", "reason", "error")
+TOP_HOSTS = 20
+
+
+def download(
+    urls: Annotated[Path, Argument(help="folder that `urls` wrote, or one with URL lists")],
+    out: Annotated[Path, Argument(help="folder to write: round-1/, round-2/, ..., failures.csv, hosts.csv")],
+    rounds: Annotated[
+        int,
+        Option(
+            min=1,
+            help="how often to go over the URLs; from the second on only over what failed, "
+            "except HTTP 404 and 410, opted-out images, and what is no URL",
+        ),
+    ] = 3,
+    image_size: Annotated[
+        int, Option(min=1, help="pixels of the shortest side; smaller images stay as they are")
+    ] = 256,
+    processes: Annotated[int, Option(min=1, help="processes")] = os.cpu_count() or 1,
+    threads: Annotated[int, Option(min=1, help="downloads at a time in each process")] = 64,
+    timeout: Annotated[int, Option(min=1, help="seconds to wait for a server's next bytes")] = 10,
+    retries: Annotated[int, Option(min=0, help="further tries at once, within a round")] = 1,
+    file_rows: Annotated[int, Option(min=1, help="URLs per output file")] = 10_000,
+    environment: Annotated[
+        Path,
+        Option(envvar="LRVSF_IMG2DATASET", help=f"virtual environment of img2dataset {VERSION}; made if missing"),
+    ] = ENVIRONMENT,
+) -> dict[str, Any]:
+    """Download images with img2dataset, then again what failed. Run it again to go on, or with more rounds.
+
+    Images whose server says X-Robots-Tag: noai, noimageai, noindex or noimageindex are not kept and not asked for
+    again.
+    """
+    lists, out = list_files(urls), out.resolve()
+    if not sum(shard_sizes(lists, file_rows)):
+        raise ValueError(f"the lists in {urls} hold no URL; run the step `urls` again and look at its report")
+    with locked(out, "prepare_lrvsf.py download"):
+        _claim(out, lists, image_size, file_rows)
+        python = ensure_environment(environment.expanduser())
+        pace = {"processes_count": processes, "thread_count": threads, "timeout": timeout, "retries": retries}
+        settings = {**_settings(image_size, file_rows), **pace}
+        work = out.with_name(out.name + ".unfinished")
+        _check_one_disk(work, out)
+        tally = Tally()
+        with Failures(out / "failures.csv") as failures:
+            number = 1
+            while lists:
+                folder = out / f"round-{number}"
+                if not folder.is_dir():
+                    _fetch(lists, folder, work / folder.name, python, settings)
+                again = number < rounds or (out / f"round-{number + 1}").is_dir()
+                retry = ListWriter(work / f"list-{number + 1}")
+                split_outcomes(outcomes(lists, folder, file_rows), number, again, tally, failures, retry)
+                retry.close()
+                lists = list_files(retry.folder) if retry.rows else []
+                number += 1
+        tally.write_hosts(out / "hosts.csv")
+        shutil.rmtree(work)
+        report = {"folder": str(out), **tally.report()}
+        write_report(out / "download.json", report)
+    return report
+
+
+def _fetch(lists: list[Path], folder: Path, unfinished: Path, python: Path, settings: dict[str, Any]) -> None:
+    """One round: img2dataset writes into `unfinished`, which becomes `folder` when it is whole."""
+    columns = settings["save_additional_columns"]
+    if PLACE in pq.read_schema(lists[0]).names:
+        columns = [*columns, PLACE]
+    here = {
+        **settings,
+        "save_additional_columns": columns,
+        "url_list": str(lists[0].parent),
+        "output_folder": str(unfinished),
+    }
+    sizes = shard_sizes(lists, settings["number_sample_per_shard"])
+    run_img2dataset(python, here, sizes, folder.with_suffix(".log"), folder.name.replace("-", " "))
+    os.replace(unfinished, folder)
+
+
+def _check_one_disk(work: Path, out: Path) -> None:
+    """Finds out before hours of downloading whether a finished round can be renamed from one folder into the other.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    probe = work / "probe"
+    probe.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(probe, out / "probe")
+    except OSError as error:
+        raise ValueError(
+            f"what is downloaded into {work} cannot be moved to {out} ({error.strerror}), as into a mount point it "
+            "cannot; name a folder within it"
+        ) from error
+    (out / "probe").rmdir()
+
+
+def split_outcomes(
+    rows: Iterable[dict[str, Any]], number: int, again: bool, tally: Tally, failures: Failures, retry: ListWriter
+) -> None:
+    """Sorts the outcomes of one round into the tally, the failures and the next round's list.
+
+    Args:
+        rows: rows of a URL list with `reason` and `error`.
+        number: of the round.
+        again: whether there is a next round.
+    """
+    for row in rows:
+        outcome, error = row.pop("reason"), row.pop("error")
+        tally.tried[number] += 1
+        if again and outcome not in FINAL:
+            retry.write(row)
+            continue
+        tally.outcomes[host(row["url"]), outcome] += 1
+        tally.splits[row["split"], outcome == ARRIVED] += 1
+        if outcome == ARRIVED:
+            tally.arrived[number] += 1
+        else:
+            failures.write({**row, "round": number, "reason": outcome, "error": error})
+
+
+@dataclass
+class Tally:
+    """Counts over all rounds, each URL once, by what became of it in the end.
+
+    Attributes:
+        tried, arrived: round -> URLs.
+        outcomes: (host, outcome) -> URLs.
+        splits: (split, whether arrived) -> URLs.
+    """
+
+    tried: Counter[int] = field(default_factory=Counter)
+    arrived: Counter[int] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    splits: Counter[tuple[str, bool]] = field(default_factory=Counter)
+
+    def report(self) -> dict[str, Any]:
+        """The step's report: totals, rounds, splits, failures by reason and by host."""
+        reasons, tried, failed = Counter(), Counter(), Counter()
+        for (name, outcome), count in self.outcomes.items():
+            tried[name] += count
+            if outcome != ARRIVED:
+                reasons[outcome] += count
+                failed[name] += count
+        total, arrived = self.outcomes.total(), self.arrived.total()
+        worst = sorted(failed, key=lambda name: (-failed[name], name))[:TOP_HOSTS]
+        return {
+            "URLs": total,
+            "arrived": arrived,
+            "arrived in %": 100 * arrived / total,
+            "rounds": {str(n): {"tried": self.tried[n], "arrived": self.arrived[n]} for n in sorted(self.tried)},
+            "splits": {
+                split: {
+                    "URLs": self.splits[split, True] + self.splits[split, False],
+                    "arrived": self.splits[split, True],
+                }
+                for split in sorted({split for split, _ in self.splits})
+            },
+            "failed, by reason": dict(reasons.most_common()) or 0,
+            f"failed, by host (the {TOP_HOSTS} with most; all are in hosts.csv)": {
+                name: f"{failed[name]:,} of {tried[name]:,}" for name in worst
+            }
+            or 0,
+        }
+
+    def write_hosts(self, path: Path) -> None:
+        """URLs by host and outcome as CSV, whole or not at all."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["host", "outcome", "urls"])
+            rows = sorted(self.outcomes.items())
+            writer.writerows([_no_formula(name), outcome, count] for (name, outcome), count in rows)
+        os.replace(temporary, path)
+
+
+class Failures:
+    """A CSV of the URLs that did not arrive, which appears under its name when the `with` block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._temporary = path, path.with_name(path.name + ".tmp")
+
+    def __enter__(self) -> Failures:
+        self._file = self._temporary.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, FAILURE_COLUMNS, extrasaction="ignore")
+        self._writer.writeheader()
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._writer.writerow({name: _no_formula(cell) for name, cell in row.items()})
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._file.close()
+            os.replace(self._temporary, self.path)
+            return
+        with suppress(OSError):  # of a full disk, whose first error is on its way
+            self._file.close()
+        self._temporary.unlink()
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: '=... as they write it themselves. The words are of others."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def _settings(image_size: int, file_rows: int) -> dict[str, Any]:
+    """img2dataset's arguments that decide what is written."""
+    return {
+        "image_size": image_size,
+        "resize_mode": "keep_ratio",  # image_size is then the shortest side
+        "resize_only_if_bigger": True,
+        "encode_format": "jpg",
+        "encode_quality": 95,
+        "skip_reencode": True,  # a JPEG that is small enough keeps its bytes: a second compression only loses
+        "compute_hash": "sha256",
+        "extract_exif": False,
+        "input_format": "parquet",
+        "output_format": "parquet",
+        "save_additional_columns": ["product_id", "type", "split", "category", "captions"],
+        "number_sample_per_shard": file_rows,
+        "incremental_mode": "incremental",
+        # disallowed_header_directives is left alone: img2dataset's default honours the four that the help names.
+    }
+
+
+def _claim(out: Path, lists: list[Path], image_size: int, file_rows: int) -> None:
+    """Notes what OUT is made from, and refuses to go on in it with something else.
+
+    Files of img2dataset are numbered, and rows in them too: with other lists the numbers would mean other URLs.
+    """
+    digest = hashlib.sha256()
+    for text in _texts(lists):
+        digest.update(text.encode(errors="surrogatepass") + b"\n")
+    source = {"urls": digest.hexdigest(), "image_size": image_size, "file_rows": file_rows}
+    path = out / "source.json"
+    if not path.exists():
+        write_report(path, source)
+    known = json.loads(path.read_text())
+    if changed := [name for name in source if known.get(name) != source[name]]:
+        raise ValueError(
+            f"{out} was begun with another {', '.join(changed)} ({', '.join(str(known.get(n)) for n in changed)}, now "
+            f"{', '.join(str(source[n]) for n in changed)}); use the same again, or another folder"
+        )
+
+
+def _texts(lists: list[Path]) -> Iterator[str]:
+    """What makes a list this list: its URLs with their products and splits, and where a file ends."""
+    for file in lists:
+        with open_parquet(file) as parquet:
+            table = parquet.read(["url", "product_id", "split"])
+        if foreign := [url for url in table["url"].to_pylist() if not is_web(url)]:
+            raise ValueError(
+                f"{file} has {len(foreign):,} URLs of no web server, such as {foreign[0]!r}; file:// would take a file "
+                "of this machine. Write the list with the step `urls`, which leaves them out"
+            )
+        for columns in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            yield repr(columns)
+        yield "end of file"

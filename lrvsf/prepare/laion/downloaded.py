@@ -1,0 +1,326 @@
+"""What img2dataset downloaded, product by product, shuffled, in bounded memory: a sort of 17 GB or more on disk.
+
+1. Every row goes to one of at most `PARTITIONS` Arrow files, chosen by the leading bits of a seeded hash of its product
+   id.
+2. File after file is mapped into memory: worker processes decode its images, its rows are sorted by hash and grouped.
+
+The sorted files in turn are one sorted sequence, so the products come in an order that the seed and their ids decide,
+whatever files they were downloaded in. Memory holds a few hundred kilobytes for each partition in the first pass, and
+in the second the text of one partition and the images of one product. Disk holds the images a second time until the
+step is done. A step killed in the second pass finds the partitions where they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from lrvsf.data.folders import matching_below
+from lrvsf.data.names import UnusableCell, identifiers, texts
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows, wrong_types
+from lrvsf.data.workers import why_bad
+from lrvsf.prepare.laion.url_lists import PLACE
+from lrvsf.prepare.rows import TYPES, Picture
+from lrvsf.prepare.writers import FolderWriter
+
+logger = logging.getLogger(__name__)
+
+PARTITIONS = 128  # fewer where so many files may not be open at once; the products and their order are the same
+OTHER_FILES = 32  # that are open besides
+BATCH_ROWS = 64
+BATCH_BYTES = 2**20  # of images that wait for their batch, in each partition
+FORMAT = 3  # raise it when the partitions or what is made of them change
+DISTRACTORS = "_distractors"  # ends the name of a split in which rows need not belong to a product
+
+NEEDED = ("url", "status", "jpg", "product_id", "type", "split")
+OPTIONAL = ("category", "captions", "sha256", PLACE)
+
+_TEXT = ("product_id", "split", "type", "category", "url", "status", "sha256")
+_SCHEMA = pa.schema(
+    [("key", pa.uint64()), ("round", pa.int32()), (PLACE, pa.int64())]
+    + [(name, pa.string()) for name in _TEXT]
+    + [("captions", pa.list_(pa.string())), ("jpg", pa.binary())]
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of img2dataset's Parquet files, the splits wanted of it, and the seed of the order."""
+
+    folder: Path
+    splits: tuple[str, ...]
+    seed: int
+
+    def files(self) -> list[Path]:
+        """All Parquet files, at any depth, sorted by path."""
+        if not (files := matching_below(self.folder, "*.parquet")):
+            raise FileNotFoundError(f"no *.parquet in {self.folder}; fill it with `prepare_lrvsf.py download`")
+        return files
+
+    def fingerprint(self) -> str:
+        """Names, sizes and times of the files, with the settings: another one means other products."""
+        stats = [(str(file.relative_to(self.folder)), file.stat()) for file in self.files()]
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        return hashlib.sha256(json.dumps([FORMAT, self.splits, self.seed, files]).encode()).hexdigest()
+
+    def key(self, product_id: str) -> int:
+        """Where the product stands in the order: 64 bits."""
+        seeded = hashlib.blake2b(product_id.encode(), digest_size=8, key=str(self.seed).encode())
+        return int.from_bytes(seeded.digest(), "big")
+
+
+@dataclass
+class Partitions:
+    """The rows of a source, spread over files by product.
+
+    Attributes:
+        files: in the order of the products.
+        rows: how many rows they hold.
+        skipped: {"other splits": {split: rows}, "unusable": {reason: rows or files}} of what they do not hold.
+    """
+
+    files: list[Path]
+    rows: int
+    skipped: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(cls, source: Source, work: Path) -> Partitions:
+        """Those that an earlier run left in `work`, if the source is still the same, or new ones."""
+        described = work / "partitions.json"
+        if not _whole(described, source.fingerprint()):
+            if described.is_file():
+                rmtree(work)
+            with _PartitionWriter(work, source) as writer:
+                writer.add_files()
+        numbers = json.loads(described.read_text())
+        return cls(sorted(work.glob("*.arrow")), numbers["rows"], numbers["skipped"])
+
+    def products(self, mapper: Callable) -> Iterator[tuple[str, list[Picture]]]:
+        """(product id, its pictures: SIMPLE first, then by type and URL) of every product, in order.
+
+        Args:
+            mapper: a `map` that keeps the order (see worker_map).
+        """
+        jobs = [(str(file), number) for file in self.files for number in range(_batches(file))]
+        verdicts = iter(mapper(_judge, *zip(*jobs, strict=True)) if jobs else ())
+        with tqdm(total=self.rows, desc="grouping", unit="row") as bar:
+            for file in self.files:
+                with pa.memory_map(str(file)) as mapped:
+                    for (_, product_id), group in groupby(
+                        _rated(mapped, verdicts), key=itemgetter("key", "product_id")
+                    ):
+                        rows = list(group)
+                        bar.update(len(rows))
+                        urls = groupby(rows, key=itemgetter("split", "url"))
+                        pictures = [_picture(list(rounds)) for _, rounds in urls]
+                        yield product_id, sorted(pictures, key=lambda picture: (_rank(picture.type), picture.url))
+
+
+def _whole(described: Path, fingerprint: str) -> bool:
+    """Whether partitions are of this source, and all there."""
+    if not described.is_file():
+        return False
+    numbers = json.loads(described.read_text())
+    there = {path.name: path.stat().st_size for path in described.parent.glob("*.arrow")}
+    return numbers["input"] == fingerprint and numbers["files"] == there
+
+
+class _PartitionWriter(FolderWriter):
+    """Writes WORK/000.arrow, ... (those that get rows) and WORK/partitions.json."""
+
+    def __init__(self, work: Path, source: Source) -> None:
+        super().__init__(work)
+        self.source = source
+        self.input = source.fingerprint()
+        self.rows = 0
+        self.other_splits: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()
+        self.count = _openable(PARTITIONS)
+        self._parts: dict[int, _Part] = {}
+
+    def add_files(self) -> None:
+        files = self.source.files()
+        for number, file in enumerate(tqdm(files, desc="partitioning", unit="file")):
+            for row in self._read(file):
+                self._add(row, number)
+
+    def _add(self, row: dict[str, Any], number: int) -> None:
+        if row["split"] not in self.source.splits:
+            self.other_splits[str(row["split"])] += 1
+            return
+        loose = row["split"].endswith(DISTRACTORS)
+        try:
+            product_id, category = identifiers(row, ("product_id", "category"))
+        except UnusableCell as error:
+            self.unusable[f"rows whose {error.reason}"] += 1
+            return
+        product_id = product_id or (row["url"] if loose else None)
+        if row["url"] is None or not product_id:
+            self.unusable["rows without URL or product id"] += 1
+        elif row["type"] not in TYPES and not loose:
+            self.unusable["rows of unknown type"] += 1
+        else:
+            key = self.source.key(product_id)
+            index = key * self.count >> 64
+            if index not in self._parts:
+                self._parts[index] = _Part(self.writing / f"{index:03d}.arrow")
+            kept = {name: row.get(name) for name in _SCHEMA.names}
+            captions = texts(_captions(row.get("captions")), lambda reason: self.unusable.update([reason]))
+            names = {"product_id": product_id, "category": category, "captions": captions}
+            self._parts[index].add(kept | names | {"key": key, "round": number})
+            self.rows += 1
+
+    def _read(self, file: Path) -> Iterator[dict[str, Any]]:
+        """The readable rows of a file; what is damaged is counted and named in the log."""
+        try:
+            parquet = open_parquet(file)
+        except DAMAGE as error:
+            self.unusable["files without a readable footer"] += 1
+            logger.warning("Skipped %s, which is not a whole Parquet file: %s", file, error)
+            return
+        with parquet:
+            present = parquet.schema_arrow.names
+            if missing := [name for name in NEEDED if name not in present]:
+                raise ValueError(
+                    f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. "
+                    "Give the folder that `prepare_lrvsf.py download` wrote."
+                )
+            if why := wrong_types(parquet, ("url", "status", "type", "split", "sha256"), ["jpg"]):
+                raise ValueError(f"{file} {why}. Give the folder that `prepare_lrvsf.py download` wrote.")
+            columns = [name for name in (*NEEDED, *OPTIONAL) if name in present]
+            for group in range(parquet.metadata.num_row_groups):
+                left = parquet.metadata.row_group(group).num_rows
+                try:
+                    for batch in parquet.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
+                        for row in rows(batch):
+                            left -= 1
+                            yield row
+                except DAMAGE as error:  # a damaged page takes its neighbours with it
+                    self.unusable["rows in a damaged row group"] += left
+                    logger.warning("Skipped %d rows of %s, row group %d: %s", left, file, group, error)
+
+    def close(self) -> None:
+        for part in self._parts.values():
+            part.close()
+
+    def finish(self) -> None:
+        skipped = {"other splits": dict(self.other_splits), "unusable": dict(self.unusable)}
+        files = {path.name: path.stat().st_size for path in self.writing.iterdir()}
+        described = {"input": self.input, "rows": self.rows, "skipped": skipped, "files": files}
+        (self.writing / "partitions.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def _openable(wanted: int) -> int:
+    """How many of these files can be open at once, after the process's limit was raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
+        most = wanted + OTHER_FILES
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(wanted, soft - OTHER_FILES))
+    return wanted
+
+
+class _Part:
+    """One partition being written, in batches of bounded rows and bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pa.ipc.new_file(str(path), _SCHEMA)
+        self._waiting: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._waiting.append(row)
+        self._bytes += len(row["jpg"] or b"")
+        if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=_SCHEMA))
+            self._waiting, self._bytes = [], 0
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def _captions(cell: list[Any] | str | None) -> list[Any]:
+    """A list, or a JSON list in a string for writers that know no lists; a string that is no JSON is one caption."""
+    if isinstance(cell, str):
+        try:
+            found = json.loads(cell)
+        except ValueError:
+            found = cell
+        cell = found if isinstance(found, list) else [cell]
+    return list(cell or ())
+
+
+def _batches(file: Path) -> int:
+    with pa.memory_map(str(file)) as mapped:
+        return pa.ipc.open_file(mapped).num_record_batches
+
+
+def _judge(file: str, number: int) -> list[str | None]:
+    """For each row of a batch: None if its image can be decoded, or why not. Runs in the workers."""
+    with pa.memory_map(file) as mapped:
+        images = pa.ipc.open_file(mapped).get_batch(number).column("jpg")
+        return [why_bad(image.as_py()) for image in images]
+
+
+def _rated(mapped: pa.MemoryMappedFile, verdicts: Iterator[list[str | None]]) -> list[dict[str, Any]]:
+    """The rows of a partition in order, each with `bad` (why its image cannot be used, or None) and `image`, which
+    reads the bytes only when it is called."""
+    reader = pa.ipc.open_file(mapped)
+    rows = []
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        images = batch.column("jpg")
+        texts = batch.select([name for name in _SCHEMA.names if name != "jpg"]).to_pylist()
+        for index, (row, bad) in enumerate(zip(texts, next(verdicts), strict=True)):
+            fetched = len(images[index].as_buffer() or b"") > 0
+            if not fetched and row["status"] != "success":
+                bad = str(row["status"])
+            if fetched and not row["sha256"]:
+                row["sha256"] = hashlib.sha256(images[index].as_buffer()).hexdigest()
+            rows.append(row | {"bad": bad, "fetched": fetched, "image": images[index].as_py})
+    return sorted(rows, key=_order)
+
+
+def _order(row: dict[str, Any]) -> tuple:
+    """Total, so that the files in which the rows came do not show."""
+    return row["key"], row["product_id"], row["split"], row["url"], _rank(row["type"]), row["sha256"] or ""
+
+
+def _rank(kind: str | None) -> int:
+    return TYPES.index(kind) if kind in TYPES else len(TYPES)
+
+
+def _picture(rounds: list[dict[str, Any]]) -> Picture:
+    """What the rounds of downloading gave for one URL: the image of any of them, or the failure of the last."""
+    row = next((row for row in rounds if row["bad"] is None), None) or max(rounds, key=itemgetter("round"))
+    return Picture(
+        split=row["split"],
+        type=row["type"],
+        category=row["category"],
+        captions=row["captions"],
+        url=row["url"],
+        sha256=row["sha256"] or "",
+        data=row["image"]() if row["bad"] is None else None,
+        failure=row["bad"],
+        fetched=any(row["fetched"] for row in rounds),
+        place=min((row[PLACE] for row in rounds if row[PLACE] is not None), default=None),
+    )

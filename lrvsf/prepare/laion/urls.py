@@ -1,0 +1,241 @@
+"""`prepare_lrvsf.py urls`: the published metadata -> lists of URLs to download.
+
+The published files (data/SPLIT/products_simple_metadata.parquet, products_complex_metadata.parquet,
+distractors_metadata.parquet) differ in their columns, so each is read by itself, in batches. They are read twice: first
+to note a 64-bit hash of each row's URL and product, from which it follows which rows stay, then to write those. That is
+17 bytes a row instead of the 200 of its text (three million rows: 0.65 GB and a minute and a half on one core), and two
+of three million URLs share a hash once in four million runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import huggingface_hub
+import numpy as np
+from tqdm import tqdm
+from typer import Argument
+
+from lrvsf.data.folders import matching_below
+from lrvsf.data.names import UnusableCell, identifiers, texts
+from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows
+from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, ListWriter, is_web
+from lrvsf.prepare.step_report import write_report
+
+BATCH_ROWS = 8192
+COLUMNS = ("URL", "SPLIT", "TYPE", "PRODUCT_ID", "CATEGORY")
+CAPTION = re.compile(r"blip2_caption(\d+)")
+BASE_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+# The published SPLITs are such as test_query and test_gallery. In products_*.parquet these are a product's scenes and
+# SIMPLE images, both of the test set; elsewhere a gallery is distractors.
+ROLE = re.compile(r"_(query|gallery|distractors?)$")
+PRODUCT_RANKS = [rank for rank, split in enumerate(SPLITS) if not split.endswith("_distractors")]
+
+
+def urls(
+    metadata: Annotated[
+        str, Argument(help="folder with metadata *.parquet at any depth, or a Hub dataset: Slep/LAION-RVS-Fashion")
+    ],
+    out: Annotated[Path, Argument(help="folder to write: urls/*.parquet (lists for `download`), urls.json (report)")],
+) -> dict[str, Any]:
+    """Turn LRVS-F's metadata into URL lists, with duplicates and overlap of splits resolved.
+
+    A picture or a product that is in two splits stays in the first of: test, test_distractors, validation,
+    validation_distractors, train. Only the three splits of products are compared by product.
+    """
+    files = metadata_files(metadata)
+    total = sum(_open(file).metadata.num_rows for file in files)
+    skipped: Counter[str] = Counter()
+    url_hashes, product_hashes, ranks = array("Q"), array("Q"), array("B")
+    with tqdm(total=2 * total, unit="row", desc="urls", mininterval=1) as bar:
+        for row in usable_rows(files, skipped, bar):
+            url_hashes.append(_hash(row["url"]))
+            product_hashes.append(_hash(row["product_id"] or ""))
+            ranks.append(SPLITS.index(row["split"]))
+        if not ranks:
+            raise ValueError(f"none of the {total} rows of {metadata} can be used: {dict(skipped)}")
+        has_product = np.frombuffer(product_hashes, np.uint64) != _hash("")
+        keep, overlap = resolve(
+            np.frombuffer(url_hashes, np.uint64),
+            np.frombuffer(product_hashes, np.uint64),
+            np.frombuffer(ranks, np.uint8),
+            has_product,
+        )
+        writer = ListWriter(out / "urls", shuffle=True)
+        for kept, row in zip(keep, usable_rows(files, Counter(), bar), strict=True):
+            if kept:
+                writer.write(row)
+    writer.close()
+    ranks_kept = np.frombuffer(ranks, np.uint8)[keep]
+    products_kept = np.frombuffer(product_hashes, np.uint64)[keep]
+    report = {
+        "metadata files": len(files),
+        "rows": total,
+        "skipped": dict(skipped.most_common()) or 0,
+        **overlap,
+        "URLs to download": writer.rows,
+        "splits": {
+            split: {"URLs": int(chosen.sum()), "products": len(np.unique(products_kept[chosen & has_product[keep]]))}
+            for rank, split in enumerate(SPLITS)
+            if (chosen := ranks_kept == rank).any()
+        },
+        "list": str(writer.folder),
+    }
+    write_report(out / "urls.json", report)
+    return report
+
+
+def resolve(
+    url: np.ndarray, product: np.ndarray, rank: np.ndarray, has_product: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which rows to keep, and the counts of what was found.
+
+    A row goes when an earlier split has its URL, or, in the splits of products, its product; and when it repeats the
+    URL and product of a row before it.
+
+    Args:
+        url, product: (n,) hashes.
+        rank: (n,) position of the row's split in SPLITS.
+        has_product: (n,) whether the row names a product at all.
+
+    Returns:
+        (n,) bool, and a part of the report.
+    """
+    best_of_url, shared_urls = _first_split(url, rank)
+    compared = has_product & np.isin(rank, PRODUCT_RANKS)
+    best_of_product = rank.copy()
+    best_of_product[compared], shared_products = _first_split(product[compared], rank[compared])
+    outranked = (best_of_url < rank) | (best_of_product < rank)
+    # Survivors with one URL are of one split, so URL and product name a row. The odd factor only spreads bits.
+    pair = url * np.uint64(0x9E3779B97F4A7C15) + product
+    survivors = np.flatnonzero(~outranked)
+    keep = np.zeros(len(url), bool)
+    keep[survivors[np.unique(pair[survivors], return_index=True)[1]]] = True
+    rows_of_url = np.unique(url[keep], return_counts=True)[1]
+    in_gallery = ~np.isin(rank, PRODUCT_RANKS) & has_product
+    return keep, {
+        "URLs in several splits": shared_urls,
+        "products in several splits": shared_products,
+        "dropped for an earlier split": {
+            SPLITS[r]: int((rank[outranked] == r).sum()) for r in np.unique(rank[outranked])
+        }
+        or 0,
+        "dropped as repeated in a split": int(len(survivors) - keep.sum()),
+        "URLs of several products (kept)": int((rows_of_url > 1).sum()),
+        "distractors with a product's id (kept)": int(np.isin(product[in_gallery & keep], product[compared]).sum()),
+    }
+
+
+def _first_split(key: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, int]:
+    """For each row the smallest rank among the rows of its key, and how many keys have several ranks."""
+    values, group = np.unique(key, return_inverse=True)
+    first, last = np.full(len(values), 255, np.uint8), np.zeros(len(values), np.uint8)
+    np.minimum.at(first, group, rank)
+    np.maximum.at(last, group, rank)
+    return first[group], int((first != last).sum())
+
+
+def metadata_files(metadata: str) -> list[Path]:
+    """The Parquet files of a folder or of a dataset on the Hub, in a fixed order.
+
+    Raises:
+        OSError: neither gives one.
+    """
+    folder = Path(metadata)
+    if not folder.is_dir():
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(metadata, repo_type="dataset", allow_patterns=["*.parquet"])
+            )
+        except Exception as error:  # the Hub's client raises its own, the network's and the validator's kinds
+            raise OSError(
+                f"{metadata} is not a folder, and cannot be fetched from the Hub as a dataset: {error}. "
+                "Give the folder of the metadata files, or Slep/LAION-RVS-Fashion with a network."
+            ) from error
+    if not (files := matching_below(folder, "*.parquet")):
+        raise FileNotFoundError(f"{folder} holds no *.parquet; give the folder of the metadata files")
+    return files
+
+
+def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator[dict[str, Any]]:
+    """The rows of URL_SCHEMA that the files hold, in order; the others are counted in `skipped` by reason."""
+    places = count()
+    for file in files:
+        parquet = _open(file)
+        names = parquet.schema_arrow.names
+        captions = sorted((name for name in names if CAPTION.fullmatch(name)), key=lambda n: int(CAPTION.match(n)[1]))
+        columns = [name for name in COLUMNS if name in names] + captions
+        try:
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
+                for cells, place in zip(rows(batch), places, strict=False):  # the places never end
+                    row = _row(cells, captions, file.name.startswith("products"), skipped)
+                    if isinstance(row, str):
+                        skipped[row] += 1
+                    else:
+                        yield row | {PLACE: place}
+                bar.update(len(batch))
+        except DAMAGE as error:
+            raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
+
+
+def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped: Counter[str]) -> dict[str, Any] | str:
+    """A row of URL_SCHEMA without its place, or why there is none.
+
+    Args:
+        of_products: whether the file holds products, not distractors.
+        skipped: counts captions that cannot be used; their row can.
+    """
+    try:
+        url, split, kind, product, category = identifiers(cells, COLUMNS)
+    except UnusableCell as error:
+        return error.reason
+    if url is None or not is_web(url):
+        return "no usable URL"
+    name = str(split).lower()
+    base, role = BASE_SPLITS.get(ROLE.sub("", name)), ROLE.search(name)
+    gallery = role is not None and role[1] != "query" and not of_products
+    if base is None or (role and base == "train"):
+        return f"unknown split: {split}"[:60]
+    # A gallery is of products alone, so that its files need not say it.
+    kind = kind or (SIMPLE if gallery else None)
+    if kind not in (SIMPLE, *SCENES):
+        return f"unknown type: {kind}"[:60]
+    if product is None and not gallery:
+        return "no product id"
+    return {
+        # urllib, which img2dataset downloads with, refuses spaces and letters beyond ASCII; what is encoded stays so.
+        "url": quote(url, safe=string.punctuation),
+        "product_id": product,
+        "type": kind,
+        "split": f"{base}_distractors" if gallery else base,
+        "category": category,
+        "captions": texts((cells[name] for name in captions), lambda reason: skipped.update([reason])),
+    }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _open(file: Path) -> BoundedFile:
+    """The file, if it is one of metadata."""
+    try:
+        parquet = open_parquet(file)
+    except DAMAGE as error:
+        raise OSError(f"{file} is not a readable Parquet file: {error}. Fetch it again.") from error
+    if missing := [name for name in ("URL", "SPLIT") if name not in parquet.schema_arrow.names]:
+        raise ValueError(
+            f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}. "
+            "Give the folder of LRVS-F's metadata files only."
+        )
+    return parquet

@@ -1,0 +1,104 @@
+"""`prepare_lrvsf.py products`: downloaded images -> product shards to train on.
+
+A product is kept if at least one SIMPLE and one scene image of it arrived and can be decoded. The same downloads give
+the same bytes with any number of processes, after any number of kills.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.sharing import SharedPictures, number_of
+from lrvsf.data.workers import worker_map
+from lrvsf.durable import locked
+from lrvsf.prepare.laion.downloaded import Partitions, Source
+from lrvsf.prepare.rows import NEITHER, NO_SCENE, NO_SIMPLE, Picture, _category, distinct, product_row
+from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.writers import ProductShardWriter, made_from, read_manifest
+
+
+class Tally:
+    """Counts what becomes of URLs and products; every URL is either kept or counted under one reason."""
+
+    def __init__(self) -> None:
+        self.urls: Counter[str] = Counter(listed=0, fetched=0, decodable=0, kept=0)
+        self.lost: Counter[str] = Counter()
+        self.products: Counter[str] = Counter(listed=0, complete=0)
+        self.categories: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, pictures: list[Picture], usable: list[Picture]) -> bool:
+        """Counts one product; whether it is complete. `usable`: the distinct pictures that can be decoded."""
+        decodable = sum(picture.data is not None for picture in pictures)
+        self.urls.update(listed=len(pictures), fetched=sum(p.fetched for p in pictures), decodable=decodable)
+        self.lost.update(picture.failure for picture in pictures if picture.failure is not None)
+        self.lost["the same image twice in a product"] += decodable - len(usable)
+        types = [picture.type for picture in usable]
+        missing = (SIMPLE not in types, not any(kind in SCENES for kind in types))
+        outcome = {(False, False): "complete", (True, False): NO_SIMPLE, (False, True): NO_SCENE}.get(missing, NEITHER)
+        if outcome == "complete":
+            self.urls["kept"] += len(usable)
+        else:
+            self.lost["readable, but of an incomplete product"] += len(usable)
+        self.products.update(["listed", outcome])
+        # Of a product that lost its SIMPLE image, the category is still known from the list of URLs.
+        category = next((c for part in (usable, pictures) if (c := _category(part))), "without category")
+        self.categories[category][outcome] += 1
+        return outcome == "complete"
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "URLs": dict(self.urls),
+            "images not kept": {reason: count for reason, count in self.lost.most_common() if count},
+            "products": dict(self.products),
+            "categories": {name: dict(self.categories[name]) for name in sorted(self.categories)},
+        }
+
+
+def products(
+    downloaded: Annotated[Path, Argument(help="folder that `download` wrote")],
+    out: Annotated[Path, Argument(help="data folder; gets SPLIT/*.parquet")],
+    split: Annotated[str, Option(help="which rows, and the name of the folder to write")] = "train",
+    seed: Annotated[int, Option(help="of the order of the products")] = 0,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Group downloaded images by product into shuffled product shards."""
+    source = Source(downloaded, (split,), seed)
+    folder, work = out / split, out / f"{split}.partitions"
+    fingerprint = source.fingerprint()
+    with locked(out, "prepare_lrvsf.py products"):
+        if not made_from(folder, fingerprint):
+            _write(source, folder, work, processes)
+        manifest = read_manifest(folder)
+        report = {
+            "folder": str(folder),
+            **manifest["note"]["report"],
+            "shards": len(manifest["files"]),
+            "image bytes": manifest["image_bytes"],
+        }
+        write_report(out / f"products-{split}.json", report)
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _write(source: Source, folder: Path, work: Path, processes: int | None) -> None:
+    partitions = Partitions.of(source, work)
+    tally, shared = Tally(), SharedPictures()
+    with ProductShardWriter(folder) as shards, worker_map(processes) as mapper:
+        for product_id, pictures in partitions.products(mapper):
+            usable = distinct(pictures)
+            if tally.add(pictures, usable):
+                shards.add(product_row(product_id, usable))
+                shared.add(product_id, [number_of(picture.sha256) for picture in usable])
+        report = {"seed": source.seed, **tally.report(), **shared.report(), **partitions.skipped}
+        if not shards.ids:
+            raise ValueError(
+                f"{source.folder} gives no complete product of the split {source.splits[0]!r}; download more, or name "
+                f"another --split\n{as_table(report)}"
+            )
+        shards.note = {"input": source.fingerprint(), "report": report}

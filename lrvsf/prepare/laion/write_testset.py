@@ -1,0 +1,187 @@
+"""`prepare_lrvsf.py testset`: downloaded images -> a test set in the published layout.
+
+Of several images of a kind the first readable one is taken: COMPLEX before PARTIAL_COMPLEX, then by URL. So a dead
+link can change which images a query and its target are, but chance cannot.
+
+Products and distractors stand in the order of the metadata, so that the first N are the published first N without
+those that did not arrive. They are found product by product, in a seeded order; meanwhile they wait on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from lrvsf.data.names import UnusableCell, identifiers
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
+from lrvsf.data.workers import why_bad, worker_map
+from lrvsf.durable import locked
+from lrvsf.prepare.laion.downloaded import DISTRACTORS, Partitions, Source
+from lrvsf.prepare.rows import Picture, distinct, query_row
+from lrvsf.prepare.spool import Waiting
+from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.writers import TestSetWriter, made_from, read_manifest
+
+PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928
+SEED = 0  # of the order of rows without a place in the metadata
+READ_ROWS = 64
+NAMES = ("PRODUCT_ID", "TYPE", "CATEGORY")
+
+
+def testset(
+    downloaded: Annotated[Path, Argument(help="folder that `download` wrote")],
+    out: Annotated[Path, Argument(help="data folder; gets SPLIT/products.parquet and SPLIT/distractors/")],
+    split: Annotated[
+        str, Option(help="rows of SPLIT become queries and targets, rows of SPLIT_distractors distractors")
+    ] = "test",
+    products: Annotated[Path | None, Option(help="a published products.parquet, in place of rows of SPLIT")] = None,
+    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+) -> dict[str, Any]:
+    """Make a test set in the published layout from downloaded images."""
+    splits = (split + DISTRACTORS,) if products else (split, split + DISTRACTORS)
+    source = Source(downloaded, splits, SEED)
+    folder, work = out / split, out / f"{split}.partitions"
+    fingerprint = _fingerprint(source, products)
+    with locked(out, "prepare_lrvsf.py testset"):
+        if not made_from(folder, fingerprint):
+            partitions = Partitions.of(source, work)
+            with (
+                TestSetWriter(folder) as writer,
+                worker_map(processes) as mapper,
+                Waiting(work / "queries.waiting") as queries,
+                Waiting(work / "distractors.waiting") as distractors,
+            ):
+                filler = _Filler(writer, split, queries, distractors)
+                if products:
+                    filler.add_published(products)
+                for product_id, pictures in partitions.products(mapper):
+                    filler.add(product_id, pictures)
+                filler.write_in_order()
+                note = filler.report() | partitions.skipped
+                if not writer.queries:
+                    raise ValueError(
+                        f"{downloaded} gives no query of the split {split!r}; download more, or name another --split\n"
+                        + as_table(note)
+                    )
+                writer.note = {"input": fingerprint, "report": note}
+        report = {"folder": str(folder), **read_manifest(folder)["note"]["report"]}
+        write_report(out / f"testset-{split}.json", report)
+        shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _fingerprint(source: Source, products: Path | None) -> str:
+    """What the test set is made from, the published file included."""
+    if products is None:
+        return source.fingerprint()
+    stat = products.stat()
+    return hashlib.sha256(json.dumps([source.fingerprint(), stat.st_size, stat.st_mtime_ns]).encode()).hexdigest()
+
+
+class _Filler:
+    """Puts products into a test set and counts what becomes of them."""
+
+    def __init__(self, writer: TestSetWriter, split: str, queries: Waiting, distractors: Waiting) -> None:
+        self.writer, self.split = writer, split
+        self.waiting_queries, self.waiting_distractors = queries, distractors
+        self.products: Counter[str] = Counter()
+        self.lost: dict[str, Counter[str]] = {split: Counter(), split + DISTRACTORS: Counter()}
+        self.distractors = 0
+
+    def add(self, product_id: str, pictures: list[Picture]) -> None:
+        own, others = ([p for p in pictures if p.split == name] for name in self.lost)
+        for part, lost in zip((own, others), self.lost.values(), strict=True):
+            lost.update(picture.failure for picture in part if picture.failure is not None)
+            if same := sum(picture.data is not None for picture in part) - len(distinct(part)):
+                lost["the same image twice in a product"] += same
+        if own:
+            row = query_row(product_id, distinct(own))
+            self._count_query(row)
+            if not isinstance(row, str):
+                places = [picture.place for picture in own if picture.place is not None]
+                self.waiting_queries.add(min(places, default=None), row, ("SIMPLE_IMG", "COMPLEX_IMG"))
+        self.distractors += len(others)
+        for picture in distinct(others):
+            self.waiting_distractors.add(
+                picture.place,
+                {
+                    "PRODUCT_ID": product_id,
+                    "TYPE": picture.type,
+                    "CATEGORY": picture.category,
+                    "blip2_caption1": next(iter(picture.captions), None),
+                    "jpg": picture.data,
+                },
+                ("jpg",),
+            )
+
+    def add_published(self, path: Path) -> None:
+        for row in _published(path):
+            try:
+                names = dict(zip(NAMES, identifiers(row, NAMES), strict=True))
+            except UnusableCell as error:
+                self._add_query(f"whose {error.reason}")
+                continue
+            bad = [f"with a {name} that is {why}" for name in PRODUCT_COLUMNS[:2] if (why := why_bad(row[name]))]
+            self._add_query(bad[0] if bad else row | names if names["CATEGORY"] else "without category")
+
+    def write_in_order(self) -> None:
+        """Gives the writer what waits."""
+        for row in self.waiting_queries.in_order():
+            self.writer.add_query(row)
+        for row in self.waiting_distractors.in_order():
+            self.writer.add_distractor(row)
+
+    def _count_query(self, row: dict[str, Any] | str) -> None:
+        self.products["listed"] += 1
+        self.products[row if isinstance(row, str) else "complete"] += 1
+
+    def _add_query(self, row: dict[str, Any] | str) -> None:
+        self._count_query(row)
+        if not isinstance(row, str):
+            self.writer.add_query(row)
+
+    def report(self) -> dict[str, Any]:
+        kept, published = self.writer.distractors, PUBLISHED_DISTRACTORS.get(self.split)
+        gallery: dict[str, Any] = {"listed": self.distractors, "kept": kept}
+        if published:
+            gallery |= {"published": published, "% of the published": 100 * kept / published}
+        unplaced = {
+            f"{name} without a place in the metadata (last, in a seeded order)": waiting.unplaced
+            for name, waiting in (("products", self.waiting_queries), ("distractors", self.waiting_distractors))
+            if waiting.unplaced
+        }
+        return {
+            "products": dict(self.products),
+            "distractors": gallery,
+            **unplaced,
+            **self.writer.unjoined_categories(),
+            "images not kept": {name: dict(lost) for name, lost in self.lost.items()},
+            "note": f"Results on these {kept:,} distractors compare only with results on as many of the same.",
+        }
+
+
+def _published(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a published products.parquet, images as bytes; its further columns, an index among them, are left."""
+    try:
+        with open_parquet(path) as file:
+            present = file.schema_arrow.names
+            if missing := [name for name in PRODUCT_COLUMNS if name not in present]:
+                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}")
+            if why := wrong_cells(file, PRODUCT_COLUMNS):
+                raise ValueError(f"{path} {why}; give the published file")
+            columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in present]
+            for batch in file.iter_batches(READ_ROWS, columns=columns):
+                for row in rows(batch):
+                    for name in PRODUCT_COLUMNS[:2]:
+                        row[name] = image_bytes(row[name])
+                    yield row
+    except DAMAGE as error:
+        raise OSError(f"{path} cannot be read ({error}); fetch it again") from error

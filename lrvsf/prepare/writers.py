@@ -1,0 +1,356 @@
+"""Writing product shards and test sets: what every step that ends in a data set ends with.
+
+A folder appears whole or not at all: it is written beside its place, under a name that ends in ".writing", and renamed
+when its last file is closed. What a killed run left there is thrown away by the next one.
+
+    FOLDER/00000.parquet, ...   rows of PRODUCT_FEATURES, image bytes as they came (photographs do not compress further)
+    FOLDER/manifest.json        the files, their sizes, a digest of the rows of each, and one of the whole list
+
+    FOLDER/products.parquet, FOLDER/distractors/00000.parquet, ...      a test set in the published layout
+    FOLDER/manifest.json                                                how many rows of each; the files, their sizes
+
+The digests are taken of the rows, not of the Parquet files, so that another version of pyarrow gives the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
+from lrvsf.prepare.rows import unjoined_categories
+
+MANIFEST = "manifest.json"
+SHARD_BYTES = 256 * 2**20
+ROW_GROUP = 64
+GROUP_BYTES = 32 * 2**20  # of images that wait for their row group; large photographs make smaller groups
+DISTRACTOR_ROWS = 20_000
+
+
+class FolderWriter:
+    """A context manager that gives `self.writing`, a folder that becomes `self.folder` if the block succeeds.
+
+    A link is followed: what it leads to is written beside its place there.
+
+    Raises:
+        ValueError: the folder is there already, and not empty; or it cannot be replaced, as a mount point cannot.
+        OSError: it is written, but could not be renamed; `writing` is then kept.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        self.writing = self.folder.with_name(self.folder.name + ".writing")
+
+    def __enter__(self) -> Self:
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ValueError(f"{self.folder} is in use; remove it or choose another folder")
+        _refuse_irreplaceable(self.folder)
+        shutil.rmtree(self.writing, ignore_errors=True)
+        self.writing.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+                self.finish()
+            else:
+                # On a full disk closing fails too, which would hide the first failure.
+                with suppress(Exception):
+                    self.close()
+        except BaseException:
+            shutil.rmtree(self.writing, ignore_errors=True)
+            raise
+        if kind is not None:
+            shutil.rmtree(self.writing, ignore_errors=True)
+            return
+        try:
+            os.replace(self.writing, self.folder)
+        except OSError as failed:
+            raise OSError(
+                f"{self.writing} is whole, but cannot be renamed to {self.folder} ({failed.strerror}); rename it"
+            ) from failed
+
+    def close(self) -> None:
+        """Closes what is open, whether or not the block succeeded."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Completes the folder of a block that succeeded, or raises ValueError."""
+        raise NotImplementedError
+
+
+def _refuse_irreplaceable(folder: Path) -> None:
+    """Finds out before hours of work what would prevent the finished folder's renaming."""
+    if folder.exists():
+        try:
+            folder.rmdir()  # it is empty
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be replaced by the finished folder ({error.strerror}), as a mount point cannot; name "
+                "a folder within it"
+            ) from error
+        folder.mkdir()
+
+
+class ProductShardWriter(FolderWriter):
+    """Writes product rows to FOLDER/00000.parquet, 00001.parquet, ... in the order given.
+
+        with ProductShardWriter(out / "train") as shards:
+            for row in rows:
+                shards.add(row)
+
+    Leaving the block normally puts the folder in its place; leaving it by an exception removes what was written.
+
+    Args:
+        folder: must not exist, or be empty.
+        shard_bytes: a file is closed when its images have this many bytes.
+        row_group: products in a row group, at most; fewer where their images are large.
+
+    Attributes:
+        ids: the product ids added so far.
+        note: a dict that the manifest keeps under "note", for what a step wants to remember of its input.
+
+    Raises:
+        ValueError: the folder is in use; or, at the end, no product was added.
+    """
+
+    def __init__(self, folder: str | Path, shard_bytes: int = SHARD_BYTES, row_group: int = ROW_GROUP) -> None:
+        super().__init__(folder)
+        self.shard_bytes, self.row_group = shard_bytes, row_group
+        self.ids: set[str] = set()
+        self.note: dict[str, Any] = {}
+        self._file: _RowFile | None = None
+        self._digest = hashlib.sha256()
+        self._files: list[dict[str, Any]] = []
+        self._images = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes one row of PRODUCT_FEATURES.
+
+        Raises:
+            ValueError: no product id, one that was added before, or an image without bytes.
+        """
+        name = row["product_id"]
+        if not name or name in self.ids:
+            raise ValueError(f"product id {name!r} is {'here twice' if name else 'empty'}; give each product its own")
+        for number, image in enumerate(row["images"]):
+            if not image["image"]["bytes"]:
+                raise ValueError(f"product {name!r}, image {number} has no bytes; leave it out or read its file first")
+        if self._file is None:
+            path = self.writing / f"{len(self._files):05d}.parquet"
+            self._file = _RowFile(path, PRODUCT_FEATURES.arrow_schema, self.row_group)
+        self.ids.add(name)
+        self._images += len(row["images"])
+        self._file.add(row, sum(len(image["image"]["bytes"]) for image in row["images"]))
+        self._digest.update(row_digest(row))
+        if self._file.bytes >= self.shard_bytes:
+            self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            numbers = {"rows": self._file.rows, "image_bytes": self._file.bytes, "digest": self._digest.hexdigest()}
+            self._files.append(_stated(self._file.path, self.writing) | numbers)
+            self._file, self._digest = None, hashlib.sha256()
+
+    def finish(self) -> None:
+        if not self.ids:
+            raise ValueError(f"there is no product to write to {self.folder}; look into the input")
+        manifest = {
+            "products": len(self.ids),
+            "images": self._images,
+            "image_bytes": sum(file["image_bytes"] for file in self._files),
+            "digest": list_digest(self._files),
+            "note": self.note,
+            "files": self._files,
+        }
+        _write_manifest(self.writing, manifest)
+
+
+class TestSetWriter(FolderWriter):
+    """Writes a test set in the published layout: FOLDER/products.parquet and FOLDER/distractors/00000.parquet, ...
+
+    Used like `ProductShardWriter`. Queries and distractors may come in any order; without distractors the folder gets
+    one empty file of them, so that it can be read.
+
+    Args:
+        folder: must not exist, or be empty.
+        distractor_rows: rows of one file of distractors.
+
+    Attributes:
+        queries, distractors: how many were added so far.
+        categories: how many queries and distractors of each category.
+        note: a dict that the manifest keeps under "note".
+
+    Raises:
+        ValueError: the folder is in use; or, at the end, no query was added.
+    """
+
+    __test__ = False  # for pytest: a class that begins with Test and holds no tests
+
+    def __init__(self, folder: str | Path, distractor_rows: int = DISTRACTOR_ROWS) -> None:
+        super().__init__(folder)
+        self.distractor_rows = distractor_rows
+        self.queries = self.distractors = 0
+        self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
+        self.note: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        (self.writing / "distractors").mkdir()
+        self._products = _RowFile(self.writing / "products.parquet", QUERY_SCHEMA, ROW_GROUP)
+        self._open_distractors()
+        return self
+
+    def _open_distractors(self) -> None:
+        path = self.writing / "distractors" / f"{self.distractors // self.distractor_rows:05d}.parquet"
+        self._distractors = _RowFile(path, DISTRACTOR_SCHEMA, ROW_GROUP)
+
+    def add_query(self, row: dict[str, Any]) -> None:
+        """Writes one row of QUERY_SCHEMA; PRODUCT_ID, TYPE and blip2_caption1 may be missing or None.
+
+        Raises:
+            ValueError: no category, or an image without bytes.
+        """
+        for column in ("CATEGORY", "SIMPLE_IMG", "COMPLEX_IMG"):
+            if not row.get(column):
+                raise ValueError(f"query {self.queries} (product {row.get('PRODUCT_ID')!r}) has no {column}")
+        self._products.add(row, len(row["SIMPLE_IMG"]) + len(row["COMPLEX_IMG"]))
+        self.categories["queries"][row["CATEGORY"]] += 1
+        self.queries += 1
+
+    def add_distractor(self, row: dict[str, Any]) -> None:
+        """Writes one row of DISTRACTOR_SCHEMA; everything but jpg may be missing or None.
+
+        Raises:
+            ValueError: no bytes in jpg.
+        """
+        if not row.get("jpg"):
+            raise ValueError(f"distractor {self.distractors} (product {row.get('PRODUCT_ID')!r}) has no jpg")
+        if self._distractors.rows == self.distractor_rows:
+            self._distractors.close()
+            self._open_distractors()
+        self._distractors.add(row, len(row["jpg"]))
+        self.categories["distractors"][row.get("CATEGORY") or None] += 1
+        self.distractors += 1
+
+    def unjoined_categories(self) -> dict[str, Any]:
+        """What a gallery of one category would lack, category by category; empty where all categories join."""
+        return unjoined_categories(self.categories["queries"], self.categories["distractors"])
+
+    def close(self) -> None:
+        self._products.close()
+        self._distractors.close()
+
+    def finish(self) -> None:
+        if not self.queries:
+            raise ValueError(f"there is no query to write to {self.folder}; look into the input")
+        paths = [self.writing / "products.parquet", *sorted(self.writing.glob("distractors/*.parquet"))]
+        files = [_stated(path, self.writing) for path in paths]
+        numbers = {"queries": self.queries, "distractors": self.distractors}
+        _write_manifest(self.writing, {**numbers, "note": self.note, "files": files})
+
+
+class _RowFile:
+    """One Parquet file, written in row groups of bounded rows and bytes."""
+
+    def __init__(self, path: Path, schema: pa.Schema, row_group: int) -> None:
+        self.path, self.schema, self.row_group = path, schema, row_group
+        self.rows = self.bytes = 0
+        self._waiting: list[dict[str, Any]] = []
+        self._waiting_bytes = 0
+        # A dictionary of pictures would hold them all in memory, to find that each is there once.
+        self._writer = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
+
+    def add(self, row: dict[str, Any], image_bytes: int) -> None:
+        self._waiting.append(row)
+        self._waiting_bytes += image_bytes
+        self.rows += 1
+        self.bytes += image_bytes
+        if len(self._waiting) == self.row_group or self._waiting_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self.schema))
+            self._waiting, self._waiting_bytes = [], 0
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def row_digest(row: dict[str, Any]) -> bytes:
+    """SHA-256 of a product row: its id and, for each image, bytes, type, category and captions; not the path."""
+    images = [
+        [hashlib.sha256(i["image"]["bytes"] or b"").hexdigest(), i["type"], i["category"], i.get("captions")]
+        for i in row["images"] or ()
+    ]
+    return hashlib.sha256(json.dumps([row["product_id"], images]).encode()).digest()
+
+
+def list_digest(files: list[dict[str, Any]]) -> str:
+    """SHA-256 of a manifest's list of files: the same for the same rows in the same order, cut into the same files."""
+    return hashlib.sha256(json.dumps([[file["rows"], file["digest"]] for file in files]).encode()).hexdigest()
+
+
+def _stated(path: Path, folder: Path) -> dict[str, Any]:
+    """A manifest's entry of a file."""
+    return {"name": str(path.relative_to(folder)), "size": path.stat().st_size}
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """FOLDER/manifest.json, or None where there is none: what was written by other means has none.
+
+    Raises:
+        ValueError: it is no manifest.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); write the folder again") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("note"), dict):
+        raise ValueError(f"{path} is damaged: it has no note; write the folder again")
+    return manifest
+
+
+def made_from(folder: str | Path, source: str) -> bool:
+    """Whether the folder is finished and its note's "input" is this; False if it is not there yet.
+
+    Raises:
+        ValueError: it is there, made from something else, or lacks a file or the end of one; or it is empty and cannot
+            be replaced.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        _refuse_irreplaceable(folder.resolve())
+        return False
+    manifest = read_manifest(folder)
+    if manifest is None or manifest["note"].get("input") != source:
+        raise ValueError(
+            f"{folder} holds something made from other input or with other settings; remove it or choose another folder"
+        )
+    for entry in manifest.get("files", ()):
+        size = path.stat().st_size if (path := folder / entry["name"]).is_file() else None
+        if size != entry.get("size", size) or size is None:
+            found = "is missing" if size is None else f"has {size:,} bytes in place of {entry['size']:,}"
+            raise ValueError(f"{folder} is not whole: {entry['name']} {found}; remove the folder to make it again")
+    return True

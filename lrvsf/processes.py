@@ -1,0 +1,85 @@
+"""What several processes do together; alone, each of these does the right thing without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+
+def world_size() -> int:
+    """How many processes work together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over(*tensors: Tensor) -> None:
+    """Adds each tensor up over the processes, in place; all processes must call it."""
+    for tensor in tensors:
+        if world_size() > 1:
+            dist.all_reduce(tensor)
+
+
+def largest_over(tensor: Tensor) -> Tensor:
+    """Each number's largest value on any process, in place; all processes must call it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
+def every(value: Any) -> list[Any]:
+    """Each process's value, in rank order; all processes must call it."""
+    return gather_object([value])
+
+
+class _Gather(torch.autograd.Function):
+    """(B, D) of each process -> (world x B, D) on each; backward sums over the processes."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)  # what every process's loss asks of every row
+        return grad.chunk(world_size())[rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """All processes' rows in rank order, differentiable; the rows themselves on one process. Equal B everywhere."""
+    return _Gather.apply(rows) if world_size() > 1 else rows
+
+
+Result = TypeVar("Result")
+
+
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """What `function` gives, or raises, on the main process: on all of them."""
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def own_share(rows: int) -> tuple[int, int]:
+    """This process's share of the rows, as (start, stop): contiguous, sizes differ by at most one."""
+    state = PartialState()
+    return rows * state.process_index // state.num_processes, rows * (state.process_index + 1) // state.num_processes

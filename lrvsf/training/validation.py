@@ -1,0 +1,51 @@
+"""Recall while training: every product once, among all other products and all distractors, with no draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.pipeline import Embedded, embed_distractors, embed_products
+from lrvsf.evaluation.recall import fold_recall, ranks_among_all
+from lrvsf.processes import every
+from lrvsf.training.loss import symmetric_cross_entropy
+
+
+def validate(
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+) -> dict[str, float]:
+    """R@1, R@5 and R@10, 0..1, and the loss of all products as one batch. Every process must call it; all get the same.
+
+    The loss is comparable between runs on one validation set only: it grows with the number of products.
+
+    Raises TooManyBadImages as `embed_products` does.
+    """
+    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
+    queries, targets = (products[name].to(encoder.device) for name in ("query", "target"))
+    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
+    held = every(len(distractors.rows))  # one entry per process, in order
+    first_row = sum(held[: PartialState().process_index])
+    ranks = ranks_among_all(queries, targets, [(distractors.embeds["distractor"], first_row)], sum(held))
+    recall = fold_recall(ranks.expected, ranks.weights, 10).flatten()  # (10,)
+    with torch.no_grad():
+        loss = symmetric_cross_entropy(queries, targets, queries, targets, encoder.model.logit_scale)
+    return {**{f"R@{k}": recall[k - 1].item() for k in (1, 5, 10)}, "loss": loss.item()}
+
+
+def all_products(
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float, max_in_a_row: int
+) -> dict[str, Tensor]:
+    """All processes' products in row order, "query" and "target" (P, dim), on every process.
+
+    Raises ValueError if none can be read.
+    """
+    parts: list[Embedded] = every(embed_products(encoder, test_set, batch_size, max_bad, max_in_a_row))
+    if not any(part.rows for part in parts):
+        reasons = sum((Counter(part.skipped) for part in parts), Counter())
+        raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {dict(reasons)}.")
+    return {name: torch.cat([part.embeds[name] for part in parts]) for name in parts[0].embeds}
