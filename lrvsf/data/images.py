@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
 
-from lrvsf.data.image_bombs import bomb, exif_bomb
+from lrvsf.data.bounds.image_bombs import bomb, exif_bomb
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lrvsf.data.parquet_pages import Unfolded, unfolded
+from lrvsf.data.bounds.parquet_pages import Unfolded, unfolded
 
 # Text that is not UTF-8 is noticed only where it becomes Python's, and Python says so in its own way. What a file
 # unfolds to can be more memory than there is.

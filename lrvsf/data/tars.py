@@ -12,7 +12,7 @@ their first members.
 
 No fault ends a tar. After damaged blocks, or a member that claims more than is left, the next whole member is looked
 for; of a tar cut in the middle everything before the cut is used. Headers, names, JSON and members have bounds, so what
-is held does not depend on what a tar claims (`lrvsf.data.tar_members`). What is lost is counted by reason in the
+is held does not depend on what a tar claims (`lrvsf.data.bounds.tar_members`). What is lost is counted by reason in the
 caller's counter and named in the log at the 1st, 10th, 100th, ... time.
 """
 
@@ -30,10 +30,10 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from lrvsf.data.bounds.tar_members import MAX_HEADER_BYTES, TarMembers
 from lrvsf.data.images import MAX_IMAGE_BYTES
 from lrvsf.data.names import UnusableCell, identifier, identifiers, printable, texts
 from lrvsf.data.schema import MAX_IMAGES, SCENES, SIMPLE
-from lrvsf.data.tar_members import MAX_HEADER_BYTES, TarMembers
 
 logger = logging.getLogger(__name__)
 

@@ -147,3 +147,47 @@ def _galleries(
             "category_accuracy": precision["1"],
         }
     return galleries
+
+
+def paper_metrics(
+    query_embeds: Tensor,
+    target_embeds: Tensor,
+    distractor_embeds: Tensor,
+    target_category: Tensor,
+    distractor_category: Tensor,
+    weights: Tensor | None = None,
+    max_k: int = 100,
+) -> dict[str, Tensor]:
+    """The curves of the paper's protocol in one gallery, of all products and all distractors, as published.
+
+    Args:
+        query_embeds, target_embeds: (P, dim) unit rows; row i of one belongs to row i of the other.
+        distractor_embeds: (N, dim) unit rows.
+        target_category, distractor_category: (P,) and (N,) whole numbers.
+        weights: (P,) whole numbers, how often a product counts as a query; one that never does is not in the gallery.
+
+    Returns:
+        (max_k,) float64 each, for K = 1..max_k: `unfilt_r@k` and `filt_r@k`, recall in the whole gallery and in the
+        part of it that is of the target's category; `unfilt_acc@k`, the share of the top k that is of that category.
+        (The published `p@k` is recall divided by K.)
+
+    Raises:
+        ValueError: a row that is not finite or not of length 1, shapes that do not fit, weights that count nothing.
+    """
+    query_embeds, distractor_embeds = torch.as_tensor(query_embeds), torch.as_tensor(distractor_embeds)
+    products = len(query_embeds)
+    counts = torch.ones(products, dtype=torch.int64) if weights is None else torch.as_tensor(weights).cpu()
+    if counts.shape != (products,) or counts.is_floating_point() or counts.min() < 0 or counts.sum() == 0:
+        raise ValueError(f"weights must be {products} whole numbers from 0, not all of them 0; got {counts}.")
+    drawn = torch.arange(products).repeat_interleave(counts)[None]
+    everything = [torch.arange(len(distractor_embeds))[None]]
+    curves = {}
+    for name, categories in (("unfilt_r@k", None), ("filt_r@k", target_category)):
+        counter = RankCounter(query_embeds, target_embeds, drawn, everything, categories)
+        counter.add(distractor_embeds, 0, None if categories is None else distractor_category)
+        (ranks,) = counter.ranks()
+        curves[name] = fold_recall(ranks.expected, ranks.weights, max_k)[0]
+    tops = TopShares(query_embeds, target_embeds, target_category, drawn, everything, max_k)
+    tops.add(distractor_embeds, 0, distractor_category)
+    curves["unfilt_acc@k"] = tops.shares()[0][0]
+    return curves

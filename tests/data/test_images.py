@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
 from lrvsf.data import images
-from lrvsf.data.avif import avif_pixels
+from lrvsf.data.bounds.avif import avif_pixels
 from lrvsf.data.images import FORMATS, MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
 
 

@@ -14,7 +14,8 @@ from collections import Counter
 
 import pytest
 
-from lrvsf.data import tar_members, tars
+from lrvsf.data import tars
+from lrvsf.data.bounds import tar_members
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.tars import open_tar, read_distractors, read_products
 

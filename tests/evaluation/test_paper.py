@@ -9,10 +9,9 @@ import torch
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
-from lrvsf.evaluation.bootstrap import paper_metrics
 from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.galleries import KS
-from lrvsf.evaluation.paper import evaluate_paper
+from lrvsf.evaluation.paper import evaluate_paper, paper_metrics
 from lrvsf.evaluation.results import results_table
 from lrvsf.evaluation.stored_folds import convert
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from lrvsf.embedding import top
-from lrvsf.evaluation.bootstrap import paper_metrics
+from lrvsf.evaluation.paper import paper_metrics
 from lrvsf.evaluation.precision import TopShares
 
 

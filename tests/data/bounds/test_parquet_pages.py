@@ -12,8 +12,8 @@ import pytest
 from made import product, write
 
 from lrvsf.data import parquet, products
+from lrvsf.data.bounds.parquet_pages import unfolded
 from lrvsf.data.parquet import DAMAGE, ParquetBomb, open_parquet
-from lrvsf.data.parquet_pages import unfolded
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, ProductTestSet

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 
-from lrvsf.data.avif import TooManyParts, avif_pixels
+from lrvsf.data.bounds.avif import TooManyParts, avif_pixels
 
 MAX_PARTS = 10_000  # segments before a JPEG's first scan, blocks of a GIF's comments
 MAX_CHUNKS = 100_000  # of a PNG: some programs write its pixels in pieces of 1 kB
