@@ -30,7 +30,8 @@ from lrvsf.data.stream import PairLoader, ProductBatches, explained_stall
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import follow_umask
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.processes import every
+from lrvsf.embedding.fingerprint import describe_model
+from lrvsf.processes import every, on_main_process
 from lrvsf.signals import Watch
 from lrvsf.training import checkpoints, resuming, sharding
 from lrvsf.training.compiling import compile_layers
@@ -145,7 +146,7 @@ class CondViTTrainer(Trainer):
                 "--per_device_train_batch_size, more --num_train_epochs, or --max_steps.",
                 *(steps, self.loader.batch_sampler.global_size, FEW_STEPS),
             )
-        folder = checkpoints.on_main_process(lambda: self._begin(resume_from_checkpoint))
+        folder = on_main_process(lambda: self._begin(resume_from_checkpoint))
         self.resumed_from = folder
         if folder is not None:
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
@@ -207,7 +208,7 @@ class CondViTTrainer(Trainer):
         order = {"seed": self.args.seed, "global_batch": batches.global_size, "categories_per_batch": batches.parts}
         order |= {"phase1_steps": self.phase1_steps, "matryoshka_dims": self.args.matryoshka_dims}
         order["decay_matrices_only"] = self.args.decay_matrices_only  # which also groups the optimizer's state
-        return {**order, "data": self.shards.fingerprint, **checkpoints.describe_model(self.unwrapped.config)}
+        return {**order, "data": self.shards.fingerprint, **describe_model(self.unwrapped.config)}
 
     def _get_output_dir(self, trial) -> str:
         """Trainer writes and sorts checkpoints here."""

@@ -197,7 +197,7 @@ def test_a_branch_is_pushed_to_and_named_in_the_command(hub, folder):
 @pytest.mark.parametrize("status, remedy", [(403, "take a token that may write"), (SILENCE, "see whether this")])
 def test_through_hf_xet_a_push_ends_too(hub, folder, run, status, remedy):
     hub.faults["xet"] = (status, {})
-    hurry = f"from lrvsf.hub import push; push.ANSWER_WITHIN = 0.2; push.main(['{folder}', 'me/bags'])"
+    hurry = f"from lrvsf.hub import push_model as push; push.ANSWER_WITHIN = 0.2; push.main(['{folder}', 'me/bags'])"
     failed = run(["-c", hurry], HF_HUB_DISABLE_XET="0")
     assert failed.returncode == 1 and remedy in failed.stderr and f"The model is safe in {folder}." in failed.stderr
     assert hub.asked["xet"] and not hub.asked["batch"] and not hub.commits

@@ -86,7 +86,8 @@ def test_a_push_that_fails_is_an_exit_status_and_its_command_completes_it(hub, r
     card = ModelCard.load(pushed / "README.md")
     results = {result.metric_type: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == {
-        f"recall_at_{k}": round(100 * last[f"eval_R@{k}"], 2) for k in (1, 5, 10)
+        f"recall_at_{k}": round(100 * last[f"eval_R@{k}"], 2)
+        for k in (1, 5)  # 10 is more than the gallery of 6 holds
     }
     assert results["recall_at_1"].metric_args == {"step": 4} and card.data.model_name == "bags"
     validation = ProductTestSet(tmp_path / "mini/validation")
