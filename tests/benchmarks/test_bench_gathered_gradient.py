@@ -16,8 +16,8 @@ def test_the_exact_gradient_is_that_of_the_whole_batch_and_the_published_one_is_
     draw = lambda: torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8)  # noqa: E731
     batch = {"pixel_values": draw(), "target_pixel_values": draw(), "category_indices": torch.arange(6)}
     whole, split, published = (gradient(tiny_model, batch, *how) for how in ((1, True), (3, True), (3, False)))
-    torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(gradient(tiny_model, batch, 1, exact=False), whole)
+    for same in (split, gradient(tiny_model, batch, 1, exact=False)):
+        assert (same - whole).norm() < 1e-4 * whole.norm()  # float32, whose last digits are the machine's
     assert 0 < F.cosine_similarity(published, whole, dim=0) < 0.99
 
 
