@@ -17,7 +17,9 @@ def test_the_exact_gradient_is_that_of_the_whole_batch_and_the_published_one_is_
     batch = {"pixel_values": draw(), "target_pixel_values": draw(), "category_indices": torch.arange(6)}
     whole, split, published = (gradient(tiny_model, batch, *how) for how in ((1, True), (3, True), (3, False)))
     for same in (split, gradient(tiny_model, batch, 1, exact=False)):
-        assert (same - whole).norm() < 1e-4 * whole.norm()  # float32, whose last digits are the machine's
+        # Rows of a tiny random tower are nearly equal: float32 loses digits, and which ones depends on the machine.
+        assert (same - whole).norm() < 0.01 * whole.norm()
+    assert (published - whole).norm() > 0.2 * whole.norm()
     assert 0 < F.cosine_similarity(published, whole, dim=0) < 0.99
 
 
