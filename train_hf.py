@@ -84,7 +84,11 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     folder = trainer.finish(getattr(torch, args.save_dtype))
     if trainer.is_world_process_zero():
         write_training_card(folder, args, training, trainer.state, model, validation)
-        print(trainer.skipped.summary() if trainer.skipped.bad else f"{trainer.skipped.good} images, none bad")
+        images = trainer.skipped
+        if images.good or images.bad:
+            print(images.summary() if images.bad else f"{images.good} images, none bad")
+        else:
+            print("the run had ended before; no step was taken now")
         print(f"trained {trainer.state.global_step} steps; the model{of_step(trainer, training)} is in {folder}")
         if training.push_to_hub:
             hub = (training.hub_private_repo, training.hub_token, training.hub_revision)

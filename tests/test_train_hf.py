@@ -216,15 +216,17 @@ def evaluated(checkpoint):
 
 
 @pytest.mark.survives("a run that has ended, within an epoch or stopped early, is started again", "no step more")
-def test_a_run_that_has_ended_takes_no_step_more(train, scripted, tmp_path):
+def test_a_run_that_has_ended_takes_no_step_more(train, scripted, tmp_path, capfd):
     for flags, last in (({"max_steps": 4}, 4), ({"max_steps": 9, "early_stopping_patience": 2, **EACH_STEP}, 3)):
         folder = tmp_path / str(last)
         scripted(0.5)
         losses = train(folder, save_total_limit=9, **{"save_steps": 2, **flags})
         weights = (folder / "model.safetensors").read_bytes()
+        capfd.readouterr()
         assert train(folder, save_total_limit=9, resume_from_checkpoint="auto", **{"save_steps": 2, **flags}) == losses
         assert max(int(path.name[11:]) for path in folder.glob("checkpoint-*")) == len(losses) == last
         assert (folder / "model.safetensors").read_bytes() == weights
+        assert "no step was taken now" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -74,10 +74,12 @@ def test_a_recipe_that_was_changed_is_kept(tmp_path):
 def test_few_queries_say_how_little_they_tell():
     """1.96 x sqrt(2 x 0.5 x 0.5 / n): 46 points for 9 queries, 10 for 200."""
     assert few_queries(9, 95, 0.1) == (
-        "test has 9 queries, so a difference of less than 46 points of R@1 means nothing; take --test 0.3, or list "
-        "more products"
+        "test has 9 queries, so a difference of less than 46 points of R@1 means nothing; "
+        "take --test 0.3 and another OUT, or list more products"
     )
-    assert few_queries(99, 990, 0.1).endswith("14 points of R@1 means nothing; take --test 0.21, or list more products")
+    assert few_queries(99, 990, 0.1).endswith(
+        "14 points of R@1 means nothing; take --test 0.21 and another OUT, or list more products"
+    )
     assert few_queries(30, 100, 0.3).endswith("means nothing; list more products")
 
 

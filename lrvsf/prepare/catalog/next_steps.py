@@ -130,7 +130,10 @@ def few_queries(queries: int, products: int, share: float) -> str:
     """
     points = 100 * 1.96 * math.sqrt(2 * 0.25 / queries)
     wanted = min(0.3, math.ceil(100 * FEW_QUERIES / products) / 100)
-    remedy = f"take --test {wanted:g}, or list more products" if wanted > share else "list more products"
+    remedy = (
+        f"take --test {wanted:g} and another OUT, or list more products" if wanted > share else "list more products"
+    )
     return (
-        f"test has {queries} queries, so a difference of less than {points:.0f} points of R@1 means nothing; {remedy}"
+        f"test has {queries} queries, so a difference of less than {points:.0f} points of R@1 means nothing; "
+        f"{larger}list more products"
     )
