@@ -130,9 +130,7 @@ def few_queries(queries: int, products: int, share: float) -> str:
     """
     points = 100 * 1.96 * math.sqrt(2 * 0.25 / queries)
     wanted = min(0.3, math.ceil(100 * FEW_QUERIES / products) / 100)
-    remedy = (
-        f"take --test {wanted:g} and another OUT, or list more products" if wanted > share else "list more products"
-    )
+    larger = f"take --test {wanted:g} and another OUT, or " if wanted > share else ""
     return (
         f"test has {queries} queries, so a difference of less than {points:.0f} points of R@1 means nothing; "
         f"{larger}list more products"
