@@ -1,7 +1,11 @@
 """What every test may use: models small enough to be made in milliseconds, images drawn on the spot, no downloads."""
 
 import os
+import signal
 
+# A suite that a script starts with `&` ignores Ctrl-C, and so would the runs in which tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
