@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lrvsf.durable import LOCK
+
 
 @pytest.fixture(scope="module")
 def evaluations():
@@ -59,8 +61,9 @@ def run(evaluations, make_test_set, make_model, tmp_path):
 
 
 def contents(folder):
-    """Everything that an evaluation writes but the plot."""
+    """Everything that an evaluation writes but the plot, and the lock's file, which a killed run may leave."""
     files = [path for path in (folder / "out").rglob("*") if path.is_file() and path.suffix != ".png"]
+    files = [path for path in files if path.name != LOCK]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
