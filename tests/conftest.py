@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from configuration_condvit import CondViTConfig
 from lrvsf.durable import locked
-from lrvsf.embedding.store import EmbeddingStore
 from modeling_condvit import CondViTModel
 
 TINY = {
@@ -157,6 +154,9 @@ def make_test_set(tmp_path):
     With `same`, a product's query is its target.
     """
 
+    import pyarrow as pa  # here, as the Hub files' tests need nothing but what these files need
+    import pyarrow.parquet as pq
+
     def make(products: int = 12, distractors: int = 40, bad: dict | None = None, same: bool = False):
         columns = {
             "SIMPLE_IMG": [jpeg(i) for i in range(products)],
@@ -187,6 +187,8 @@ def make_test_set(tmp_path):
 @pytest.fixture
 def make_store(tmp_path):
     """`make_store(encoder, test_set, batch_size, max_bad)`: an empty store, each time in a folder of its own."""
+    from lrvsf.embedding.store import EmbeddingStore
+
     numbers = count()
 
     def make(encoder, test_set, batch_size: int = 256, max_bad: float = 0.01):
