@@ -1,4 +1,4 @@
-"""A contact sheet of Mini LRVS-F, to look at: python -m lrvsf.mini.sheet docs/mini-lrvsf.png
+"""A contact sheet of Mini LRVS-F, to look at: python -m lrvsf.mini.contact_sheet docs/mini-lrvsf.png
 
 One column per category: the product alone, worn, and worn in a cropped scene; two products each.
 """
@@ -38,4 +38,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "lrvsf.mini.sheet")
+    run(main, "lrvsf.mini.contact_sheet")
