@@ -17,9 +17,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from lrvsf import command
-from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
+from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments, check_evaluation
 from lrvsf.flags import FlagParser
-from lrvsf.paths import check_evaluation
 from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.signals import end_at_once
 

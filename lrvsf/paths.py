@@ -8,8 +8,6 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
-
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TRAINING = ("train", "TRAIN")  # ours, and the published layout's
@@ -28,13 +26,13 @@ def check_training(asked: Namespace) -> None:
             f"eval_strategy={asked.eval_strategy}, but there is no {validation / PRODUCTS}; make one with "
             "prepare_lrvsf.py, or add --eval_strategy no"
         )
-    _check_output(Path(asked.output_dir))
+    check_output(Path(asked.output_dir))
     resumed = asked.resume_from_checkpoint
     if resumed is None:
         _check_unfinished(Path(asked.output_dir))
     elif resumed.lower() not in ("true", "auto") and not Path(resumed).is_dir():
         raise FileNotFoundError(
-            f"resume_from_checkpoint={resumed} is no folder{_near(Path(resumed))}; give a checkpoint's, or True for "
+            f"resume_from_checkpoint={resumed} is no folder{near(Path(resumed))}; give a checkpoint's, or True for "
             "the newest in output_dir"
         )
 
@@ -48,21 +46,6 @@ def _check_categories(names: list[str]) -> None:
             f"categories={names}: names are parted by blanks, not by commas. Write --categories "
             f"{shlex.join(meant)}, or in a recipe categories: [{', '.join(meant)}]"
         )
-
-
-def check_evaluation(asked: Namespace) -> None:
-    """Refuses what evaluate_lrvsf.py cannot read or write."""
-    check_model(asked.model)
-    check_test_set(asked.data_root)
-    for flag in ("product_folds", "stored_folds"):
-        if (path := getattr(asked, flag)) is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"--{flag}: there is no file {path}{_near(Path(path))}")
-    _check_output(Path(asked.output_dir))
-    if asked.protocol == "bootstrap":
-        from lrvsf.data.testset import ProductTestSet  # here, as pyarrow would delay --help and every other mistake
-
-        sizes = GALLERY_SIZES if asked.gallery_sizes is None else asked.gallery_sizes
-        check_galleries(sizes, ProductTestSet(asked.data_root).n_distractors)
 
 
 def check_model(name: str) -> None:
@@ -83,21 +66,12 @@ def check_model(name: str) -> None:
         raise FileNotFoundError(f"there is no folder {name}: the shell has left the ~ as it is. Write {found}")
     owner, slash, rest = name.partition("/")
     if not slash or not owner or not rest or "/" in rest or owner.startswith((".", "~")) or "\\" in name:
-        raise FileNotFoundError(f"there is no folder {name}{_near(path)}, and a name on the Hub looks like OWNER/MODEL")
+        raise FileNotFoundError(f"there is no folder {name}{near(path)}, and a name on the Hub looks like OWNER/MODEL")
     if Path(owner).is_dir():
         raise FileNotFoundError(
-            f"{name} is read as a folder, as {owner}/ is one here, and there is no {rest} in it{_near(path)}. If you "
+            f"{name} is read as a folder, as {owner}/ is one here, and there is no {rest} in it{near(path)}. If you "
             f"mean the Hub's {name}, give its downloaded folder (`hf download {name}` prints it)"
         )
-
-
-def check_test_set(root: str) -> None:
-    if not (Path(root) / PRODUCTS).is_file():
-        places = (Path(root), Path(root).parent)  # a prepared folder, or one of those within it
-        tests = [place / name for place in places for name in ("test", "validation")]
-        meant = [str(test) for test in tests if (test / PRODUCTS).is_file()]
-        said = f". Did you mean {meant[0]}?" if meant else _near(Path(root))
-        raise FileNotFoundError(f"{root} has no {PRODUCTS}: give the folder of a test set{said}")
 
 
 def no_training_folder(root: str) -> str:
@@ -105,18 +79,19 @@ def no_training_folder(root: str) -> str:
     path = Path(root)
     if path.name in TRAINING and path.is_dir():
         return f"{root} has no train/ folder, it is one: you mean --data {path.parent}"
-    meant = "" if path.is_dir() or "://" in root else _near(path)
+    meant = "" if path.is_dir() or "://" in root else near(path)
     return f"{root} has no train/ folder{meant}; write one with prepare_lrvsf.py, or name another folder with --data"
 
 
-def _near(path: Path) -> str:
-    """A name like it that is there."""
+def near(path: Path) -> str:
+    """What to say of a name like it that is there: " (did you mean ...?)"; nothing if there is none."""
     there = [str(other) for other in path.parent.iterdir() if other != path] if path.parent.is_dir() else []
     close = difflib.get_close_matches(str(path), there, 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _check_output(folder: Path) -> None:
+def check_output(folder: Path) -> None:
+    """Refuses an output_dir that is a file, lies in one, or cannot be written to."""
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
     if not there.is_dir():
         raise NotADirectoryError(f"output_dir={folder}: {there} is a file. Give a folder's name")

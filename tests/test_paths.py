@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrvsf import paths
+from lrvsf.evaluation.arguments import check_evaluation, check_test_set
 
 
 def write_table(columns, path):
@@ -112,7 +113,7 @@ def test_a_finished_model_is_not_replaced_unasked(here):
 
 def test_what_is_there_already_is_not_called_meant(here):
     with pytest.raises(FileNotFoundError, match="give the folder of a test set$"):
-        paths.check_test_set("runs")
+        check_test_set("runs")
 
 
 @pytest.mark.parametrize("sizes, larger", [(None, "500, 2000, 5000"), ([3, 4], "4")])
@@ -125,18 +126,18 @@ def test_a_gallery_that_the_test_set_cannot_fill_is_refused(here, sizes, larger)
     given = {"model": "runs/first", "data_root": "data/test", "product_folds": None, "stored_folds": None}
     asked = Namespace(**given, output_dir="out", protocol="bootstrap", gallery_sizes=sizes)
     with pytest.raises(ValueError, match=f"gallery_sizes has {larger}, but only 3 distractors are available"):
-        paths.check_evaluation(asked)
+        check_evaluation(asked)
     asked.gallery_sizes = [3]
-    paths.check_evaluation(asked)
+    check_evaluation(asked)
 
 
 def test_what_evaluate_lrvsf_cannot_read_is_refused(here):
     given = {"model": "runs/first", "data_root": "data/test", "product_folds": None, "stored_folds": None}
     given |= {"output_dir": "out", "protocol": "paper"}
-    paths.check_evaluation(Namespace(**given))
+    check_evaluation(Namespace(**given))
     with pytest.raises(FileNotFoundError, match="data has no products.parquet: .* Did you mean data/test?"):
-        paths.check_evaluation(Namespace(**{**given, "data_root": "data"}))
+        check_evaluation(Namespace(**{**given, "data_root": "data"}))
     with pytest.raises(FileNotFoundError, match="data/train has no products.parquet: .* Did you mean data/test?"):
-        paths.check_evaluation(Namespace(**{**given, "data_root": "data/train"}))
+        check_evaluation(Namespace(**{**given, "data_root": "data/train"}))
     with pytest.raises(FileNotFoundError, match=r"--stored_folds: there is no file note \(did you mean note.txt\?\)"):
-        paths.check_evaluation(Namespace(**{**given, "stored_folds": "note"}))
+        check_evaluation(Namespace(**{**given, "stored_folds": "note"}))

@@ -1,8 +1,11 @@
-"""Flags of evaluate_lrvsf.py: what is measured, and what is drawn."""
+"""Flags of evaluate_lrvsf.py: what is measured, what is drawn, and what is refused before torch is imported."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from lrvsf.paths import PRODUCTS, check_model, check_output, near
 
 GALLERY_SIZES = (500, 2000, 5000)
 
@@ -136,3 +139,28 @@ def check_galleries(sizes: Sequence[int], available: int) -> None:
             f"gallery_sizes has {', '.join(map(str, too_large))}, but only {available} distractors are available. "
             "The scores would not be comparable. Give --gallery_sizes up to that number, or get more distractors."
         )
+
+
+def check_evaluation(asked: Namespace) -> None:
+    """Refuses what evaluate_lrvsf.py cannot read or write."""
+    check_model(asked.model)
+    check_test_set(asked.data_root)
+    for flag in ("product_folds", "stored_folds"):
+        if (path := getattr(asked, flag)) is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"--{flag}: there is no file {path}{near(Path(path))}")
+    check_output(Path(asked.output_dir))
+    if asked.protocol == "bootstrap":
+        from lrvsf.data.testset import ProductTestSet  # here, as pyarrow would delay --help and every other mistake
+
+        sizes = GALLERY_SIZES if asked.gallery_sizes is None else asked.gallery_sizes
+        check_galleries(sizes, ProductTestSet(asked.data_root).n_distractors)
+
+
+def check_test_set(root: str) -> None:
+    """Refuses a folder without a test set's products, with the folder that may be meant."""
+    if not (Path(root) / PRODUCTS).is_file():
+        places = (Path(root), Path(root).parent)  # a prepared folder, or one of those within it
+        tests = [place / name for place in places for name in ("test", "validation")]
+        meant = [str(test) for test in tests if (test / PRODUCTS).is_file()]
+        said = f". Did you mean {meant[0]}?" if meant else near(Path(root))
+        raise FileNotFoundError(f"{root} has no {PRODUCTS}: give the folder of a test set{said}")
