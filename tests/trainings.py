@@ -30,23 +30,20 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from forks import serve
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import train_hf
 from lrvsf import signals
 from lrvsf.training import checkpoints
 from lrvsf.training.trainer import CondViTTrainer
-
-LONGEST = 300  # seconds of a training
 
 
 def die() -> None:
@@ -154,51 +151,8 @@ def train(log: str, fault: str, fault_step: int, flags: list[str]) -> None:
     train_hf.main(flags)
 
 
-def start(port: int, processes: int, log: str, rank: int, *run) -> int:
-    """A process that trains; its id."""
-    if process := os.fork():
-        return process
-    status = 1
-    try:
-        os.setsid()  # a signal to its group reaches it and its loading processes
-        signal.alarm(LONGEST)
-        said = os.open(f"{log}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        if processes > 1:
-            together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}})
-        train(log, *run)
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
-
-
-def serve() -> None:
-    for line in sys.stdin:
-        log, processes, *run = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        running = {start(port, processes, log, rank, *run): rank for rank in range(processes)}
-        statuses = [0] * processes
-        while running:
-            process, status = os.wait()
-            statuses[running.pop(process)] = os.waitstatus_to_exitcode(status)
-            if status:
-                for other in running:
-                    os.kill(other, signal.SIGKILL)
-        print(json.dumps(statuses), flush=True)
-    os._exit(0)  # unloading what the forks were spared takes seconds
-
-
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         train(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
     else:
-        serve()
+        serve(lambda log, rank, *run: train(log, *run))

@@ -20,18 +20,17 @@ ctrl-c      SIGINT, in the middle of something that hangs
 terminate   SIGTERM, likewise
 """
 
-import json
 import os
 import signal
-import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from accelerate import PartialState
+from forks import serve
 
 import evaluate_lrvsf
 from lrvsf.embedding import store
@@ -83,44 +82,5 @@ def evaluate(log: str, rank: int, fault: str, fault_at: int, flags: list[str]) -
     evaluate_lrvsf.main(flags)
 
 
-def start(port: int, processes: int, log: str, rank: int, *run) -> int:
-    """A process that evaluates; its id."""
-    if process := os.fork():
-        return process
-    status = 1
-    try:
-        said = os.open(f"{log}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        if processes > 1:
-            together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in together.items()}})
-        evaluate(log, rank, *run)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
-
-
-def main() -> None:
-    for line in sys.stdin:
-        log, processes, *run = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        running = {start(port, processes, log, rank, *run): rank for rank in range(processes)}
-        statuses = [0] * processes
-        while running:
-            process, status = os.wait()
-            statuses[running.pop(process)] = os.waitstatus_to_exitcode(status)
-            if status:
-                for other in running:
-                    os.kill(other, signal.SIGKILL)
-        print(json.dumps(statuses), flush=True)
-    os._exit(0)  # unloading what the forks were spared takes seconds
-
-
 if __name__ == "__main__":
-    main()
+    serve(evaluate)
