@@ -52,8 +52,8 @@ from lrvsf.evaluation.pages.sheet import write_sheet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.results import results_table, save_results
+from lrvsf.processes import alone_in
 from lrvsf.terminal import never_refuse
-from lrvsf.training.checkpoints import alone_in
 
 
 def main(arguments: list[str] | None = None) -> None:

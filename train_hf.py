@@ -44,8 +44,8 @@ from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import check_shared_memory
 from lrvsf.hub.card import write_training_card
 from lrvsf.hub.push_model import open_repository, push_model
+from lrvsf.processes import alone_in
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
-from lrvsf.training.checkpoints import alone_in
 from lrvsf.training.resuming import evaluation_of, final_evaluation
 from lrvsf.training.source import training_folder, validation_set
 from lrvsf.training.start import start_model

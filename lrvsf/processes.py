@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+
+from lrvsf.durable import locked
 
 
 def world_size() -> int:
@@ -77,6 +81,14 @@ def on_main_process(function: Callable[[], Result]) -> Result:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """`durable.locked`, by the main process for all of them. Raises InUse: another run works there."""
+    with ExitStack() as locks:
+        on_main_process(lambda: locks.enter_context(locked(folder, what)))
+        yield
 
 
 def own_share(rows: int) -> tuple[int, int]:

@@ -12,15 +12,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lrvsf.durable import flush, locked
-from lrvsf.processes import on_main_process
+from lrvsf.durable import flush
 
 logger = logging.getLogger(__name__)
 
@@ -151,18 +148,6 @@ def rotate(output: Path, limit: int | None, step: int, best: str | None) -> None
         if _step(path) > step:
             logger.warning("Removed %s: the run went back to a step before it.", path)
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def alone_in(folder: Path, what: str) -> Iterator[None]:
-    """`durable.locked`, by the main process for all of them.
-
-    Raises:
-        InUse: another run works there.
-    """
-    with ExitStack() as held:
-        on_main_process(lambda: held.enter_context(locked(folder, what)))
-        yield
 
 
 def _digest(path: Path) -> str:
