@@ -41,6 +41,7 @@ if __name__ == "__main__":  # the imports below take seconds: what is wrong is t
 import torch
 from accelerate import PartialState
 
+from lrvsf.data.images import Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model, runs_in_bf16
 from lrvsf.embedding.store import EmbeddingStore
@@ -86,9 +87,9 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
         print(f"Wrote {output / 'attention.png'}.")
     if pictures.conditioning_page:
         check_conditions(encoder, test_set, args.allow_unmatched_categories)
-    limits = args.max_bad_fraction, args.max_bad_in_a_row
+    tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
     folder = args.embeds or output / "embeds"
-    store = EmbeddingStore(folder, encoder, test_set, args.batch_size, *limits, dtype=args.store_dtype)
+    store = EmbeddingStore(folder, encoder, test_set, args.batch_size, tolerance, dtype=args.store_dtype)
     queries = QueryTable()
     if settings is None:
         measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries, args.allow_unmatched_categories)

@@ -40,6 +40,7 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
+from lrvsf.data.images import Tolerance
 from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import check_shared_memory
 from lrvsf.hub.card import write_training_card
@@ -76,7 +77,7 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     set_seed(training.seed)
     model = start_model(args)
     categories = model.config.categories if model.config.condition == "category" else None
-    shards = ProductShards.scan(folder, categories, training.max_bad_fraction)
+    shards = ProductShards.scan(folder, categories, Tolerance(training.max_bad_fraction))
     validation = validation_set(args.data, training.output_dir) if training.eval_strategy != "no" else None
     processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
     trainer = CondViTTrainer(model, training, shards, validation, processing_class=processor)

@@ -65,7 +65,7 @@ def rates(encoder: Encoder, batch: int, encoded: list[bytes], seconds: float) ->
     part = Photos(encoded, max(64, 16 * batch))
 
     def from_jpegs() -> int:
-        counter = BadImageCounter(part.what, 0.01)
+        counter = BadImageCounter(part.what)
         return sum(len(found.rows) for found in embed_ranges(encoder, part, [(0, part.total)], batch, counter))
 
     return at_rest, rate(from_jpegs, seconds, encoder.device)

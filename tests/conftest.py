@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from configuration_condvit import CondViTConfig
+from lrvsf.data.images import Tolerance
 from lrvsf.durable import locked
 from modeling_condvit import CondViTModel
 
@@ -192,6 +193,6 @@ def make_store(tmp_path):
     numbers = count()
 
     def make(encoder, test_set, batch_size: int = 256, max_bad: float = 0.01):
-        return EmbeddingStore(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, batch_size, max_bad)
+        return EmbeddingStore(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, batch_size, Tolerance(max_bad))
 
     return make

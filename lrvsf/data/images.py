@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
@@ -26,7 +27,8 @@ MAX_PIXELS = dict.fromkeys(("WEBP", "AVIF"), 8192 * 6144)
 
 MAX_IMAGE_BYTES = 64 * 2**20  # of an encoded image; photographs have a hundredth of that
 
-FEW = 5  # bad images from which on a whole pass is judged
+JUDGE_FROM = 100  # bad images before their share is judged: one among the first ten says nothing of the data
+FEW = 5  # a finished pass is judged only if it had at least this many bad images
 
 Image.init()  # registers the formats, among which an old Pillow lacks some
 FORMATS = tuple(name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
@@ -101,6 +103,31 @@ def _exif(image: Image.Image) -> bytes | None:
     return None
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """How many bad images, products or files a run puts up with; the flags are max_bad_fraction and max_bad_in_a_row.
+
+    Attributes:
+        fraction: the largest share of bad ones, 0..1.
+        in_a_row: this many bad ones one after another are too many, whatever their share.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    fraction: float = 0.01
+    in_a_row: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1 or self.in_a_row < 1:
+            raise ValueError(
+                f"max_bad_fraction={self.fraction} must be in 0..1, and max_bad_in_a_row={self.in_a_row} 1 or more"
+            )
+
+
+USUAL = Tolerance()
+
+
 class BadImageCounter:
     """Counts good and bad images of one process, names bad ones in the log, and ends the run when they are too many.
 
@@ -109,22 +136,12 @@ class BadImageCounter:
 
     Args:
         what: what is counted, in the plural, for the messages: "products", "distractors".
-        max_fraction: the largest tolerated share of bad ones.
-        judge_from: bad ones before the share is judged, because a bad image among the first ten says nothing of the
-            data.
-        max_in_a_row: so many bad ones in succession are too many, whatever their share.
+        tolerance: what ends the run.
     """
 
-    def __init__(
-        self, what: str = "images", max_fraction: float = 0.01, judge_from: int = 100, max_in_a_row: int = 100
-    ) -> None:
-        if not 0 <= max_fraction <= 1 or max_in_a_row < 1:
-            raise ValueError(
-                f"max_bad_fraction={max_fraction} must be in 0..1, and max_bad_in_a_row={max_in_a_row} 1 or more"
-            )
-        self.what, self.max_fraction, self.judge_from = what, max_fraction, judge_from
-        self.max_in_a_row, self.in_a_row = max_in_a_row, 0
-        self.good = 0
+    def __init__(self, what: str = "images", tolerance: Tolerance = USUAL) -> None:
+        self.what, self.tolerance = what, tolerance
+        self.good = self.in_a_row = 0
         self.reasons: Counter[str] = Counter()
         self._warn_at = 1
 
@@ -141,8 +158,7 @@ class BadImageCounter:
         """Counts one bad image. `name` is what someone needs to find it, such as a product id or a file with its row.
 
         Raises:
-            TooManyBadImages: from `judge_from` bad ones on, when their share is above `max_fraction`; or when
-                `max_in_a_row` came in succession.
+            TooManyBadImages: the tolerance is exceeded, in a row or, from `JUDGE_FROM` bad ones on, by their share.
         """
         self.reasons[reason.reason if isinstance(reason, BadImage) else reason] += 1
         if self.bad >= self._warn_at:
@@ -168,12 +184,12 @@ class BadImageCounter:
 
     def _judge_one_more(self, name: object) -> None:
         self.in_a_row += 1
-        if self.in_a_row >= self.max_in_a_row:
+        if self.in_a_row >= self.tolerance.in_a_row:
             raise TooManyBadImages(
                 f"{self.summary()}\n{self.in_a_row} in a row, the last one {name}. Repair the data, or allow more with "
                 "--max_bad_in_a_row."
             )
-        if self.bad >= self.judge_from:
+        if self.bad >= JUDGE_FROM:
             self.judge(f", the last one {name}")
 
     def finish(self) -> None:
@@ -182,9 +198,9 @@ class BadImageCounter:
             self.judge()
 
     def judge(self, last: str = "") -> None:
-        if self.bad > self.max_fraction * (self.bad + self.good):
+        if self.bad > self.tolerance.fraction * (self.bad + self.good):
             raise TooManyBadImages(
-                f"{self.summary()}\nThat is more than {self.max_fraction:.1%}{last}. Repair the data, or allow "
+                f"{self.summary()}\nThat is more than {self.tolerance.fraction:.1%}{last}. Repair the data, or allow "
                 "more with --max_bad_fraction."
             )
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from datasets.data_files import DataFilesList
 
 from lrvsf.data.folders import content_names, files_in, place_of
-from lrvsf.data.images import TooManyBadImages, reasons_table
+from lrvsf.data.images import JUDGE_FROM, USUAL, Tolerance, TooManyBadImages, reasons_table
 from lrvsf.data.names import did_you_mean, lookalikes, quoted
 from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, wrong_types
 from lrvsf.data.schema import MAX_IMAGES, PRODUCT_FEATURES, SCENES, SIMPLE
@@ -43,7 +43,6 @@ UNDECODED = datasets.Features(
 STRUCTURE = ["product_id", "images.list.element.type", "images.list.element.category"]
 IMAGE_BYTES = "images.list.element.image.bytes"
 TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
-JUDGE_FROM = 100  # faulty products before their share is judged
 NOT_ASKED_FOR = "no SIMPLE image of a known category"
 NO_CATEGORY = "no SIMPLE image that has a category"
 SCAN_ROWS = 1024
@@ -100,23 +99,23 @@ class ProductShards:
         return len(self.rows)
 
     @classmethod
-    def scan(cls, folder: str, categories: list[str] | None = None, max_bad: float = 0.01) -> ProductShards:
+    def scan(cls, folder: str, categories: list[str] | None = None, tolerance: Tolerance = USUAL) -> ProductShards:
         """Reads the structure of FOLDER/*.parquet; FOLDER may be a URL that fsspec knows.
 
         Args:
             categories: conditions that the model knows; None for training without a condition.
-            max_bad: the largest tolerated share of unreadable files, and of products that give no pair.
+            tolerance: of unreadable files, and of products that give no pair.
 
         Raises:
             FileNotFoundError: no shards.
             ValueError: a file is not a product shard, a product is there twice, or no product is usable.
-            TooManyBadImages: more than `max_bad` are unreadable or unusable, or of categories that are not known.
+            TooManyBadImages: more than the tolerated share is unreadable, unusable or of unknown categories.
         """
         files = product_files(folder)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
             scanned = list(zip(files, pool.map(_structure, files), strict=True))
         damaged = {file: found for file, found in scanned if isinstance(found, Exception)}
-        if len(damaged) > max_bad * len(files):
+        if len(damaged) > tolerance.fraction * len(files):
             listed = "\n".join(f"  {file}: {error}" for file, error in damaged.items())
             raise TooManyBadImages(
                 f"{len(damaged)} of {len(files)} shards cannot be read; write them again, or remove them:\n" + listed
@@ -130,9 +129,9 @@ class ProductShards:
         structure = [(file, row) for file, units in readable for unit in units for row in unit]
         rows, groups, faulty = _sort_out(structure, categories)
         if categories is not None:
-            _compare_categories([row for _, row in structure], categories, max_bad, folder)
+            _compare_categories([row for _, row in structure], categories, tolerance, folder)
         if faulty:
-            _report(faulty, len(structure), max_bad, folder)
+            _report(faulty, len(structure), tolerance, folder)
         if len(rows) == 0:
             raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
         identity = json.dumps([[product for product, _, _ in unit] for _, units in readable for unit in units])
@@ -266,11 +265,11 @@ def _sort_out(
     return np.array(rows, dtype=np.int64), np.array(groups, dtype=np.int64), faulty
 
 
-def _compare_categories(rows: list[Structure], asked: list[str], max_bad: float, folder: str) -> None:
+def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tolerance, folder: str) -> None:
     """Names the categories that no product has, and those of products that were not asked for.
 
     Raises:
-        TooManyBadImages: more than `max_bad` of the products stand under the latter. A misspelt name loses few products
+        TooManyBadImages: more than the tolerated share stand under the latter. A misspelt name loses few products
             of a small catalog, and all of them were meant: no number of them is too small to be judged.
     """
     found: Counter[str] = Counter()
@@ -294,12 +293,12 @@ def _compare_categories(rows: list[Structure], asked: list[str], max_bad: float,
         f"{lost.total()} of {len(rows)} products in {folder} are of categories that were not asked for: {shown}"
         f"{', ...' if len(lost) > 10 else ''}.{''.join(near)}"
     )
-    if lost.total() > max_bad * len(rows):
+    if lost.total() > tolerance.fraction * len(rows):
         every = shlex.join([*(name for name in asked if name in found), *sorted(lost)])
         allowed = math.ceil(100 * lost.total() / len(rows)) / 100
         raise TooManyBadImages(
-            f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Ask for all with --categories {every}, or leave "
-            f"these products out with --max_bad_fraction {allowed:g}."
+            f"{text}\nThat is more than max_bad_fraction={tolerance.fraction:g}. "
+            f"Ask for all with --categories {every}, or leave these products out with --max_bad_fraction {allowed:g}."
         )
     logger.warning("%s They are left out.", text)
 
@@ -319,14 +318,14 @@ def _count_unused_pictures(rows: list[Structure], asked: list[str]) -> None:
         )
 
 
-def _report(faulty: dict[str, str], total: int, max_bad: float, folder: str) -> None:
+def _report(faulty: dict[str, str], total: int, tolerance: Tolerance, folder: str) -> None:
     """Says which products were left out, or refuses to train on so few."""
     first = ", ".join(list(faulty)[:3])
     table = reasons_table(Counter(faulty.values()))
     text = f"{len(faulty)} of {total} products in {folder} give no training pair, such as {first}:\n{table}"
-    if len(faulty) == total or (len(faulty) >= JUDGE_FROM and len(faulty) > max_bad * total):
+    if len(faulty) == total or (len(faulty) >= JUDGE_FROM and len(faulty) > tolerance.fraction * total):
         other = ", train without a condition (--condition none)" if NO_CATEGORY in faulty.values() else ""
         raise TooManyBadImages(
-            f"{text}\nThat is more than max_bad_fraction={max_bad:g}. Repair the data{other}, or raise it."
+            f"{text}\nThat is more than max_bad_fraction={tolerance.fraction:g}. Repair the data{other}, or raise it."
         )
     logger.warning("Skipped: %s", text)

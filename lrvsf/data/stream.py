@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.order import WINDOW, epoch_order, in_parts
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
@@ -57,7 +58,7 @@ class ProductBatches:
         categories_per_batch: a global batch takes equal parts from this many categories, as they come in the stream (by
             chance two parts may be of one category); None takes products as they come.
         window: rows that are shuffled among each other.
-        max_bad: the tolerated share of bad images: of `batch_size`, six times as many are spare, and `SPARES` more, so
+        tolerance: of bad images: six times the tolerated share of `batch_size` is spare, and `SPARES` more, so
             that chance does not make a batch of tolerable data unfillable.
 
     Attributes:
@@ -76,12 +77,12 @@ class ProductBatches:
         world_size: int = 1,
         categories_per_batch: int | None = None,
         window: int = WINDOW,
-        max_bad: float = 0.01,
+        tolerance: Tolerance = USUAL,
     ):
         self.shards, self.batch_size, self.seed, self.window = shards, batch_size, seed, window
         self.rank, self.world_size, self.global_size = rank, world_size, batch_size * world_size
         self.parts = categories_per_batch
-        self.spares = SPARES + math.ceil(6 * max_bad * batch_size)
+        self.spares = SPARES + math.ceil(6 * tolerance.fraction * batch_size)
         self.epoch = self.unread = 0
         if self.parts is not None and (self.parts < 1 or self.global_size % self.parts):
             raise ValueError(

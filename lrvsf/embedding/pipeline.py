@@ -23,7 +23,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from lrvsf.data.images import BadImage, BadImageCounter
+from lrvsf.data.images import USUAL, BadImage, BadImageCounter, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.processes import own_share
@@ -91,26 +91,24 @@ class Distractors:
 
 
 def embed_products(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, tolerance: Tolerance = USUAL
 ) -> Embedded:
     """This process's products, as "query" and "target". One whose query or target cannot be read is dropped.
 
-    Raises TooManyBadImages: more than the share `max_bad` of them, or `max_in_a_row`. (So does `embed_distractors`.)
+    Raises TooManyBadImages: more of them than the tolerance allows. (So does `embed_distractors`.)
     """
-    return _embed_slice(encoder, Products(test_set), batch_size, max_bad, max_in_a_row)
+    return _embed_slice(encoder, Products(test_set), batch_size, tolerance)
 
 
 def embed_distractors(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, tolerance: Tolerance = USUAL
 ) -> Embedded:
     """This process's distractors, as "distractor": 2 KB each at 512 dimensions."""
-    return _embed_slice(encoder, Distractors(test_set), batch_size, max_bad, max_in_a_row)
+    return _embed_slice(encoder, Distractors(test_set), batch_size, tolerance)
 
 
-def _embed_slice(
-    encoder: Encoder, part: Products | Distractors, batch_size: int, max_bad: float, max_in_a_row: int
-) -> Embedded:
-    counter = BadImageCounter(part.what, max_bad, max_in_a_row=max_in_a_row)
+def _embed_slice(encoder: Encoder, part: Products | Distractors, batch_size: int, tolerance: Tolerance) -> Embedded:
+    counter = BadImageCounter(part.what, tolerance)
     (embedded,) = embed_ranges(encoder, part, [own_share(part.total)], batch_size, counter)
     counter.finish()
     return embedded

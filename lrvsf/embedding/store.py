@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from lrvsf.data.images import BadImageCounter
+from lrvsf.data.images import USUAL, BadImageCounter, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import locked, write_whole
 from lrvsf.embedding.encoder import Encoder
@@ -64,7 +64,7 @@ class EmbeddingStore:
     Args:
         folder: made if it is not there; one that holds a part of these embeddings is completed.
         batch_size: images per forward pass; a shard's last batch is smaller.
-        max_bad, max_in_a_row: bad images that are tolerated, of all, those found in the folder among them.
+        tolerance: of bad images, those found in the folder among them.
         dtype: "float16" or "float32", of the embeddings in the files.
     """
 
@@ -74,13 +74,11 @@ class EmbeddingStore:
         encoder: Encoder,
         test_set: ProductTestSet,
         batch_size: int = 256,
-        max_bad: float = 0.01,
-        max_in_a_row: int = 100,
+        tolerance: Tolerance = USUAL,
         dtype: str = "float16",
     ) -> None:
         self.folder, self.encoder, self.test_set, self.batch_size = Path(folder), encoder, test_set, batch_size
-        self.dtype = dtype
-        self._limits = max_bad, max_in_a_row
+        self.dtype, self.tolerance = dtype, tolerance
         self._rows: dict[str, Tensor] = {}
         self._skipped: dict[str, dict[str, int]] = {}
         self._bad: dict[str, Bad] = {}
@@ -92,8 +90,7 @@ class EmbeddingStore:
             ValueError: the folder holds embeddings by another model, or of other data; an embedding is not finite.
             InUse: another run embeds into the folder.
             OSError: the folder cannot be written, for what reason ever.
-            TooManyBadImages: more than the share `max_bad` are bad, and not just a few; or `max_in_a_row` in
-                succession.
+            TooManyBadImages: more are bad than `tolerance` allows, and not just a few.
         """
         if self._rows:
             return
@@ -258,8 +255,7 @@ class EmbeddingStore:
         return torch.cat(rows), dict(counter.reasons), all_bad
 
     def _counter(self, part: Part) -> BadImageCounter:
-        max_bad, max_in_a_row = self._limits
-        return BadImageCounter(part.what, max_bad, max_in_a_row=max_in_a_row)
+        return BadImageCounter(part.what, self.tolerance)
 
     def _header(self, part: Part, start: int, stop: int) -> tuple[Tensor, Bad]:
         """What is known of a shard without its embeddings: its rows (n,), and the bad ones.

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from typer import Argument, Option
 
 from lrvsf.data.folders import files_in
+from lrvsf.data.images import USUAL
 from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.sharing import SharedPictures
 from lrvsf.data.workers import worker_map
@@ -35,7 +36,6 @@ from lrvsf.prepare.rows import unjoined_categories
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import read_manifest
 
-MAX_BAD = 0.01  # share of images; training and evaluation end at the same unless told otherwise
 EXAMPLES = 3
 
 
@@ -44,7 +44,9 @@ def check(
         Path, Argument(help="product shards, a test set, or a data folder with train/, validation/, test/")
     ],
     quick: Annotated[bool, Option("--quick", help="read no images")] = False,
-    max_bad_fraction: Annotated[float, Option(min=0, max=1, help="tolerated share of images that are bad")] = MAX_BAD,
+    max_bad_fraction: Annotated[
+        float, Option(min=0, max=1, help="tolerated share of images that are bad")
+    ] = USUAL.fraction,
     report: Annotated[Path | None, Option(help="file to write the report to, as JSON")] = None,
     processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
 ) -> dict[str, Any]:

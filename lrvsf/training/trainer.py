@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from lrvsf.data.images import BadImageCounter
+from lrvsf.data.images import BadImageCounter, Tolerance
 from lrvsf.data.pairs import PairMaker, count_images
 from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import PairLoader, ProductBatches, explained_stall
@@ -82,6 +82,7 @@ class CondViTTrainer(Trainer):
             validation.check_categories(categories)
         maker = PairMaker(model.config.image_size, categories, args.seed)
         state = PartialState()
+        tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
         batches = ProductBatches(
             shards,
             args.per_device_train_batch_size,
@@ -89,7 +90,7 @@ class CondViTTrainer(Trainer):
             state.process_index,
             state.num_processes,
             args.categories_per_batch,
-            max_bad=args.max_bad_fraction,
+            tolerance=tolerance,
         )
         self.loader = PairLoader(
             batches,
@@ -106,9 +107,7 @@ class CondViTTrainer(Trainer):
             raise ValueError(
                 f"matryoshka_dims={wrong} must be above 0 and below the embedding's {model.config.projection_dim}"
             )
-        self.skipped = BadImageCounter(
-            "images of training products", args.max_bad_fraction, max_in_a_row=args.max_bad_in_a_row
-        )
+        self.skipped = BadImageCounter("images of training products", tolerance)
         if args.torch_compile:
             compile_layers(model)
         super().__init__(model, args, train_dataset=self.loader.dataset, eval_dataset=validation, **kwargs)
@@ -324,10 +323,9 @@ class CondViTTrainer(Trainer):
         """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes; loss."""
         model = sharding.whole_model(self.unwrapped, everywhere=True) if self.args.shard_weights else self.unwrapped
         encoder = Encoder(model, model.config.condition, self.args.bf16, self.args.device)
-        limits = self.args.max_bad_fraction, self.args.max_bad_in_a_row
         # Layers that were compiled for training would be compiled anew.
         with torch.compiler.set_stance("force_eager"), self.signals.patience():
-            found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, *limits)
+            found = validate(encoder, self.validation, self.args.per_device_eval_batch_size, self.skipped.tolerance)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

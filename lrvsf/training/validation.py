@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.pipeline import Embedded, embed_distractors, embed_products
@@ -17,7 +18,7 @@ from lrvsf.training.loss import symmetric_cross_entropy
 
 
 def validate(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float = 0.01, max_in_a_row: int = 100
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, tolerance: Tolerance = USUAL
 ) -> dict[str, float]:
     """R@1, R@5 and R@10, 0..1, and the loss of all products as one batch. Every process must call it; all get the same.
 
@@ -25,9 +26,9 @@ def validate(
 
     Raises TooManyBadImages as `embed_products` does.
     """
-    products = all_products(encoder, test_set, batch_size, max_bad, max_in_a_row)
+    products = all_products(encoder, test_set, batch_size, tolerance)
     queries, targets = (products[name].to(encoder.device) for name in ("query", "target"))
-    distractors = embed_distractors(encoder, test_set, batch_size, max_bad, max_in_a_row)
+    distractors = embed_distractors(encoder, test_set, batch_size, tolerance)
     held = every(len(distractors.rows))  # one entry per process, in order
     first_row = sum(held[: PartialState().process_index])
     ranks = ranks_among_all(queries, targets, [(distractors.embeds["distractor"], first_row)], sum(held))
@@ -38,13 +39,13 @@ def validate(
 
 
 def all_products(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, max_bad: float, max_in_a_row: int
+    encoder: Encoder, test_set: ProductTestSet, batch_size: int, tolerance: Tolerance
 ) -> dict[str, Tensor]:
     """All processes' products in row order, "query" and "target" (P, dim), on every process.
 
     Raises ValueError if none can be read.
     """
-    parts: list[Embedded] = every(embed_products(encoder, test_set, batch_size, max_bad, max_in_a_row))
+    parts: list[Embedded] = every(embed_products(encoder, test_set, batch_size, tolerance))
     if not any(part.rows for part in parts):
         reasons = sum((Counter(part.skipped) for part in parts), Counter())
         raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {dict(reasons)}.")

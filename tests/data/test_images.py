@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from lrvsf.data import images
 from lrvsf.data.bounds.avif import avif_pixels
-from lrvsf.data.images import FORMATS, MAX_SIDE, BadImage, BadImageCounter, TooManyBadImages, decode_image
+from lrvsf.data.images import FORMATS, MAX_SIDE, BadImage, BadImageCounter, Tolerance, TooManyBadImages, decode_image
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -137,7 +137,7 @@ def test_flipped_bytes_never_raise_anything_else():
 
 
 def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
-    counter = BadImageCounter("products", max_fraction=1, max_in_a_row=1000)
+    counter = BadImageCounter("products", Tolerance(1, 1000))
     with caplog.at_level(logging.WARNING):
         for row in range(120):
             counter.add_bad(f"row {row}", BadImage("truncated", "12 bytes missing"))
@@ -148,7 +148,7 @@ def test_counter_warns_at_powers_of_ten_and_names_the_row(caplog):
 
 @pytest.mark.survives("more than 1 % bad images", "the run ends with a table of reasons")
 def test_counter_ends_the_run_with_a_table():
-    counter = BadImageCounter(max_in_a_row=1000)
+    counter = BadImageCounter(tolerance=Tolerance(in_a_row=1000))
     counter.add_good(20_000)
     for i in range(150):
         counter.add_bad(i, "empty")
@@ -170,7 +170,7 @@ def test_counter_does_not_judge_few():
 
 @pytest.mark.survives("100 bad images in a row", "the run ends with a table of reasons")
 def test_counter_ends_a_long_run_of_bad_images_whatever_their_share():
-    counter = BadImageCounter(max_in_a_row=3)
+    counter = BadImageCounter(tolerance=Tolerance(in_a_row=3))
     counter.add_good(100_000)
     counter.add_bad(0, "empty")
     counter.add_bad(1, "empty")
@@ -198,7 +198,7 @@ def test_recounting_is_counting_once_more_in_silence(seed, share, caplog):
     ranges = ((0, 7), (7, 7), (7, 40), (40, 60))
     ends = []
     for again in (False, True):
-        counter, end = BadImageCounter(max_fraction=1, max_in_a_row=6), None
+        counter, end = BadImageCounter(tolerance=Tolerance(1, 6)), None
         caplog.clear()
         try:
             for start, stop in ranges:

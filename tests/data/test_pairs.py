@@ -7,7 +7,7 @@ import torch
 from made import encoded, image, product
 from PIL import Image
 
-from lrvsf.data.images import BadImageCounter, TooManyBadImages
+from lrvsf.data.images import BadImageCounter, Tolerance, TooManyBadImages
 from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of, picture_numbers, random_box
 
 
@@ -100,7 +100,7 @@ def test_a_bad_image_is_skipped_counted_and_replaced(caplog):
 
 
 def test_images_are_counted_over_all_batches_in_their_order():
-    maker, counter = PairMaker(16, ["Bags"], seed=0), BadImageCounter(max_in_a_row=3)
+    maker, counter = PairMaker(16, ["Bags"], seed=0), BadImageCounter(tolerance=Tolerance(in_a_row=3))
     broken, empty = (product(name, scene=data) for name, data in (("broken", b"<html>"), ("empty", b"")))
     batch = maker.batch(0, [broken, product("good")], [product("spare")])
     count_images(batch, counter)
@@ -115,7 +115,7 @@ def test_images_are_counted_over_all_batches_in_their_order():
 @pytest.mark.parametrize(("limit", "enough"), [(4, True), (5, False)])
 def test_bad_images_in_a_row_end_the_run(limit, enough):
     """The spares of a lost product are lost as well, but for the last."""
-    maker, counter = PairMaker(16, None, seed=0), BadImageCounter(max_fraction=1, max_in_a_row=limit)
+    maker, counter = PairMaker(16, None, seed=0), BadImageCounter(tolerance=Tolerance(1, limit))
     lost = [{"product_id": f"row {i}", "images": []} for i in range(5)]
     apart = maker.batch(0, [lost[0], product("a"), product("b")], [product("c")])
     count_images(apart, counter)

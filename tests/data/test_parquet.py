@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import encoded, product, write
 
+from lrvsf.data.images import Tolerance
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
@@ -74,7 +75,7 @@ def test_a_shard_with_spoilt_structure_is_left_out(tmp_path, caplog):
     odd = [product("odd", category="spoilt category"), product("even")]
     one_row_group(folder / "2.parquet", PRODUCT_FEATURES.arrow_schema, odd)
     spoil(folder / "2.parquet", "spoilt category")
-    assert ProductShards.scan(folder, max_bad=0.4).usable == 8 and "Skipped the whole of" in caplog.text
+    assert ProductShards.scan(folder, tolerance=Tolerance(0.4)).usable == 8 and "Skipped the whole of" in caplog.text
 
 
 @pytest.mark.parametrize("cell", ["blip2_caption1", "CATEGORY"])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import encoded, image, product, write
 
-from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.images import Tolerance, TooManyBadImages
 from lrvsf.data.products import ProductShards, product_files
 from lrvsf.data.stream import ProductBatches
 from lrvsf.training.source import training_folder, validation_set
@@ -26,7 +26,7 @@ def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
     bare["images"].pop(0)
     rows = [product("a"), product("b"), lonely, bare, product("odd", category="Hovercraft")]
     with caplog.at_level(logging.WARNING):
-        shards = ProductShards.scan(write(tmp_path / "t", rows, 2), ["Bags"], max_bad=0.2)
+        shards = ProductShards.scan(write(tmp_path / "t", rows, 2), ["Bags"], tolerance=Tolerance(0.2))
     assert shards.usable == 2 and shards.faulty == {
         "lonely": "no scene image",
         "bare": "no SIMPLE image",
@@ -65,7 +65,7 @@ def test_a_large_share_of_faulty_products_is_refused(tmp_path):
     folder = write(tmp_path / "t", rows)
     with pytest.raises(TooManyBadImages, match=r"110 of 220 products.*: 'Boats' \(110\)\.\n.*0\.01.*_fraction 0\.5\."):
         ProductShards.scan(folder, ["Bags"])
-    assert ProductShards.scan(folder, ["Bags"], max_bad=0.5).usable == 110
+    assert ProductShards.scan(folder, ["Bags"], tolerance=Tolerance(0.5)).usable == 110
     for row in rows[:110]:
         del row["images"][1]
     with pytest.raises(TooManyBadImages, match="110 of 220 products.*\n +110  no scene image\n.*0.01"):
@@ -101,7 +101,7 @@ def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(t
     near = "" if category == "rugs" else f" Did you mean '{category}'?"
     assert f"No product in {folder} is of category 'lamp'.{near}" in caplog.messages
     caplog.clear()
-    assert ProductShards.scan(folder, ["chairs", "lamp"], max_bad=0.02).usable == 98
+    assert ProductShards.scan(folder, ["chairs", "lamp"], tolerance=Tolerance(0.02)).usable == 98
     assert f"{text} They are left out." in caplog.messages
     caplog.clear()
     assert ProductShards.scan(folder, ["chairs", category]).usable == 100 and not caplog.messages
@@ -133,7 +133,7 @@ def test_a_shard_cut_short(tmp_path, tolerated, caplog):
     cut = folder / "2.parquet"
     cut.write_bytes(cut.read_bytes()[:-10])
     if tolerated:
-        shards = ProductShards.scan(folder, max_bad=0.3)
+        shards = ProductShards.scan(folder, tolerance=Tolerance(0.3))
         assert shards.usable == 6 and "Skipped the whole of" in caplog.text and "2.parquet" in caplog.text
         assert [row["product_id"] for unit in range(3) for _, row in shards.read(unit)] == [
             "p0",

@@ -10,6 +10,7 @@ import torch
 from made import product, write
 
 from lrvsf.data import stream
+from lrvsf.data.images import Tolerance
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import SPARES, PairLoader, ProductBatches, check_shared_memory, explained_stall
@@ -58,7 +59,7 @@ def test_spares_are_not_in_the_global_batch(folder):
 @pytest.mark.parametrize(("max_bad", "counts"), [(0, [8, 8, 8]), (0.01, [8, 9, 9]), (0.5, [8, 16, 10])])
 def test_more_bad_images_are_tolerated_by_more_spares(folder, max_bad, counts):
     """26 products are three batches of 8 and two left over: a batch has those before it and after it as spares."""
-    batches = list(ProductBatches(ProductShards.scan(folder), 8, seed=0, max_bad=max_bad))
+    batches = list(ProductBatches(ProductShards.scan(folder), 8, seed=0, tolerance=Tolerance(max_bad)))
     assert [len(spares) for _, _, spares in batches] == counts
     for _, rows, spares in batches:
         assert len({row["product_id"] for row in (*rows, *spares)}) == 8 + len(spares)

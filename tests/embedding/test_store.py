@@ -13,7 +13,7 @@ from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lrvsf.data.images import BadImageCounter, TooManyBadImages
+from lrvsf.data.images import BadImageCounter, Tolerance, TooManyBadImages
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import InUse
 from lrvsf.embedding import store as store_module
@@ -27,6 +27,9 @@ from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.recall import RankCounter
 
 BAD = {"SIMPLE_IMG": {6: b""}, "COMPLEX_IMG": {1: b"<html>"}, "jpg": {0: b"", 8: b"no", 19: b"", 20: None, 33: b""}}
+
+
+HALF = Tolerance(0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +46,9 @@ def test_set(make_test_set):
 def open_store(test_set, tiny_model, tmp_path):
     """`open_store(folder="embeds", **choices)`: a store of the test set by the tiny model, as a new run opens it."""
 
-    def make(folder="embeds", *, encoder=None, of=None, batch_size=3, max_bad=0.5, max_in_a_row=100):
+    def make(folder="embeds", *, encoder=None, of=None, batch_size=3, tolerance=HALF):
         encoder = encoder or Encoder(tiny_model, "category")
-        return EmbeddingStore(tmp_path / folder, encoder, of or test_set, batch_size, max_bad, max_in_a_row)
+        return EmbeddingStore(tmp_path / folder, encoder, of or test_set, batch_size, tolerance)
 
     return make
 
@@ -65,8 +68,8 @@ def contents(store):
 def test_it_holds_what_plain_embedding_gives(open_store, test_set, tiny_model):
     store, encoder = open_store(), Encoder(tiny_model, "category")
     store.fill()
-    products = embed_products(encoder, test_set, 12, max_bad=1)
-    distractors = embed_distractors(encoder, test_set, 41, max_bad=1)
+    products = embed_products(encoder, test_set, 12, Tolerance(1))
+    distractors = embed_distractors(encoder, test_set, 41, Tolerance(1))
     assert store.rows("products").tolist() == products.rows and store.rows("distractors").tolist() == distractors.rows
     assert store.skipped("products") == products.skipped and store.skipped("distractors") == distractors.skipped
     blocks = list(store.distractors())
@@ -327,7 +330,7 @@ def test_bad_images_are_counted_whoever_met_them(open_store, caplog):
     open_store().fill()
     caplog.clear()
     with pytest.raises(TooManyBadImages, match="5 of 41 distractors"):
-        open_store(max_bad=0.12).fill()
+        open_store(tolerance=Tolerance(0.12)).fill()
     assert not caplog.text
 
 
@@ -335,34 +338,34 @@ def test_a_series_of_bad_images_across_shards(open_store, make_test_set, tmp_pat
     """Rows 13 to 18, of which 16 begins a shard; met by one run, by two, or only found, before anything is embedded."""
     shutil.rmtree(tmp_path / "test")
     six = ProductTestSet(make_test_set(products=3, distractors=30, bad={"jpg": dict.fromkeys(range(13, 19), b"")}))
-    open_store("six", of=six, max_in_a_row=7).fill()
+    open_store("six", of=six, tolerance=Tolerance(0.5, 7)).fill()
     for missing in ((), (1,), (2,), (1, 2), (3,)):
         for number in missing:
             (tmp_path / f"six/distractor-{number:05d}.safetensors").unlink()
         embedded.clear()
         with pytest.raises(TooManyBadImages, match="6 in a row, the last one row 18 of the distractors"):
-            open_store("six", of=six, max_in_a_row=6).fill()
+            open_store("six", of=six, tolerance=Tolerance(0.5, 6)).fill()
         assert sum(embedded) == (5 if 1 in missing else 0)
-        open_store("six", of=six, max_in_a_row=7).fill()
+        open_store("six", of=six, tolerance=Tolerance(0.5, 7)).fill()
 
 
 def test_a_series_of_bad_images_across_processes(open_store, make_test_set, tmp_path, monkeypatch):
     """Rows 5 to 7, 8, and 16 to 18. This process embeds nothing; what is missing another one makes, or does not."""
     shutil.rmtree(tmp_path / "test")
     seven = ProductTestSet(make_test_set(2, 30, bad={"jpg": dict.fromkeys([5, 6, 7, 8, 16, 17, 18], b"")}))
-    open_store("seven", of=seven, max_in_a_row=5).fill()
+    open_store("seven", of=seven, tolerance=Tolerance(0.5, 5)).fill()
     shard = tmp_path / "seven/distractor-00001.safetensors"
     theirs = shard.read_bytes()
     shard.unlink()
     monkeypatch.setattr(store_module, "own_share", lambda rows: (0, 0))
     # 5 to 7 and 16 to 18 are not taken for a series of six.
     with pytest.raises(FileNotFoundError, match="distractor-00001.* made by another process and is not here.*--embeds"):
-        open_store("seven", of=seven, max_in_a_row=4).fill()
+        open_store("seven", of=seven, tolerance=Tolerance(0.5, 4)).fill()
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: shard.write_bytes(theirs))
-    open_store("seven", of=seven, max_in_a_row=5).fill()
+    open_store("seven", of=seven, tolerance=Tolerance(0.5, 5)).fill()
     shard.unlink()
     with pytest.raises(TooManyBadImages, match="4 in a row, the last one row 8"):
-        open_store("seven", of=seven, max_in_a_row=4).fill()
+        open_store("seven", of=seven, tolerance=Tolerance(0.5, 4)).fill()
 
 
 def test_one_shard_is_in_memory_at_a_time(open_store, monkeypatch):

@@ -13,6 +13,7 @@ from made import product, write
 
 from lrvsf.data import parquet, products
 from lrvsf.data.bounds.parquet_pages import unfolded
+from lrvsf.data.images import Tolerance
 from lrvsf.data.parquet import DAMAGE, ParquetBomb, open_parquet
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
@@ -131,7 +132,7 @@ def test_lists_of_millions_are_refused_and_long_ones_left_out(tmp_path, monkeypa
     monkeypatch.setattr(parquet, "MAX_EMPTY_VALUES", 1000)
     table = images_of(pa.nulls(2000, pa.binary()), 2000).cast(PRODUCT_FEATURES.arrow_schema)
     pq.write_table(table, folder / "2.parquet")
-    assert ProductShards.scan(folder, max_bad=0.4).usable == 8
+    assert ProductShards.scan(folder, tolerance=Tolerance(0.4)).usable == 8
     assert "has 2000 values in the lists of 1 rows" in caplog.text or "has 2000 values in a file" in caplog.text
 
 
