@@ -1,7 +1,6 @@
 """Measures a model on a test set: R@K at several gallery sizes, as a table, results.json, queries.parquet and plots.
 
-    accelerate launch evaluate_lrvsf.py --model DIR --data_root OUT/test --output_dir RESULTS
-        [--protocol leaderboard --product_folds bootstrapped_indices.pt | --protocol paper --stored_folds FILE]
+    accelerate launch evaluate_lrvsf.py --model DIR --data_root DATA/test --output_dir RESULTS
 
 It takes what train_hf.py wrote, or CLIP, SigLIP or DINO as an unconditioned baseline, and a test set as
 prepare_lrvsf.py makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N`
@@ -27,7 +26,7 @@ CLASSES = (EvaluateArguments, PictureArguments)
 
 def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
     """The flags, and what they ask for: nothing known to be wrong."""
-    usage = "evaluate_lrvsf.py --model MODEL --data_root FOLDER --output_dir FOLDER [--flag value ...]"
+    usage = "%(prog)s --model MODEL --data_root FOLDER --output_dir FOLDER [--flag value ...]"
     parser = FlagParser(usage, __doc__, *((one.__module__, one.__name__) for one in CLASSES))
     flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
     check_evaluation(asked)
@@ -35,7 +34,7 @@ def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
 
 
 if __name__ == "__main__":  # the imports below take seconds: what is wrong is told before
-    command.run(read, "evaluate_lrvsf.py")
+    command.run(read)
     end_at_once("embeddings that are whole stay, and the same command goes on from them.")
 
 import torch
@@ -116,4 +115,4 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
 
 
 if __name__ == "__main__":
-    command.run(main, "evaluate_lrvsf.py")
+    command.run(main)

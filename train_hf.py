@@ -25,7 +25,7 @@ from lrvsf.signals import end_at_once
 def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
     """The flags, of a recipe and of the command line, and what they ask for: nothing known to be wrong."""
     classes = (("lrvsf.training.arguments", name) for name in ("ModelArguments", "CondViTTrainingArguments"))
-    parser = FlagParser("train_hf.py [RECIPE.yaml] [--flag value ...]", __doc__, *classes)
+    parser = FlagParser("%(prog)s [RECIPE.yaml] [--flag value ...]", __doc__, *classes)
     flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
     check_numbers(asked)
     check_training(asked)
@@ -33,7 +33,7 @@ def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
 
 
 if __name__ == "__main__":  # the imports below take seconds: what is wrong is told before
-    command.run(read, "train_hf.py")
+    command.run(read)
     end_at_once("what was saved stays.")
 
 import torch
@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     args, training = parse_classes((ModelArguments, CondViTTrainingArguments), *read(arguments), machine=True)
     command.quiet_libraries()
     run(args, training)
-    # What still held the process group would take it down with the interpreter, whose end its threads do not survive.
+    # Drop every reference to the process group before the interpreter exits; otherwise it is destroyed during shutdown
+    # and its threads abort.
     gc.collect()
     PartialState().destroy_process_group()
 
@@ -112,4 +113,4 @@ def shown(entry: dict[str, Any], metric: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, "train_hf.py")
+    command.run(main)

@@ -15,9 +15,12 @@ import os
 import resource
 import select
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn, Self
 
 from lrvsf.data.names import printable
@@ -27,11 +30,11 @@ INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 OPEN_FILES = 4096  # asked for where the hard limit allows it; macOS begins with 256
 WAIT = 5.0  # seconds that other ranks leave to the first one's message
-WIDTH = 80  # columns of a printed command
+WIDTH = 80  # columns of what is printed for a person: commands, --help
 
 # Whose deliberate errors are refusals: ours, and those of transformers, which are about flags and model folders.
 REFUSING = {
-    *("__main__", "lrvsf", "train_hf", "evaluate_lrvsf", "prepare_lrvsf", "transformers"),
+    *("__main__", "prepare_lrvsf", "train_hf", "evaluate_lrvsf", "publish_lrvsf", "lrvsf", "transformers"),
     *("configuration_condvit", "modeling_condvit", "processing_condvit"),
 }
 NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2"}
@@ -45,25 +48,37 @@ REMEDIES = {
 }
 
 
+class NarrowHelp(argparse.HelpFormatter):
+    """--help in 80 columns. Paragraphs of a docstring are filled anew; what is indented, such as a command, stays."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip("\n").split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in parts)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """argparse's, with the module's docstring as it is, and a mistake as a ValueError of one line instead of usage."""
+    """argparse's, described by a module's docstring; a mistake is a ValueError of one line instead of usage."""
 
     def __init__(self, description: str, **kwargs):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(description=description, formatter_class=NarrowHelp, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}. --help tells the rest")
 
 
-def run(main: Callable[[], object], name: str) -> None:
+def run(main: Callable[[], object], name: str = "") -> None:
     """Runs a script, or its beginning, and ends the process where it refuses, is interrupted or has no reader left.
 
     A bare `--debug` on the command line brings the traceback of a refusal.
 
     Args:
         main: reads sys.argv.
-        name: of the script, before each message.
+        name: what stands before each message; by default the script's name, as the user typed it.
     """
+    name = name or script_name()
     given, debug = list(sys.argv), _take_debug(sys.argv)
     _prepare_process()
     try:
@@ -85,6 +100,11 @@ def run(main: Callable[[], object], name: str) -> None:
         _refuse(f"{name}: {explain(error)}")
     finally:
         sys.argv[:] = given
+
+
+def script_name() -> str:
+    """`train_hf.py`, or `lrvsf-train` where that is what was called."""
+    return Path(sys.argv[0]).name
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -65,13 +65,11 @@ class FlagParser(OneLineParser):
 
     def _add(self, group: argparse._ArgumentGroup, flag: Flag) -> None:
         default = "" if flag.required or flag.default in (None, []) else f" (default: {flag.default})"
-        said = {"help": flag.help + default.replace("%", "%%"), "default": flag.default}
-        said |= {"nargs": flag.nargs, "const": flag.const}
+        choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""  # not as {a,b,...}, which is one word
+        said = {"help": flag.help + (choices + default).replace("%", "%%"), "default": flag.default}
+        said |= {"nargs": flag.nargs, "const": flag.const, "metavar": flag.kind.upper()}
+        said |= {"choices": flag.choices} if flag.choices else {}
         said["type"] = {"int": int, "float": float, "bool": boolean}.get(flag.kind, str)
-        if flag.choices:
-            said["choices"] = flag.choices
-        else:
-            said["metavar"] = flag.kind.upper()
         group.add_argument(f"--{flag.name}", required=flag.required, **said)
         if flag.kind == "bool" and flag.default is True:
             group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help=argparse.SUPPRESS)

@@ -39,10 +39,10 @@ def test_a_report_is_whole_or_absent(tmp_path):
 
 def test_a_step_prints_its_report_and_refuses_in_one_line(tmp_path, capsys):
     small = ["--products", "2", "--test_products", "1", "--distractors", "1", "--image-size", "32"]
-    prepare_lrvsf.app(["mini", str(tmp_path / "m"), *small], standalone_mode=False)
+    prepare_lrvsf.main(["mini", str(tmp_path / "m"), *small])
     assert capsys.readouterr().out.splitlines()[2].split() == ["training", "products", "2"]
     with pytest.raises(ValueError, match="Mini LRVS-F needs at least one"):
-        prepare_lrvsf.app(["mini", str(tmp_path / "n"), "--products", "0"], standalone_mode=False)
+        prepare_lrvsf.main(["mini", str(tmp_path / "n"), "--products", "0"])
 
 
 @pytest.mark.survives(
@@ -68,5 +68,5 @@ def test_what_cannot_be_seen_is_written_out(tmp_path, capsys, monkeypatch):
 def test_a_terminal_without_umlauts_gets_its_report(monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", screen)
-    run(prepare_lrvsf.command(lambda: {"caf\u00e9": 1}), "prepare_lrvsf.py")
+    run(lambda: print(as_table({"caf\u00e9": 1})), "prepare_lrvsf.py")
     assert screen.buffer.getvalue() == b"caf\\xe9  1\n"
