@@ -9,32 +9,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import made
 import pytest
 import torch
 from PIL import Image
 
-from configuration_condvit import CondViTConfig
-from lrvsf.data.images import Tolerance
 from lrvsf.durable import locked
 from modeling_condvit import CondViTModel
-
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-    "projection_dim": 16,
-}
 
 
 @pytest.fixture(scope="session")
@@ -46,18 +34,13 @@ def golden() -> Path:
 @pytest.fixture
 def tiny_shape() -> dict[str, int]:
     """The fields of CLIPVisionConfig that make a tower of 16 patches and 2 layers."""
-    return dict(TINY)
+    return dict(made.TINY)
 
 
 @pytest.fixture
 def make_model() -> Callable[..., CondViTModel]:
-    """`make_model(**config_overrides)`: a tiny model in evaluation mode, the same weights at every call."""
-
-    def make(**overrides: Any) -> CondViTModel:
-        torch.manual_seed(0)
-        return CondViTModel(CondViTConfig(**{**TINY, **overrides})).eval()
-
-    return make
+    """`make_model(**config_overrides)`: `made.tiny_condvit`."""
+    return made.tiny_condvit
 
 
 @pytest.fixture
@@ -74,12 +57,8 @@ def pixel_values() -> torch.Tensor:
 
 @pytest.fixture
 def make_image() -> Callable[..., Image.Image]:
-    """`make_image(width, height, seed=0)`: RGB noise."""
-
-    def make(width: int, height: int, seed: int = 0) -> Image.Image:
-        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-    return make
+    """`make_image(width, height, seed=0)`: `made.noise`."""
+    return made.noise
 
 
 @pytest.fixture
@@ -139,55 +118,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         )
 
 
-def jpeg(seed: int) -> bytes:
-    """A few coloured squares on white, 36 x 30."""
-    draw = np.random.default_rng(seed)
-    pixels = np.repeat(np.repeat(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8), 6, axis=0), 6, axis=1)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=95)
-    return out.getvalue()
-
-
 @pytest.fixture
 def make_test_set(tmp_path):
-    """`make_test_set(products, distractors, bad={"SIMPLE_IMG": {row: bytes}, "jpg": {...}}, same=False)` -> its folder.
-
-    With `same`, a product's query is its target.
-    """
-
-    import pyarrow as pa  # here, as the Hub files' tests need nothing but what these files need
-    import pyarrow.parquet as pq
-
-    def make(products: int = 12, distractors: int = 40, bad: dict | None = None, same: bool = False):
-        columns = {
-            "SIMPLE_IMG": [jpeg(i) for i in range(products)],
-            "COMPLEX_IMG": [jpeg(i if same else 1000 + i) for i in range(products)],
-            "jpg": [jpeg(2000 + i) for i in range(distractors)],
-        }
-        for name, rows in (bad or {}).items():
-            for row, data in rows.items():
-                columns[name][row] = data
-        root = tmp_path / "test"
-        (root / "distractors").mkdir(parents=True)
-        jpg = columns.pop("jpg")
-        columns["CATEGORY"] = [("Bags", "Feet", "Neck")[i % 3] for i in range(products)]
-        columns["blip2_caption1"] = ["a thing"] * products
-        columns["PRODUCT_ID"] = [f"p{i}" for i in range(products)]
-        known = {"CATEGORY": [("Feet", "Bags", "Hats", "Neck")[i % 4] for i in range(distractors)]}
-        known["PRODUCT_ID"] = [f"d{i}" for i in range(distractors)]
-        pq.write_table(pa.table(columns), root / "products.parquet", row_group_size=5)
-        half = distractors // 2 + 3
-        for number, part in enumerate((slice(half), slice(half, None))):
-            table = pa.table({"jpg": jpg[part], **{name: values[part] for name, values in known.items()}})
-            pq.write_table(table, root / "distractors" / f"{number}.parquet", row_group_size=7)
-        return root
-
-    return make
+    """`made.write_test_set` into tmp_path/test."""
+    return partial(made.write_test_set, tmp_path / "test")
 
 
 @pytest.fixture
 def make_store(tmp_path):
     """`make_store(encoder, test_set, batch_size, max_bad)`: an empty store, each time in a folder of its own."""
+    from lrvsf.data.images import Tolerance
     from lrvsf.embedding.store import EmbeddingStore
 
     numbers = count()

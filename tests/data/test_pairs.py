@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from made import encoded, image, product
+from made import image, plain, product
 from PIL import Image
 
 from lrvsf.data.images import BadImageCounter, Tolerance, TooManyBadImages
@@ -127,7 +127,7 @@ def test_bad_images_in_a_row_end_the_run(limit, enough):
 
 def test_of_several_simple_images_one_of_a_known_category_is_taken():
     row = product("mixed", category=None)
-    row["images"] += [image(encoded("red"), "SIMPLE", "Hovercraft"), None, image(encoded("blue"), "SIMPLE", "Feet")]
+    row["images"] += [image(plain("red"), "SIMPLE", "Hovercraft"), None, image(plain("blue"), "SIMPLE", "Feet")]
     for epoch in range(8):
         batch = PairMaker(16, ["Bags", "Feet"], 0).batch(epoch, [row], [])
         assert batch["category_indices"].tolist() == [1] and batch["target_pixel_values"][0, 2].max() == 255
@@ -137,7 +137,7 @@ def test_of_several_simple_images_one_of_a_known_category_is_taken():
 @pytest.mark.survives("a row with a path and no bytes", "the path is not opened; counted")
 def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
     picture = tmp_path / "secret.png"
-    picture.write_bytes(encoded("white"))
+    picture.write_bytes(plain("white"))
     pathless = product("pathless")
     pathless["images"][1]["image"] = {"bytes": None, "path": str(picture)}
     empty = product("empty")
@@ -155,10 +155,10 @@ def test_a_path_is_never_opened_and_a_lost_row_is_named(tmp_path):
 def test_products_are_one_by_a_product_picture_or_by_a_scene_with_one_condition():
     """a and b: one photo, two ids. a and c: one scene, which asks about a bag and a shoe, and so does nothing to c."""
     rows = {
-        "a": product("a", "red", encoded("blue")),
-        "b": product("b", "red", encoded("green"), category="Feet"),
-        "c": product("c", "white", encoded("blue"), category="Feet"),
-        "d": {"product_id": "d", "images": [image(encoded("blue"), "SIMPLE", "Bags"), image(b"", "COMPLEX"), None]},
+        "a": product("a", "red", plain("blue")),
+        "b": product("b", "red", plain("green"), category="Feet"),
+        "c": product("c", "white", plain("blue"), category="Feet"),
+        "d": {"product_id": "d", "images": [image(plain("blue"), "SIMPLE", "Bags"), image(b"", "COMPLEX"), None]},
     }
 
     def shared(one, other, conditions=(0, 0)):

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import encoded, product, write
+from made import plain, product, write_shards
 
 from lrvsf.data.images import Tolerance
 from lrvsf.data.products import ProductShards
@@ -71,7 +71,7 @@ def test_a_shard_with_spoilt_text(tmp_path, caplog):
 
 
 def test_a_shard_with_spoilt_structure_is_left_out(tmp_path, caplog):
-    folder = write(tmp_path / "t", [product(f"p{i}") for i in range(8)], 2)
+    folder = write_shards(tmp_path / "t", [product(f"p{i}") for i in range(8)], 2)
     odd = [product("odd", category="spoilt category"), product("even")]
     one_row_group(folder / "2.parquet", PRODUCT_FEATURES.arrow_schema, odd)
     spoil(folder / "2.parquet", "spoilt category")
@@ -95,7 +95,7 @@ def test_a_test_set_with_spoilt_text_is_named(tmp_path, cell):
 def test_a_download_with_spoilt_text_loses_its_row_group(tmp_path):
     names = ("url", "product_id", "type", "split", "status")
     schema = pa.schema([(name, pa.string()) for name in names] + [("jpg", pa.binary())])
-    cells = {"product_id": "p", "type": "SIMPLE", "split": "train", "status": "success", "jpg": encoded("red")}
+    cells = {"product_id": "p", "type": "SIMPLE", "split": "train", "status": "success", "jpg": plain("red")}
     for number, url in enumerate(("http://shop/1", "spoilt url")):
         one_row_group(
             tmp_path / f"in/{number}.parquet", schema, [{**cells, "url": url}, {**cells, "url": "http://x/2"}]

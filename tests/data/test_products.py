@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import encoded, image, product, write
+from made import image, plain, product, write_shards
 
 from lrvsf.data.images import Tolerance, TooManyBadImages
 from lrvsf.data.products import ProductShards, product_files
@@ -26,7 +26,7 @@ def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
     bare["images"].pop(0)
     rows = [product("a"), product("b"), lonely, bare, product("odd", category="Hovercraft")]
     with caplog.at_level(logging.WARNING):
-        shards = ProductShards.scan(write(tmp_path / "t", rows, 2), ["Bags"], tolerance=Tolerance(0.2))
+        shards = ProductShards.scan(write_shards(tmp_path / "t", rows, 2), ["Bags"], tolerance=Tolerance(0.2))
     assert shards.usable == 2 and shards.faulty == {
         "lonely": "no scene image",
         "bare": "no SIMPLE image",
@@ -47,7 +47,7 @@ def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
 def test_unusable_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no \\*.parquet"):
         ProductShards.scan(tmp_path / "nothing")
-    write(tmp_path / "twice", [product("same"), product("same")], 2)
+    write_shards(tmp_path / "twice", [product("same"), product("same")], 2)
     with pytest.raises(ValueError, match="'same' is in"):
         ProductShards.scan(tmp_path / "twice")
     (tmp_path / "text").mkdir()
@@ -62,22 +62,22 @@ def test_unusable_folders_are_refused(tmp_path):
 
 def test_a_large_share_of_faulty_products_is_refused(tmp_path):
     rows = [product(f"p{i:03d}", category="Bags" if i % 2 else "Boats") for i in range(220)]
-    folder = write(tmp_path / "t", rows)
+    folder = write_shards(tmp_path / "t", rows)
     with pytest.raises(TooManyBadImages, match=r"110 of 220 products.*: 'Boats' \(110\)\.\n.*0\.01.*_fraction 0\.5\."):
         ProductShards.scan(folder, ["Bags"])
     assert ProductShards.scan(folder, ["Bags"], tolerance=Tolerance(0.5)).usable == 110
     for row in rows[:110]:
         del row["images"][1]
     with pytest.raises(TooManyBadImages, match="110 of 220 products.*\n +110  no scene image\n.*0.01"):
-        ProductShards.scan(write(tmp_path / "s", rows), ["Bags", "Boats"])
+        ProductShards.scan(write_shards(tmp_path / "s", rows), ["Bags", "Boats"])
 
 
 def test_pictures_that_are_never_a_target_are_counted(tmp_path, caplog):
     """Of a product that is trained on by another picture: no product is lost, and so no share of products."""
     rows = [product(f"p{i}") for i in range(9)]
     for row, names in zip(rows, (["bags", None], ["bags"]), strict=False):
-        row["images"] += [image(encoded("red"), "SIMPLE", name) for name in names]
-    assert ProductShards.scan(write(tmp_path / "t", rows), ["Bags", "BAGS"]).usable == 9
+        row["images"] += [image(plain("red"), "SIMPLE", name) for name in names]
+    assert ProductShards.scan(write_shards(tmp_path / "t", rows), ["Bags", "BAGS"]).usable == 9
     assert (
         "3 SIMPLE images of products to train on are left out, as their category was not asked for: 'bags' "
         "(2), none (1)."
@@ -90,7 +90,8 @@ def test_pictures_that_are_never_a_target_are_counted(tmp_path, caplog):
 def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(tmp_path, category, caplog):
     """Two of a hundred: judged, where two damaged products would not be."""
     rows = [product(f"p{i:03d}", category=category if i < 2 else "chairs") for i in range(100)]
-    folder, hint = write(tmp_path / "t", rows), "" if category == "rugs" else f" '{category}': Did you mean 'lamp'?"
+    folder = write_shards(tmp_path / "t", rows)
+    hint = "" if category == "rugs" else f" '{category}': Did you mean 'lamp'?"
     text = f"2 of 100 products in {folder} are of categories that were not asked for: '{category}' (2).{hint}"
     with pytest.raises(TooManyBadImages) as caught:
         ProductShards.scan(folder, ["chairs", "lamp"])
@@ -110,9 +111,9 @@ def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(t
 def test_products_without_a_category_are_not_of_an_unknown_one(tmp_path):
     rows = [product("odd", category=None), product("a")]
     rows[0]["images"][1]["category"] = "Boats"  # a scene's does not count
-    folder = write(tmp_path / "t", rows, 1)
+    folder = write_shards(tmp_path / "t", rows, 1)
     assert ProductShards.scan(folder, ["Bags"]).usable == 1
-    write(folder, rows[:1], 1)
+    write_shards(folder, rows[:1], 1)
     with pytest.raises(
         TooManyBadImages, match=r"no SIMPLE image that has a category\n.*\(--condition none\), or raise"
     ):
@@ -121,15 +122,15 @@ def test_products_without_a_category_are_not_of_an_unknown_one(tmp_path):
 
 def test_null_and_mixed_categories(tmp_path):
     mixed = product("mixed", category=None)
-    mixed["images"].append(image(encoded("red"), "SIMPLE", "Bags"))
-    shards = ProductShards.scan(write(tmp_path / "t", [product("none", category=None), mixed], 1), ["Bags"])
+    mixed["images"].append(image(plain("red"), "SIMPLE", "Bags"))
+    shards = ProductShards.scan(write_shards(tmp_path / "t", [product("none", category=None), mixed], 1), ["Bags"])
     assert shards.faulty == {"none": "no SIMPLE image that has a category"} and shards.rows.tolist() == [1]
 
 
 @pytest.mark.survives("a shard without its footer", "named; left out where that is tolerated, else refused")
 @pytest.mark.parametrize("tolerated", [True, False])
 def test_a_shard_cut_short(tmp_path, tolerated, caplog):
-    folder = write(tmp_path / "t", [product(f"p{i}") for i in range(8)], 4)
+    folder = write_shards(tmp_path / "t", [product(f"p{i}") for i in range(8)], 4)
     cut = folder / "2.parquet"
     cut.write_bytes(cut.read_bytes()[:-10])
     if tolerated:
@@ -152,7 +153,7 @@ def test_a_shard_cut_short(tmp_path, tolerated, caplog):
 def test_a_shard_that_is_gone_after_the_scan(tmp_path, kind, caplog):
     names = [f"p{i}" for i in range(8)]
     if kind == "parquet":
-        folder = write(tmp_path / "t", [product(name) for name in names], 2)
+        folder = write_shards(tmp_path / "t", [product(name) for name in names], 2)
     else:
         folder = write_tars(tmp_path / "t", names)
     shards = ProductShards.scan(folder)
@@ -163,7 +164,7 @@ def test_a_shard_that_is_gone_after_the_scan(tmp_path, kind, caplog):
 
 
 def test_shards_behind_a_url(tmp_path):
-    write(tmp_path / "t", [product(f"p{i}") for i in range(10)], 2)
+    write_shards(tmp_path / "t", [product(f"p{i}") for i in range(10)], 2)
     store = fsspec.filesystem("memory")
     store.put(f"{tmp_path}/t/*.parquet", "/bucket/train/")
     near, far = ProductShards.scan(tmp_path / "t"), ProductShards.scan("memory://bucket/train")
@@ -182,8 +183,8 @@ def write_tars(folder, names, files=2):
     for index in range(files):
         with tarfile.open(folder / f"{index}.tar", "w") as tar:
             for name in names[index::files]:
-                add(tar, f"{name}.0.png", encoded("white"))
-                add(tar, f"{name}.1.png", encoded("red"))
+                add(tar, f"{name}.0.png", plain("white"))
+                add(tar, f"{name}.1.png", plain("red"))
                 types = {"0": {"TYPE": "SIMPLE", "CATEGORY": "Bags"}, "1": {"TYPE": "COMPLEX"}}
                 add(tar, f"{name}.json", json.dumps(types).encode())
     return folder
@@ -198,14 +199,14 @@ def test_published_tars_are_read_as_they_are(tmp_path):
     for _ in range(2):
         rows = [row for unit in range(2) for _, row in shards.read(unit)]
         assert [row["product_id"] for row in rows] == ["p0", "p2", "p4", "p6", "p1"]
-    assert rows[0]["images"][1]["type"] == "COMPLEX" and rows[0]["images"][1]["image"]["bytes"] == encoded("red")
+    assert rows[0]["images"][1]["type"] == "COMPLEX" and rows[0]["images"][1]["image"]["bytes"] == plain("red")
     batches = ProductBatches(shards, 2, seed=0)
     assert len({row["product_id"] for _, batch, _ in batches for row in batch}) == 4
 
 
 def test_a_data_folder_behind_a_url(tmp_path):
     (tmp_path / "d/validation/distractors").mkdir(parents=True)
-    write(tmp_path / "d/train", [product("p")], 1)
+    write_shards(tmp_path / "d/train", [product("p")], 1)
     images = {"SIMPLE_IMG": [b"s"], "COMPLEX_IMG": [b"c"], "CATEGORY": ["Bags"], "blip2_caption1": ["a bag"]}
     pq.write_table(pa.table(images), tmp_path / "d/validation/products.parquet")
     pq.write_table(pa.table({"jpg": [b"d", b"e"]}), tmp_path / "d/validation/distractors/0.parquet")
@@ -225,7 +226,7 @@ def test_a_data_folder_behind_a_url(tmp_path):
 
 @pytest.mark.survives("names of folders and shards with [ ] * ? in them, files of macOS", "read as they are called")
 def test_names_are_no_patterns(tmp_path):
-    root = write(tmp_path / "data [spring]*?" / "train", [product(f"p{i}") for i in range(12)])
+    root = write_shards(tmp_path / "data [spring]*?" / "train", [product(f"p{i}") for i in range(12)])
     for old, new in (("0", "part[0]"), ("1", "a*b"), ("2", "aab")):
         (root / f"{old}.parquet").rename(root / f"{new}.parquet")
     (root / "._aab.parquet").write_bytes(b"attributes")
@@ -236,7 +237,7 @@ def test_names_are_no_patterns(tmp_path):
 
 
 def test_a_name_that_would_be_two_is_refused(tmp_path):
-    write(tmp_path / "a::b/train", [product("p")], files=1)
+    write_shards(tmp_path / "a::b/train", [product("p")], files=1)
     for asked in (training_folder, product_files):
         with pytest.raises(ValueError, match="a::b has '::' in its name, which is read as two places; rename it"):
             asked(str(tmp_path / "a::b"))
@@ -247,7 +248,7 @@ def test_a_name_that_would_be_two_is_refused(tmp_path):
 
 
 def test_shards_of_other_types_are_refused(tmp_path):
-    write(tmp_path / "train", [product("p"), product("q")], files=1)
+    write_shards(tmp_path / "train", [product("p"), product("q")], files=1)
     table = pq.read_table(tmp_path / "train/0.parquet")
     pq.write_table(table.set_column(0, "product_id", pa.array([1, 2])), tmp_path / "train/0.parquet")
     with pytest.raises(ValueError, match=r"0.parquet has INT64 \(NONE\) in product_id, where text must be"):
@@ -257,7 +258,7 @@ def test_shards_of_other_types_are_refused(tmp_path):
 @pytest.mark.survives("a file of the name that a tar gives an image lies where training runs", "not opened")
 def test_an_image_of_a_tar_is_not_taken_from_the_disk(tmp_path, monkeypatch):
     metadata = {str(i): {"TYPE": kind, "CATEGORY": "Bags"} for i, kind in enumerate(("SIMPLE", "COMPLEX"))}
-    members = {"p.json": json.dumps(metadata).encode(), "p.0.jpg": encoded("red"), "p.1.jpg": encoded("blue")}
+    members = {"p.json": json.dumps(metadata).encode(), "p.0.jpg": plain("red"), "p.1.jpg": plain("blue")}
     (tmp_path / "train").mkdir()
     with tarfile.open(tmp_path / "train/0.tar", "w") as tar:
         for name, data in members.items():
@@ -267,12 +268,12 @@ def test_an_image_of_a_tar_is_not_taken_from_the_disk(tmp_path, monkeypatch):
     (tmp_path / "p.0.jpg").write_bytes(b"another file")
     monkeypatch.chdir(tmp_path)
     ((_, row),) = ProductShards.scan(str(tmp_path / "train")).read(0)
-    assert [image["image"]["bytes"] for image in row["images"]] == [encoded("red"), encoded("blue")]
+    assert [image["image"]["bytes"] for image in row["images"]] == [plain("red"), plain("blue")]
 
 
 @pytest.mark.survives("a pipe or device among the files of a data folder", "refused; nothing waits for it")
 def test_a_pipe_is_not_waited_for(tmp_path):
-    write(tmp_path / "train", [product("p")], files=1)
+    write_shards(tmp_path / "train", [product("p")], files=1)
     os.mkfifo(tmp_path / "train/1.parquet")
     with pytest.raises(OSError, match="1.parquet is neither file nor folder; remove it"):
         product_files(str(tmp_path / "train"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made import product, write
+from made import product, write_shards
 
 from lrvsf.data import stream
 from lrvsf.data.images import Tolerance
@@ -22,7 +22,7 @@ def ids(batches):
 
 @pytest.fixture
 def folder(tmp_path):
-    return write(tmp_path / "train", [product(f"p{i:02d}") for i in range(26)])
+    return write_shards(tmp_path / "train", [product(f"p{i:02d}") for i in range(26)])
 
 
 def test_every_product_once_an_epoch_in_an_order_of_seed_and_epoch(folder):
@@ -40,7 +40,7 @@ def test_every_product_once_an_epoch_in_an_order_of_seed_and_epoch(folder):
 @pytest.mark.parametrize("files", [1, 2, 3, 5])
 def test_ranks_share_each_global_batch_of_the_single_process(tmp_path, world, files):
     """With shards fewer than, equal to and more than processes."""
-    shards = ProductShards.scan(write(tmp_path / "t", [product(f"p{i:02d}") for i in range(26)], files))
+    shards = ProductShards.scan(write_shards(tmp_path / "t", [product(f"p{i:02d}") for i in range(26)], files))
     together = ids(ProductBatches(shards, 6, seed=0))
     assert len(together) == 4 and len({name for batch in together for name in batch}) == 24
     parts = [ids(ProductBatches(shards, 6 // world, seed=0, rank=rank, world_size=world)) for rank in range(world)]
@@ -85,7 +85,7 @@ def of_four_categories(count):
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_batches_of_few_categories(tmp_path, parts):
-    shards = ProductShards.scan(write(tmp_path / "t", of_four_categories(118)))
+    shards = ProductShards.scan(write_shards(tmp_path / "t", of_four_categories(118)))
     batches = ProductBatches(shards, 8, seed=0, categories_per_batch=parts)
     category = {row["product_id"]: row["images"][0]["category"] for row in of_four_categories(118)}
     epoch = ids(batches)
@@ -110,7 +110,7 @@ def test_impossible_categories_per_batch_are_refused(folder):
     for parts in (0, 3, 16):
         with pytest.raises(ValueError, match=f"categories_per_batch={parts} must divide the global batch of 2 x 4"):
             ProductBatches(shards, 4, seed=0, world_size=2, categories_per_batch=parts)
-    few = ProductShards.scan(write(folder.parent / "few", of_four_categories(12)))
+    few = ProductShards.scan(write_shards(folder.parent / "few", of_four_categories(12)))
     with pytest.raises(ValueError, match="12 usable products do not fill one global batch of 1 x 8 from 1 cat"):
         ProductBatches(few, 8, seed=0, categories_per_batch=1)
 
@@ -118,7 +118,7 @@ def test_impossible_categories_per_batch_are_refused(folder):
 @pytest.mark.parametrize("files", [1, 2, 5])
 @pytest.mark.parametrize("parts", [None, 2])
 def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_path, files, parts):
-    shards = ProductShards.scan(write(tmp_path / "t", of_four_categories(64), files))
+    shards = ProductShards.scan(write_shards(tmp_path / "t", of_four_categories(64), files))
     read, whole_read = [], shards.read
     shards.read = lambda unit: read.append(unit) or whole_read(unit)
     batches = ProductBatches(shards, 4, seed=5, rank=1, world_size=2, categories_per_batch=parts, window=8)
@@ -138,7 +138,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_pa
 
 
 def test_what_is_read_and_held_is_bounded(tmp_path):
-    shards = ProductShards.scan(write(tmp_path / "t", [product(f"p{i:03d}") for i in range(200)], 5))
+    shards = ProductShards.scan(write_shards(tmp_path / "t", [product(f"p{i:03d}") for i in range(200)], 5))
     batches = ProductBatches(shards, 4, seed=0, window=16)
     reads, held = [], []
     whole_read = shards.read
@@ -151,7 +151,7 @@ def test_what_is_read_and_held_is_bounded(tmp_path):
 
 @pytest.mark.survives("a damaged page of a shard", "costs the products of its row group")
 def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
-    folder = write(tmp_path / "t", [product(f"p{i:02d}") for i in range(40)], 2)
+    folder = write_shards(tmp_path / "t", [product(f"p{i:02d}") for i in range(40)], 2)
     shards = ProductShards.scan(folder)
     file = folder / "1.parquet"
     data = bytearray(file.read_bytes())
@@ -173,7 +173,7 @@ def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
 
 def test_a_lone_batch_takes_its_spares_from_what_the_epoch_leaves_out(tmp_path):
     rows = [product(f"p{i}", scene=b"broken" if i == 4 else "red") for i in range(10)]
-    shards = ProductShards.scan(write(tmp_path / "t", rows, 1))
+    shards = ProductShards.scan(write_shards(tmp_path / "t", rows, 1))
     maker = PairMaker(16, None, 0)
     for epoch in range(5):
         batches = ProductBatches(shards, 8, seed=0)

@@ -9,7 +9,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import product, write
+from made import product, write_shards
 
 from lrvsf.data import parquet, products
 from lrvsf.data.bounds.parquet_pages import unfolded
@@ -124,7 +124,7 @@ def test_batches_have_fewer_rows_where_cells_are_large(tmp_path, monkeypatch, fo
 
 def test_lists_of_millions_are_refused_and_long_ones_left_out(tmp_path, monkeypatch, caplog):
     rows = [product(f"p{i}") for i in range(8)]
-    folder = write(tmp_path / "t", rows, 2)
+    folder = write_shards(tmp_path / "t", rows, 2)
     monkeypatch.setattr(products, "MAX_IMAGES", 1)
     with pytest.raises(products.TooManyBadImages, match="more than 1 images"):
         ProductShards.scan(folder)
@@ -138,7 +138,7 @@ def test_lists_of_millions_are_refused_and_long_ones_left_out(tmp_path, monkeypa
 
 def test_a_shard_that_unfolds_is_lost_and_named(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(parquet, "MAX_BYTES", 10**6)
-    folder = write(tmp_path / "t", [product(f"q{i}") for i in range(8)], 2)
+    folder = write_shards(tmp_path / "t", [product(f"q{i}") for i in range(8)], 2)
     bomb = images_of(dictionary_of(bytes(200_000), 20), 2).cast(PRODUCT_FEATURES.arrow_schema)
     bomb = bomb.set_column(0, "product_id", pa.array([f"b{i}" for i in range(10)]))
     kinds = [
