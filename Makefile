@@ -89,7 +89,7 @@ test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/python -m pytest tests/test_configuration_condvit.py tests/test_modeling_condvit.py \
 	  tests/test_processing_condvit.py tests/test_contract.py tests/hub/test_published.py
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -r requirements.txt -r requirements-dev.txt
-	$(OLDEST)/bin/python -m pytest tests/test_train_hf.py tests/test_evaluate_lrvsf.py tests/test_distributed_loss.py \
+	$(OLDEST)/bin/python -m pytest tests/test_evaluate_lrvsf.py tests/test_distributed_loss.py \
 	  tests/training tests/data/test_images.py tests/data/test_stream.py
 
 clean:

@@ -1,0 +1,89 @@
+"""Small runs of train_hf.py in this process: damaged shards, a tiny CLIP, six steps."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+import train_hf
+from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.mini.build import MiniSize, build_mini
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory):
+    """24 products, one with corrupt scene images, one without a scene; a test query is corrupt too."""
+    folder = tmp_path_factory.mktemp("mini")
+    build_mini(folder, MiniSize(products=24, test_products=10, distractors=20, image_size=48), processes=1)
+    shard = folder / "train/00000.parquet"
+    rows = pq.read_table(shard).to_pylist()
+    for image in rows[3]["images"][1:]:
+        image["image"]["bytes"] = image["image"]["bytes"][:200]
+    del rows[5]["images"][1:]
+    pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), shard)
+    products = pq.read_table(folder / "test/products.parquet")
+    rows = products.to_pylist()
+    rows[2]["COMPLEX_IMG"] = b"<html>404</html>"
+    pq.write_table(pa.Table.from_pylist(rows, schema=products.schema), folder / "test/products.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    text = {**TOWER, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train(mini, clip):
+    """train(folder, **flags) runs train_hf.py in this process and gives the logged losses."""
+
+    def run(folder, without=(), **flags):
+        flags = {
+            "model": clip, "data": mini, "output_dir": folder, "max_steps": 6, "phase1_steps": 2, "use_cpu": True,
+            "per_device_train_batch_size": 7, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False,
+            "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", **flags,
+        }  # fmt: skip
+        flags = {name: value for name, value in flags.items() if name not in without}
+        train_hf.main([token for name, value in flags.items() for token in (f"--{name}", str(value))])
+        checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        log = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"] if checkpoints else []
+        return [entry["loss"] for entry in log if "loss" in entry]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    flags = {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True}
+    return folder, train(folder, **flags)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """scripted(R@1, ...): what the next evaluations find, 0 when there are no more; an exception is raised. Of a pair
+    the second is the loss."""
+
+    def script(*values):
+        values = list(values)
+
+        def found(*_):
+            value = values.pop(0) if values else 0.0
+            if isinstance(value, BaseException):
+                raise value
+            value, loss = value if isinstance(value, tuple) else (value, 1 - value)
+            return {"R@1": value, "R@5": value, "R@10": value, "loss": loss}
+
+        monkeypatch.setattr("lrvsf.training.trainer.validate", found)
+
+    return script
