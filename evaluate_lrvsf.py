@@ -43,8 +43,8 @@ from accelerate import PartialState
 from lrvsf.data.images import Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model, runs_in_bf16
-from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.evaluation.bootstrap import chosen_settings, evaluate_bootstrap
+from lrvsf.evaluation.embedded import StoredTestSet
 from lrvsf.evaluation.pages.attention import write_attention
 from lrvsf.evaluation.pages.conditions import check_conditions, measure_conditions, write_conditions
 from lrvsf.evaluation.pages.plots import PLOTS, plot_all
@@ -88,7 +88,7 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
         check_conditions(encoder, test_set, args.allow_unmatched_categories)
     tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
     folder = args.embeds or output / "embeds"
-    store = EmbeddingStore(folder, encoder, test_set, args.batch_size, tolerance, dtype=args.store_dtype)
+    store = StoredTestSet(folder, encoder, test_set, args.batch_size, tolerance, dtype=args.store_dtype)
     queries = QueryTable()
     if settings is None:
         measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries, args.allow_unmatched_categories)

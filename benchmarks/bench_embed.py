@@ -26,26 +26,24 @@ from train_parts import SHAPES, Clock, both_models
 
 from lrvsf.data.images import BadImageCounter, decode_image
 from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.parts import Distractors, Item
 from lrvsf.embedding.pipeline import embed_ranges
 from processing_condvit import pad_and_resize
 
 HEADER = ["model", "batch", "way", "at rest, images/s", "from JPEGs", "x one decoding thread"]
 
 
-class Photos:
+class Photos(Distractors):
     """JPEGs in memory as rows to embed, in the form of a test set's distractors."""
 
-    what, kinds = "photos", ("distractor",)
+    what = "photos"
 
     def __init__(self, encoded: list[bytes], total: int):
         self.encoded, self.total = encoded, total
 
-    def items(self, start: int, stop: int) -> Iterator[tuple[int, tuple[bytes]]]:
+    def items(self, start: int, stop: int) -> Iterator[Item]:
         for row in range(start, stop):
             yield row, (self.encoded[row % len(self.encoded)],)
-
-    def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, torch.Tensor]:
-        return {"distractor": encoder.embed(pixels[0])}
 
 
 def rate(call: Callable[[], int], seconds: float, device: torch.device) -> float:

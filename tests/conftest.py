@@ -128,11 +128,11 @@ def make_test_set(tmp_path):
 def make_store(tmp_path):
     """`make_store(encoder, test_set, batch_size, max_bad)`: an empty store, each time in a folder of its own."""
     from lrvsf.data.images import Tolerance
-    from lrvsf.embedding.store import EmbeddingStore
+    from lrvsf.evaluation.embedded import StoredTestSet
 
     numbers = count()
 
     def make(encoder, test_set, batch_size: int = 256, max_bad: float = 0.01):
-        return EmbeddingStore(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, batch_size, Tolerance(max_bad))
+        return StoredTestSet(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, batch_size, Tolerance(max_bad))
 
     return make

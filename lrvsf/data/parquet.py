@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -177,6 +178,24 @@ def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Collectio
             found = "text" if is_text else f"{column.physical_type} ({logical})"
             return f"has {found} in {column.path}, where {kind} must be"
     return None
+
+
+def describe_files(files: Iterable[Path]) -> str:
+    """Number, bytes and footers of Parquet files. A footer lists the rows, sizes and statistics of all column parts.
+
+    Raises OSError: one cannot be read.
+    """
+    footers = hashlib.sha256()
+    count = size = 0
+    for path in files:
+        with path.open("rb") as file:
+            count += 1
+            size += file.seek(0, io.SEEK_END)
+            file.seek(-8, io.SEEK_END)  # the last eight bytes: the footer's length, and PAR1
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, io.SEEK_END)
+            footers.update(file.read())
+    return f"{count} files of {size} bytes, footers {footers.hexdigest()[:16]}"
 
 
 def rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:

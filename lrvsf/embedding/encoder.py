@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -90,8 +91,11 @@ class Encoder:
 
     def pixels(self, data: bytes | None) -> np.ndarray:
         """Encoded bytes -> (3, S, S) uint8, S = the model's image size. Raises BadImage."""
-        image = pad_and_resize(decode_image(data), self.image_size)
-        return np.asarray(image).transpose(2, 0, 1)
+        return self.pixels_of(decode_image(data))
+
+    def pixels_of(self, image: Image.Image) -> np.ndarray:
+        """A decoded RGB image -> (3, S, S) uint8, for whoever needs the image for something else too."""
+        return np.asarray(pad_and_resize(image, self.image_size)).transpose(2, 0, 1)
 
     @torch.inference_mode()
     def embed(self, pixels: list[np.ndarray], categories: list[str] | None = None) -> Tensor:

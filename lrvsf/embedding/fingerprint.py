@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.baselines import Baseline
 from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.parts import Part
 
 
-def fingerprint(encoder: Encoder, test_set: ProductTestSet) -> dict[str, Any]:
+def fingerprint(encoder: Encoder, parts: Sequence[Part]) -> dict[str, Any]:
     """Name -> value, of JSON's types; equal for equal embeddings, but for their last bits.
 
     Not seen: what moves last bits only, as the batch size, the device, its number of threads and the versions of torch
     and Pillow; and images that were exchanged without changing the size or the statistics of a column of their file.
 
-    Raises OSError: a file of the test set cannot be read.
+    Raises OSError: a file of the data cannot be read.
     """
     model = encoder.model
     if isinstance(model, Baseline):
@@ -39,9 +38,9 @@ def fingerprint(encoder: Encoder, test_set: ProductTestSet) -> dict[str, Any]:
         "preprocessing.std": list(encoder.std),
         "embedding_dim": encoder.dim,
     }
-    facts |= {f"data.{name}": described for name, described in describe_files(test_set).items()}
+    facts |= {f"data.{part.what}": part.describe() for part in parts}
     if encoder.conditioning == "category":  # exactly, as swapped ones may leave a file's size as it was
-        facts["data.categories"] = _digest(repr(test_set.categories()).encode())
+        facts["data.categories"] = _digest(repr([name for part in parts for name in part.conditions()]).encode())
     return facts
 
 
@@ -58,25 +57,6 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each fact that differs, with both values."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     return [f"  {name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names]
-
-
-def describe_files(test_set: ProductTestSet) -> dict[str, str]:
-    """What the files of "products" and of "distractors" are, wherever they lie. Raises OSError: one cannot be read."""
-    return {name: _described(files) for name, files in test_set.files.items()}
-
-
-def _described(files: Iterable[Path]) -> str:
-    """Number, bytes and footers of Parquet files. A footer lists the rows, sizes and statistics of all column parts."""
-    footers = hashlib.sha256()
-    files, size = list(files), 0
-    for path in files:
-        with path.open("rb") as file:
-            size += file.seek(0, 2)
-            file.seek(-8, 2)
-            length = int.from_bytes(file.read(4), "little")
-            file.seek(-8 - length, 2)
-            footers.update(file.read())
-    return f"{len(files)} files of {size} bytes, footers {footers.hexdigest()[:16]}"
 
 
 def _digest(data: bytes) -> str:

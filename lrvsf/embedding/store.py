@@ -1,20 +1,19 @@
-"""Embeddings on the disk: a test set's, of one model, made once by any number of processes and read block by block.
+"""Embeddings on the disk: of any rows, by one model, made once by any number of processes and read shard by shard.
 
     FOLDER/manifest.json                    what the embeddings were made with and of (`lrvsf.embedding.fingerprint`)
-    FOLDER/query-00000.safetensors, ...     products: their queries' and their targets' embeddings, the same rows
-    FOLDER/target-00000.safetensors, ...
-    FOLDER/distractor-00000.safetensors, ...
+    FOLDER/KIND-00000.safetensors, ...      the embeddings of each kind: "query" and "target", the same rows;
+                                            "distractor"
+    FOLDER/WHAT-00000.parquet, ...          what a part keeps beside its shards, if it does
 
-Shard k holds what could be read of the test set's rows k * ROWS to (k + 1) * ROWS: `embeds` (n, dim) float16, or
-float32 where asked, and `row` (n,) int64, ascending. Its metadata has the other rows, with reasons; the PRODUCT_ID of
-each row from the first to the last, null where there is none; and the files that these rows are from, each with the
-row where it begins and their number. A shard is whole or absent, so a killed run embeds only what is missing. No batch
-reaches over a shard's end, so a shard's bytes depend neither on the number of processes nor on what was there already.
-(They do depend, in the last bits, on what `fingerprint` does not see: the batch size, and on a CPU the threads of each
-process.)
+Shard k holds what could be read of a part's rows k * ROWS to (k + 1) * ROWS: `embeds` (n, dim) float16, or float32
+where asked, and `row` (n,) int64, ascending. Its metadata has the other rows, with reasons; the product id of each row
+from the first to the last, null where there is none; and the files that these rows are from, each with the row where it
+begins and their number. A shard is whole or absent, so a killed run embeds only what is missing. No batch reaches over
+a shard's end, so a shard's bytes depend neither on the number of processes nor on what was there already. (They do
+depend, in the last bits, on what `fingerprint` does not see: the batch size, and on a CPU the threads of each process.)
 
-What is measured is what the store gives, lengths made good, whether it was just written or not. One run writes at a
-time; of several machines' processes all must see the folder.
+Whoever reads gets the stored rows, renormalised, even if they were computed in this very run. One run writes at a time;
+of several machines' processes all must see the folder.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -35,11 +34,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrvsf.data.images import USUAL, BadImageCounter, Tolerance
-from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import locked, write_whole
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.fingerprint import differences, fingerprint
-from lrvsf.embedding.pipeline import Distractors, Embedded, Products, embed_ranges
+from lrvsf.embedding.parts import Part
+from lrvsf.embedding.pipeline import Embedded, embed_ranges
 from lrvsf.embedding.top import NORM_TOLERANCE, unit_rows
 from lrvsf.processes import on_main_process, own_share
 
@@ -48,9 +47,8 @@ logger = logging.getLogger(__name__)
 ROWS = 2048  # of a shard: what a killed process loses at most, and the block that is in memory
 MANIFEST = "manifest.json"
 
-Part = Products | Distractors
 DTYPES = {"float16": (torch.float16, "F16"), "float32": (torch.float32, "F32")}  # torch's, safetensors' name
-Range = tuple[int, int]  # rows of the test set: start, stop (excluded)
+Range = tuple[int, int]  # rows of a part: start, stop (excluded)
 Bad = list[tuple[int, str]]  # rows that could not be read, ascending, with reasons
 
 
@@ -58,30 +56,43 @@ class DamagedShard(ValueError):
     """A file of a store that is not what the store wrote."""
 
 
+class _Stock(NamedTuple):
+    """What a store has of a part."""
+
+    rows: Tensor
+    skipped: dict[str, int]
+    bad: Bad
+
+
 class EmbeddingStore:
-    """The embeddings of a test set by a model, in a folder. Nothing is read or written before `fill`.
+    """The embeddings of some parts by a model, in a folder. Nothing is read or written before `fill`.
 
     Args:
         folder: made if it is not there; one that holds a part of these embeddings is completed.
+        parts: what to embed; no two share a name or a kind.
+        data_root: where they lie, for whoever reads the manifest.
         batch_size: images per forward pass; a shard's last batch is smaller.
         tolerance: of bad images, those found in the folder among them.
         dtype: "float16" or "float32", of the embeddings in the files.
+        remedy: what a message tells the user to do where this folder will not do.
     """
 
     def __init__(
         self,
         folder: str | Path,
         encoder: Encoder,
-        test_set: ProductTestSet,
+        parts: Sequence[Part],
+        data_root: str | Path,
         batch_size: int = 256,
         tolerance: Tolerance = USUAL,
         dtype: str = "float16",
+        remedy: str = "give another folder with --embeds",
     ) -> None:
-        self.folder, self.encoder, self.test_set, self.batch_size = Path(folder), encoder, test_set, batch_size
-        self.dtype, self.tolerance = dtype, tolerance
-        self._rows: dict[str, Tensor] = {}
-        self._skipped: dict[str, dict[str, int]] = {}
-        self._bad: dict[str, Bad] = {}
+        self.folder, self.encoder, self.parts, self.data_root = Path(folder), encoder, tuple(parts), data_root
+        self.batch_size, self.tolerance, self.dtype, self.remedy = batch_size, tolerance, dtype, remedy
+        self._totals = {kind: part.total for part in self.parts for kind in part.kinds}
+        self._whats = {kind: part.what for part in self.parts for kind in part.kinds}
+        self._stock: dict[str, _Stock] = {}
 
     def fill(self) -> None:
         """Embeds what is missing, on all processes together. Every process must call it; a second call does nothing.
@@ -89,73 +100,77 @@ class EmbeddingStore:
         Raises:
             ValueError: the folder holds embeddings by another model, or of other data; an embedding is not finite.
             InUse: another run embeds into the folder.
-            OSError: the folder cannot be written, for what reason ever.
+            OSError: the folder cannot be written.
             TooManyBadImages: more are bad than `tolerance` allows, and not just a few.
         """
-        if self._rows:
+        if self._stock:
             return
-        parts = Products(self.test_set), Distractors(self.test_set)
-        with ExitStack() as held:
-            found = on_main_process(lambda: self._open(parts, held))
-            for part in parts:
+        with ExitStack() as lock:
+            found = on_main_process(lambda: self._open(lock))
+            for part in self.parts:
                 self._embed_missing(part, found[part.what])
             PartialState().wait_for_everyone()
-        stock = {part.what: self._take_stock(part) for part in parts}
-        self._rows = {what: rows for what, (rows, _, _) in stock.items()}
-        self._skipped = {what: skipped for what, (_, skipped, _) in stock.items()}
-        self._bad = {what: bad for what, (_, _, bad) in stock.items()}
+        self._stock = {part.what: self._take_stock(part) for part in self.parts}
 
     def rows(self, what: str) -> Tensor:
-        """(n,) the rows of the "products" or "distractors" that could be read, ascending."""
-        return self._rows[what]
+        """(n,) the rows of a part, as "products" or "distractors", that could be read, ascending."""
+        return self._stock[what].rows
 
     def skipped(self, what: str) -> dict[str, int]:
-        """How many of the "products" or "distractors" could not be read, by reason."""
-        return self._skipped[what]
+        """How many rows of a part could not be read, by reason."""
+        return self._stock[what].skipped
 
     def bad(self, what: str) -> Bad:
         """Those rows, ascending, each with its reason."""
-        return self._bad[what]
+        return self._stock[what].bad
 
-    def products(self) -> tuple[Tensor, Tensor]:
-        """The queries and the targets of all products that could be read, (P, dim) float32 unit rows each."""
-        ranges = _ranges(self.test_set.n_products)
-        queries, targets = (torch.cat([self._read(kind, start) for start, _ in ranges]) for kind in Products.kinds)
-        return queries, targets
+    def whole(self, kind: str) -> Tensor:
+        """All embeddings of a kind in memory, (n, dim) float32 unit rows, in the order of the part's `rows`."""
+        return torch.cat([self._read(kind, start) for start, _ in _ranges(self._totals[kind])])
 
-    def distractors(self) -> Iterator[tuple[Tensor, int]]:
-        """This process's share, in blocks of at most ROWS: (n, dim) float32 unit rows, and the place of the first of
-        them among all distractors that could be read."""
-        ranges = _ranges(self.test_set.n_distractors)
+    def blocks(self, kind: str) -> Iterator[tuple[Tensor, int]]:
+        """This process's share of a kind, shard by shard: (n, dim) float32 unit rows, n at most ROWS, and the place of
+        the first of them in the part's `rows`."""
+        ranges, rows = _ranges(self._totals[kind]), self.rows(self._whats[kind])
         for start, _ in ranges[slice(*own_share(len(ranges)))]:
-            first = int(torch.searchsorted(self._rows["distractors"], start))
-            yield self._read("distractor", start), first
+            yield self._read(kind, start), int(torch.searchsorted(rows, start))
+
+    def beside(self, what: str) -> list[Path]:
+        """The files that a part keeps beside its shards, in the order of the rows."""
+        (part,) = (part for part in self.parts if part.what == what)
+        return [self._beside(part, start) for start, _ in _ranges(part.total)]
 
     def _path(self, kind: str, start: int) -> Path:
         return self.folder / f"{kind}-{start // ROWS:05d}.safetensors"
 
-    def _open(self, parts: tuple[Part, ...], held: ExitStack) -> dict[str, dict[Range, Bad]]:
+    def _beside(self, part: Part, start: int) -> Path:
+        return self._path(part.what, start).with_suffix(part.beside)
+
+    def _files(self, part: Part, start: int) -> list[Path]:
+        """All files of a shard."""
+        return [self._path(kind, start) for kind in part.kinds] + ([self._beside(part, start)] if part.beside else [])
+
+    def _open(self, lock: ExitStack) -> dict[str, dict[Range, Bad]]:
         """Makes the folder, or compares its manifest. What is there already, as `what` -> range -> its bad rows.
 
-        Where something is missing it is locked, until `held` ends; what is whole anybody may read.
+        Where something is missing the folder is locked, until `lock` ends; what is whole anybody may read.
         """
-        files = (self._path(kind, start) for part in parts for kind in part.kinds for start, _ in _ranges(part.total))
+        files = (path for part in self.parts for start, _ in _ranges(part.total) for path in self._files(part, start))
         if not all(path.is_file() for path in (self.folder / MANIFEST, *files)):
-            self._lock(held)
-        made_with = {"rows_of_a_shard": ROWS, "dtype": self.dtype, **fingerprint(self.encoder, self.test_set)}
+            self._lock(lock)
+        made_with = {"rows_of_a_shard": ROWS, "dtype": self.dtype, **fingerprint(self.encoder, self.parts)}
         manifest = self.folder / MANIFEST
         if manifest.is_file():
             self._compare(manifest, made_with)
         else:
             if any(self.folder.glob("*.safetensors")):
                 raise ValueError(
-                    f"{self.folder} has .safetensors files but no {MANIFEST} that says what they are. Give another "
-                    "folder with --embeds."
+                    f"{self.folder} has .safetensors files but no {MANIFEST} that says what they are; {self.remedy}."
                 )
-            source = {"model": self.encoder.model.name_or_path, "data_root": str(self.test_set.root)}
+            source = {"model": self.encoder.model.name_or_path, "data_root": str(self.data_root)}
             self._write(manifest, json.dumps({"made_with": made_with, "source": source}, indent=1).encode() + b"\n")
         found: dict[str, dict[Range, Bad]] = {}
-        for part in parts:
+        for part in self.parts:
             found[part.what] = {}
             for start, stop in _ranges(part.total):
                 try:
@@ -164,47 +179,48 @@ class EmbeddingStore:
                     pass  # still to be made
                 except DamagedShard as error:
                     logger.warning("%s It is made again.", error)
-                    self._lock(held)
+                    self._lock(lock)
         return found
 
     def _compare(self, manifest: Path, made_with: dict[str, Any]) -> None:
         try:
             then = json.loads(manifest.read_text())["made_with"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{manifest} is damaged, or not of embeddings ({error!r}). Give another folder with --embeds."
-            ) from error
+            raise ValueError(f"{manifest} is damaged, or not of embeddings ({error!r}); {self.remedy}.") from error
         if lines := differences(then, json.loads(json.dumps(made_with))):
             listed = "\n".join(lines)
             raise ValueError(
                 f"{self.folder} holds embeddings by another model, or of other data:\n{listed}\n"
-                "Evaluate with the same, give another folder with --embeds, or remove this one."
+                f"Take the same ones, {self.remedy}, or remove this folder."
             )
 
     def _embed_missing(self, part: Part, found: dict[Range, Bad]) -> None:
         """Embeds this process's share of the ranges that were not found."""
-        missing = [of for of in _ranges(part.total) if of not in found]
+        missing = [span for span in _ranges(part.total) if span not in found]
         own = missing[slice(*own_share(len(missing)))]
         counter = self._counter(part)
         with closing(embed_ranges(self.encoder, part, own, self.batch_size, counter)) as embedded:
-            for of in _ranges(part.total):
-                if of in found:
-                    counter.recount(*of, found[of])
-                elif of in own:
-                    self._save(part, of, next(embedded))
+            for span in _ranges(part.total):
+                if span in found:
+                    counter.recount(*span, found[span])
+                elif span in own:
+                    self._save(part, span, next(embedded))
                 else:
                     counter.in_a_row = 0  # another process's: bad rows before it and after it are not in a row
 
-    def _save(self, part: Part, of: Range, embedded: Embedded) -> None:
+    def _save(self, part: Part, span: Range, embedded: Embedded) -> None:
         rows = torch.tensor(embedded.rows, dtype=torch.int64)
-        origins = list(self.test_set.origins(part.what, *of))
+        origins = list(part.origins(*span))
         files = Counter(origin.file for origin in origins)  # in the order of the rows
         about = {
             "bad": embedded.bad,
             "product_ids": [origin.product_id for origin in origins],
             "files": [[file, next(o.row for o in origins if o.file == file), n] for file, n in files.items()],
         }
-        one = {"rows": json.dumps(about)}  # safetensors writes several entries in any order, and a shard's bytes vary
+        # One entry: safetensors writes several in any order, and a shard's bytes would vary.
+        metadata = {"rows": json.dumps(about)}
+        if part.beside:
+            self._write(self._beside(part, span[0]), part.pack(embedded.rows, embedded.extras))
         for kind in part.kinds:
             lengths = torch.linalg.vector_norm(embedded.embeds[kind], dim=1)
             wrong = ~((lengths - 1).abs() <= NORM_TOLERANCE)  # also where one is not a number
@@ -213,14 +229,12 @@ class EmbeddingStore:
                     f"Row {rows[wrong][0]} of the {part.what}: the model's {kind} embedding has length "
                     f"{lengths[wrong][0]}, so its shard was not stored. Try --bf16 false, or look at the weights."
                 )
-            self._write(
-                self._path(kind, of[0]),
-                save({"embeds": embedded.embeds[kind].to(DTYPES[self.dtype][0]), "row": rows}, one),
-            )
+            embeds = embedded.embeds[kind].to(DTYPES[self.dtype][0])
+            self._write(self._path(kind, span[0]), save({"embeds": embeds, "row": rows}, metadata))
 
-    def _lock(self, held: ExitStack) -> None:
+    def _lock(self, lock: ExitStack) -> None:
         with self._explained(self.folder):
-            held.enter_context(locked(self.folder, "embedding"))
+            lock.enter_context(locked(self.folder, "embedding"))
 
     def _write(self, path: Path, data: bytes) -> None:
         with self._explained(path):
@@ -233,26 +247,26 @@ class EmbeddingStore:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}: {path} could not be written. Make room or allow it, or give another folder with "
-                "--embeds; what is whole there stays, and the next run embeds only what is missing.",
+                f"{error.strerror}: {path} could not be written. Make room or allow it, or {self.remedy}; what "
+                "is whole there stays, and the next run embeds only what is missing.",
             ) from error
 
-    def _take_stock(self, part: Part) -> tuple[Tensor, dict[str, int], Bad]:
-        """The rows that there are, (n,); the bad ones by reason, judged over all shards in order; and one by one."""
+    def _take_stock(self, part: Part) -> _Stock:
+        """What there is of a part; its bad rows are judged over all shards in order."""
         counter, rows, all_bad = self._counter(part), [torch.empty(0, dtype=torch.int64)], []
-        for of in _ranges(part.total):
+        for span in _ranges(part.total):
             try:
-                own, bad = self._header(part, *of)
+                own, bad = self._header(part, *span)
             except FileNotFoundError as error:
                 raise FileNotFoundError(
                     f"{error.filename} was made by another process and is not here. Processes on several machines need "
-                    "a folder that all of them see: give one with --embeds."
+                    f"a folder that all of them see; {self.remedy}."
                 ) from error
-            counter.recount(*of, bad)
+            counter.recount(*span, bad)
             rows.append(own)
             all_bad += bad
         counter.finish()
-        return torch.cat(rows), dict(counter.reasons), all_bad
+        return _Stock(torch.cat(rows), dict(counter.reasons), all_bad)
 
     def _counter(self, part: Part) -> BadImageCounter:
         return BadImageCounter(part.what, self.tolerance)
@@ -262,8 +276,11 @@ class EmbeddingStore:
 
         Raises:
             FileNotFoundError: it is absent, or one of its files is.
-            DamagedShard: a file is not whole, or not of these rows.
+            DamagedShard: a file is not whole, or not of these rows. (The one beside it is not looked into.)
         """
+        for path in self._files(part, start):
+            if not path.is_file():
+                raise FileNotFoundError(2, "missing", str(path))
         headers = [self._header_of_file(self._path(kind, start), start, stop) for kind in part.kinds]
         for rows, _ in headers[1:]:
             if not torch.equal(rows, headers[0][0]):
@@ -271,8 +288,6 @@ class EmbeddingStore:
         return headers[0]
 
     def _header_of_file(self, path: Path, start: int, stop: int) -> tuple[Tensor, Bad]:
-        if not path.is_file():
-            raise FileNotFoundError(2, "missing", str(path))
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -300,13 +315,13 @@ class EmbeddingStore:
         with safetensors.safe_open(path, "pt") as file:
             embeds = file.get_tensor("embeds")
         unit_rows(f"{path}, which may be removed to make it again", embeds)
-        return made_good(embeds)
+        return renormalised(embeds)
 
 
-def made_good(embeds: Tensor) -> Tensor:
+def renormalised(embeds: Tensor) -> Tensor:
     """Stored rows (n, dim) of nearly length 1 -> float32, of length 1 as far as float32 goes.
 
-    Squares of float16 add up in float64 without rounding, in whatever order: equal rows stay equal, as ties need.
+    The squares of float16 add up in float64 without rounding, in whatever order: equal rows stay equal, as ties need.
     """
     exact = embeds.double()
     return (exact / exact.square().sum(1, keepdim=True).sqrt()).float()

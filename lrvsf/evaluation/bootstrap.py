@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
 from lrvsf.evaluation.columns import join_categories
-from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.galleries import describe_items, gallery_results
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, RankCounter
@@ -117,7 +116,7 @@ def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Te
 
 
 def evaluate_bootstrap(
-    store: EmbeddingStore, settings: BootstrapSettings, queries: QueryTable | None = None
+    store: StoredTestSet, settings: BootstrapSettings, queries: QueryTable | None = None
 ) -> dict[str, Any]:
     """Embeds what the store lacks and counts ranks. Every process must call it; all get the same results.
 
@@ -128,7 +127,7 @@ def evaluate_bootstrap(
 
     Raises:
         ValueError: a category that the model does not know, distractors that do not join by category, a gallery larger
-            than the distractors that could be read, no products; and as `EmbeddingStore.fill` does.
+            than the distractors that could be read, no products; and as `StoredTestSet.fill` does.
     """
     settings.check_distractors(store.test_set.n_distractors)
     stored = settings.product_folds and read_indices(settings.product_folds, store.test_set.n_products)

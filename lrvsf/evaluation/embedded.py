@@ -5,16 +5,38 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrvsf.embedding.fingerprint import describe_files, weights_digest
+from lrvsf.data.images import USUAL, Tolerance
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.fingerprint import weights_digest
+from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.evaluation.columns import Categories
 
 SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one
+
+
+class StoredTestSet(EmbeddingStore):
+    """The embedding store of a test set, which it knows."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        encoder: Encoder,
+        test_set: ProductTestSet,
+        batch_size: int = 256,
+        tolerance: Tolerance = USUAL,
+        dtype: str = "float16",
+    ) -> None:
+        parts = Products(test_set), Distractors(test_set)
+        super().__init__(folder, encoder, parts, test_set.root, batch_size, tolerance, dtype)
+        self.test_set = test_set
 
 
 class EmbeddedTestSet:
@@ -31,7 +53,7 @@ class EmbeddedTestSet:
     Raises ValueError: no product can be read; and as `EmbeddingStore.fill` does.
     """
 
-    def __init__(self, store: EmbeddingStore, joined: Categories | None = None) -> None:
+    def __init__(self, store: StoredTestSet, joined: Categories | None = None) -> None:
         encoder, test_set = store.encoder, store.test_set
         if encoder.conditioning == "category":
             test_set.check_categories(encoder.model.config.categories)
@@ -41,7 +63,7 @@ class EmbeddedTestSet:
         if not self.rows:
             skipped = store.skipped("products")
             raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {skipped}.")
-        self.queries, self.targets = (embeds.to(encoder.device) for embeds in store.products())
+        self.queries, self.targets = (store.whole(kind).to(encoder.device) for kind in Products.kinds)
         self.distractor_rows = store.rows("distractors")
         self.n_distractors = len(self.distractor_rows)
         names = test_set.categories()
@@ -58,7 +80,7 @@ class EmbeddedTestSet:
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
             "store_dtype": store.dtype,
-            "test_set": describe_files(test_set),
+            "test_set": {part.what: part.describe() for part in store.parts},
             "n_products": len(self.rows),
             "n_distractors": self.n_distractors,
             "skipped": {what: store.skipped(what) for what in ("products", "distractors")},
@@ -80,7 +102,7 @@ class EmbeddedTestSet:
     def blocks(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
         """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first among the
         `n_distractors`, and with categories those (n,), -1 for what no product has."""
-        for embeds, first in self._store.distractors():
+        for embeds, first in self._store.blocks("distractor"):
             categories = self.distractor_categories
             yield embeds, first, None if categories is None else categories[first : first + len(embeds)]
 
@@ -95,7 +117,7 @@ class EmbeddedTestSet:
         return found
 
 
-def _skipped_rows(store: EmbeddingStore, what: str) -> list[dict[str, Any]]:
+def _skipped_rows(store: StoredTestSet, what: str) -> list[dict[str, Any]]:
     """The first rows that could not be read, and where they are."""
     described = []
     for row, reason in store.bad(what)[:SKIPPED_NAMED]:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.evaluation.columns import distractor_ids, join_categories, product_ids
-from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.galleries import KS, describe_items, gallery_results, over_folds
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.queries import QueryTable
@@ -31,7 +30,7 @@ SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
 
 
 def evaluate_paper(
-    store: EmbeddingStore,
+    store: StoredTestSet,
     stored_folds: str | None = None,
     bf16_ranks: bool = False,
     queries: QueryTable | None = None,

@@ -24,6 +24,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.baselines import IMAGENET, Baseline
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.fingerprint import differences, fingerprint
+from lrvsf.embedding.parts import Distractors
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TOWER |= {"image_size": 24, "patch_size": 8}
@@ -114,14 +115,14 @@ def test_half_a_checkpoint_is_refused(tmp_path):
 
 
 def test_a_store_tells_baselines_apart(tmp_path, make_test_set):
-    test_set, model = ProductTestSet(make_test_set()), MADE["dinov2"]()[0]
+    parts, model = [Distractors(ProductTestSet(make_test_set()))], MADE["dinov2"]()[0]
     model.save_pretrained(tmp_path)
-    then = fingerprint(Encoder(load_model(str(tmp_path)), "none"), test_set)
+    then = fingerprint(Encoder(load_model(str(tmp_path)), "none"), parts)
     assert json.loads(json.dumps(then)) and not differences(
-        then, fingerprint(Encoder(load_model(str(tmp_path)), "none"), test_set)
+        then, fingerprint(Encoder(load_model(str(tmp_path)), "none"), parts)
     )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3}))
-    assert len(differences(then, fingerprint(Encoder(load_model(str(tmp_path)), "none"), test_set))) == 1
+    assert len(differences(then, fingerprint(Encoder(load_model(str(tmp_path)), "none"), parts))) == 1
 
 
 def test_evaluated_with_the_published_filter(tmp_path, make_test_set, capsys):

@@ -16,7 +16,8 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding import encoder as encoder_module
 from lrvsf.embedding import pipeline as embed
 from lrvsf.embedding.encoder import Encoder, load_model
-from lrvsf.embedding.pipeline import Distractors, embed_distractors, embed_products, embed_ranges, map_ahead
+from lrvsf.embedding.parts import Distractors
+from lrvsf.embedding.pipeline import embed_distractors, embed_products, embed_ranges, prefetch_map
 from processing_condvit import CondViTProcessor
 
 
@@ -150,7 +151,7 @@ def test_threads_work_ahead_but_not_far_and_keep_the_order(monkeypatch):
             started.append(item)
             yield item
 
-    for seen, (item, future) in enumerate(map_ahead(slowest_first, items(), ahead=5)):
+    for seen, (item, future) in enumerate(prefetch_map(slowest_first, items(), ahead=5)):
         assert item == seen and future.result() == item * item
         assert len(started) <= seen + 6
     assert len(started) == 30
@@ -158,7 +159,7 @@ def test_threads_work_ahead_but_not_far_and_keep_the_order(monkeypatch):
 
 def test_threads_end_when_the_consumer_does():
     before = threading.active_count()
-    results = map_ahead(lambda item: item, range(100), ahead=5)
+    results = prefetch_map(lambda item: item, range(100), ahead=5)
     next(results)
     results.close()
     assert threading.active_count() == before

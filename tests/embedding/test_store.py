@@ -19,9 +19,11 @@ from lrvsf.durable import InUse
 from lrvsf.embedding import store as store_module
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.fingerprint import fingerprint, weights_digest
+from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_distractors, embed_products
-from lrvsf.embedding.store import EmbeddingStore, made_good
+from lrvsf.embedding.store import renormalised
 from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
+from lrvsf.evaluation.embedded import StoredTestSet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.recall import RankCounter
@@ -48,7 +50,7 @@ def open_store(test_set, tiny_model, tmp_path):
 
     def make(folder="embeds", *, encoder=None, of=None, batch_size=3, tolerance=HALF):
         encoder = encoder or Encoder(tiny_model, "category")
-        return EmbeddingStore(tmp_path / folder, encoder, of or test_set, batch_size, tolerance)
+        return StoredTestSet(tmp_path / folder, encoder, of or test_set, batch_size, tolerance)
 
     return make
 
@@ -59,6 +61,10 @@ def embedded(monkeypatch):
     sizes, plain = [], Encoder.embed
     monkeypatch.setattr(Encoder, "embed", lambda *args: sizes.append(len(args[1])) or plain(*args))
     return sizes
+
+
+def parts_of(test_set):
+    return Products(test_set), Distractors(test_set)
 
 
 def contents(store):
@@ -72,9 +78,9 @@ def test_it_holds_what_plain_embedding_gives(open_store, test_set, tiny_model):
     distractors = embed_distractors(encoder, test_set, 41, Tolerance(1))
     assert store.rows("products").tolist() == products.rows and store.rows("distractors").tolist() == distractors.rows
     assert store.skipped("products") == products.skipped and store.skipped("distractors") == distractors.skipped
-    blocks = list(store.distractors())
+    blocks = list(store.blocks("distractor"))
     assert [first for _, first in blocks] == [0, 7, 14, 20, 28, 35] and len(blocks[-1][0]) == 1
-    given = *store.products(), torch.cat([embeds for embeds, _ in blocks])
+    given = store.whole("query"), store.whole("target"), torch.cat([embeds for embeds, _ in blocks])
     for embeds, plain in zip(given, (*products.embeds.values(), *distractors.embeds.values()), strict=True):
         torch.testing.assert_close(embeds, plain, rtol=2**-10, atol=1e-6)
         torch.testing.assert_close(embeds.norm(dim=1), torch.ones(len(embeds)), rtol=0, atol=2e-7)
@@ -84,13 +90,13 @@ def test_it_holds_what_plain_embedding_gives(open_store, test_set, tiny_model):
     }  # fmt: skip
 
 
-def test_lengths_are_made_good_exactly():
+def test_lengths_are_renormalised_exactly():
     rows = torch.nn.functional.normalize(torch.randn(300, 96, generator=torch.Generator().manual_seed(0)), dim=1).half()
-    good = made_good(rows)
+    good = renormalised(rows)
     assert (good.double().norm(dim=1) - 1).abs().max() < 1e-7 < (rows.double().norm(dim=1) - 1).abs().max()
     order = torch.randperm(96, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(made_good(rows[:, order]), good[:, order]), "no rounding hangs on the order of the sum"
-    assert torch.equal(made_good(rows[7:8]), good[7:8])
+    assert torch.equal(renormalised(rows[:, order]), good[:, order]), "no rounding hangs on the order of the sum"
+    assert torch.equal(renormalised(rows[7:8]), good[7:8])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -211,7 +217,7 @@ def test_another_fingerprint_is_refused(open_store, test_set, make_model, tmp_pa
     ):
         with pytest.raises(ValueError, match=f"another model, or of other data:\n(.*\n)*  {name}: .*{then}") as error:
             open_store(**choices).fill()
-        assert " now\nEvaluate with the same, give another folder with --embeds" in str(error.value)
+        assert " now\nTake the same ones, give another folder with --embeds" in str(error.value)
     with pytest.raises(ValueError, match="data.categories: "):
         monkeypatch.setattr(test_set, "categories", lambda: ["Bags"] * 12)
         open_store().fill()
@@ -225,11 +231,11 @@ def test_another_fingerprint_is_refused(open_store, test_set, make_model, tmp_pa
 def test_fingerprint_knows_what_is_the_same(test_set, make_model, tmp_path):
     """A copy elsewhere, and weights that went through a file."""
     model = make_model()
-    facts = fingerprint(Encoder(model, "category"), test_set)
+    facts = fingerprint(Encoder(model, "category"), parts_of(test_set))
     model.save_pretrained(tmp_path / "model")
     moved = ProductTestSet(shutil.copytree(test_set.root, tmp_path / "moved"))
     again = type(model).from_pretrained(tmp_path / "model", dtype=torch.float32)
-    assert fingerprint(Encoder(again, "category"), moved) == facts == json.loads(json.dumps(facts))
+    assert fingerprint(Encoder(again, "category"), parts_of(moved)) == facts == json.loads(json.dumps(facts))
 
 
 def test_a_folder_of_something_else_is_left_alone(open_store, tmp_path, tiny_model):
@@ -315,7 +321,7 @@ def test_embeddings_that_are_none_are_not_read(open_store):
         tensors["embeds"][3] = value
         save_file(tensors, path, {"bad": json.dumps([[19, "empty"], [20, "empty"]])})
         with pytest.raises(ValueError, match=f"distractor-00002.*remove.*: row 3 {says}"):
-            list(store.distractors())
+            list(store.blocks("distractor"))
 
 
 @pytest.mark.survives("an embedding run with bad images, interrupted", "the same counts by reason, the same limits")
@@ -405,13 +411,13 @@ def test_one_run_at_a_time_embeds(open_store, locked_elsewhere):
 
 def test_float32_is_kept_as_it_is_and_is_another_store(make_test_set, tiny_model, tmp_path):
     test_set, encoder = ProductTestSet(make_test_set()), Encoder(tiny_model, "category")
-    store = EmbeddingStore(tmp_path / "wide", encoder, test_set, 64, dtype="float32")
+    store = StoredTestSet(tmp_path / "wide", encoder, test_set, batch_size=64, dtype="float32")
     store.fill()
     plain = embed_products(encoder, test_set, 64).embeds["target"]
     assert load_file(tmp_path / "wide/target-00000.safetensors")["embeds"].dtype == torch.float32
-    torch.testing.assert_close(store.products()[1], plain, rtol=0, atol=1e-7)
+    torch.testing.assert_close(store.whole("target"), plain, rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match="dtype: 'float32' then, 'float16' now"):
-        EmbeddingStore(tmp_path / "wide", encoder, test_set, 64).fill()
+        StoredTestSet(tmp_path / "wide", encoder, test_set, batch_size=64).fill()
 
 
 def test_a_shard_says_whose_its_rows_are(open_store):
@@ -421,3 +427,18 @@ def test_a_shard_says_whose_its_rows_are(open_store):
         about = json.loads(shard.metadata()["rows"])
     assert about["product_ids"] == [f"d{row}" for row in range(16, 24)]
     assert about["files"] == [["distractors/0.parquet", 16, 7], ["distractors/1.parquet", 0, 1]]
+
+
+def test_a_manifest_is_written_in_this_order(open_store):
+    """A store's bytes are compared by whoever keeps one: neither its facts nor their order change unnoticed."""
+    store = open_store()
+    store.fill()
+    text = (store.folder / store_module.MANIFEST).read_text()
+    manifest = json.loads(text)
+    assert text == json.dumps(manifest, indent=1) + "\n" and list(manifest) == ["made_with", "source"]
+    names = [name for name in manifest["made_with"] if not name.startswith("model.")]
+    assert names == [
+        *("rows_of_a_shard", "dtype", "conditioning", "compute_dtype", "preprocessing", "preprocessing.mean"),
+        *("preprocessing.std", "embedding_dim", "data.products", "data.distractors", "data.categories"),
+    ]
+    assert list(manifest["source"]) == ["model", "data_root"]

@@ -30,7 +30,7 @@ def test_draws_are_frozen():
 
 def everything(store):
     """Queries, targets and distractors as the store gives them."""
-    return *store.products(), torch.cat([embeds for embeds, _ in store.distractors()])
+    return store.whole("query"), store.whole("target"), torch.cat([embeds for embeds, _ in store.blocks("distractor")])
 
 
 def test_whole_evaluation_equals_a_naive_one(make_test_set, tiny_model, make_store):

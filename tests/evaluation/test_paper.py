@@ -38,8 +38,8 @@ class ByHand:
 
     def __init__(self, store):
         joined = join_categories(store.test_set)
-        self.products = *store.products(), joined.products[store.rows("products")]
-        ((distractors, _),) = store.distractors()
+        self.products = store.whole("query"), store.whole("target"), joined.products[store.rows("products")]
+        ((distractors, _),) = store.blocks("distractor")
         self.distractors = distractors, joined.distractors[store.rows("distractors")]
 
     def curves(self, products=slice(None), distractors=slice(None), weights=None):

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.pipeline import THREADS, map_ahead
-from lrvsf.embedding.store import EmbeddingStore
+from lrvsf.embedding.pipeline import THREADS, prefetch_map
 from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.columns import join_categories
-from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.pages.sheet import FOUND
 from lrvsf.evaluation.paired import bootstrap_interval
 from lrvsf.evaluation.recall import RankCounter
@@ -36,7 +35,7 @@ WAYS = ("with the condition", "without", "without, filtered by category")
 TEMPLATE = Path(__file__).with_name("conditions.html.jinja")
 
 
-def measure_conditions(store: EmbeddingStore, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
+def measure_conditions(store: StoredTestSet, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
     """Measures a model conditioned by category. Every process must call it; all get the same results.
 
     Returns, of JSON's types, with categories in the order of `categories`:
@@ -97,7 +96,7 @@ def check_conditions(encoder: Encoder, test_set: ProductTestSet, allow_unmatched
 
 
 def queries_under(
-    store: EmbeddingStore, data: EmbeddedTestSet, conditions: list[str], batch_size: int
+    store: StoredTestSet, data: EmbeddedTestSet, conditions: list[str], batch_size: int
 ) -> dict[str | None, Tensor]:
     """Each condition, and None for no condition -> the queries (P, dim), in the order of `data.rows`, on the device."""
     encoder, (start, stop) = store.encoder, own_share(len(data.rows))
@@ -106,7 +105,7 @@ def queries_under(
     images = ((product.row, product.query_image) for product in products if product.row in wanted)
     parts: dict[str | None, list[Tensor]] = {name: [torch.empty(0, encoder.dim)] for name in [*conditions, None]}
     batch: list[np.ndarray] = []
-    for place, (_, future) in enumerate(map_ahead(lambda item: encoder.pixels(item[1]), images, ahead=2 * THREADS)):
+    for place, (_, future) in enumerate(prefetch_map(lambda item: encoder.pixels(item[1]), images, ahead=2 * THREADS)):
         batch.append(future.result())
         if len(batch) == batch_size or place == len(rows) - 1:
             for name, embeds in parts.items():

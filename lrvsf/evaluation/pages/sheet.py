@@ -18,9 +18,8 @@ from torch import Tensor
 
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
-from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.embedding.top import TopItems
-from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.recall import ranks_among_all
 from processing_condvit import pad_and_resize
 
@@ -66,7 +65,7 @@ def choose(ranks: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
     return first[drawn].sort().values.tolist(), worst.tolist()
 
 
-def write_sheet(store: EmbeddingStore, path: str | Path, count: int, seed: int = 0, model: str = "") -> None:
+def write_sheet(store: StoredTestSet, path: str | Path, count: int, seed: int = 0, model: str = "") -> None:
     """Embeds what the store lacks and writes the page, on the main process. Every process must call it.
 
     Args:

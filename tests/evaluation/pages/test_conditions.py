@@ -30,8 +30,8 @@ def scores(measured):
     """Condition -> (P, items) float64; the items' categories; the products' categories, as numbers."""
     store, _ = measured
     encoder, rows = store.encoder, [0, 1, 3, 4, 5, 6, 7, 8]
-    targets = store.products()[1]
-    items = torch.cat([targets, *(embeds for embeds, _ in store.distractors())]).double()
+    targets = store.whole("target")
+    items = torch.cat([targets, *(embeds for embeds, _ in store.blocks("distractor"))]).double()
     pixels = [encoder.pixels(next(store.test_set.products(row, row + 1)).query_image) for row in rows]
     asked = {name: encoder.embed(pixels, [name] * len(rows)) for name in ASKED} | {None: encoder.embed(pixels)}
     joined = join_categories(store.test_set)

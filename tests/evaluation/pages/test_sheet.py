@@ -13,8 +13,8 @@ from PIL import Image
 import evaluate_lrvsf
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.evaluation.arguments import PictureArguments
+from lrvsf.evaluation.embedded import StoredTestSet
 from lrvsf.evaluation.pages.sheet import Found, Retrieval, by_product, choose, render_sheet, thumbnail, write_sheet
 
 
@@ -101,11 +101,11 @@ def test_the_script_writes_what_a_full_sort_finds(tiny_model, make_test_set, tmp
     assert all(address.startswith("data:image/jpeg;base64,") for address in parsed.fetched) and "url(" not in page
     assert "11 queries, each asked once among all 11 targets and\n39 distractors" in parsed.text
 
-    store = EmbeddingStore(tmp_path / "out/embeds", Encoder(tiny_model, "category"), ProductTestSet(root), 5)
+    store = StoredTestSet(tmp_path / "out/embeds", Encoder(tiny_model, "category"), ProductTestSet(root), batch_size=5)
     monkeypatch.setattr(Encoder, "embed", None)  # the page and this test take what the evaluation stored
     store.fill()
-    queries, targets = store.products()
-    gallery = torch.cat([targets, *(embeds for embeds, _ in store.distractors())])
+    queries, targets = store.whole("query"), store.whole("target")
+    gallery = torch.cat([targets, *(embeds for embeds, _ in store.blocks("distractor"))])
     rows = store.rows("products").tolist()
     names = [f"product {row}" for row in rows] + [f"distractor {row}" for row in store.rows("distractors")]
     answers = naive_top(queries, gallery, range(50), 50)
