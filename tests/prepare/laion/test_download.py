@@ -1,6 +1,6 @@
 """Rounds, reasons and reports, with img2dataset replaced by a function that answers as a test wants.
 
-test_prepare_img2dataset.py runs the real one.
+test_img2dataset.py runs the real one.
 """
 
 import csv

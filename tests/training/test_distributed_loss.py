@@ -25,7 +25,7 @@ from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 
 SCALE = torch.tensor(2.0, dtype=torch.float64)
-GOLDEN = Path(__file__).parent / "golden" / "contrastive_loss.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "contrastive_loss.safetensors"
 
 
 def encoder():
