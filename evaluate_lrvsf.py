@@ -44,7 +44,7 @@ from lrvsf.data.images import Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model, runs_in_bf16
 from lrvsf.evaluation.bootstrap import chosen_settings, evaluate_bootstrap
-from lrvsf.evaluation.embedded import StoredTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.pages.attention import write_attention
 from lrvsf.evaluation.pages.conditions import check_conditions, measure_conditions, write_conditions
 from lrvsf.evaluation.pages.plots import PLOTS, plot_all
@@ -81,19 +81,19 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
         dims=args.dims,
     )
     output = Path(args.output_dir)
+    tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
+    folder = args.embeds or output / "embeds"
+    data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, args.batch_size, tolerance, args.store_dtype))
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
         write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")
     if pictures.conditioning_page:
-        check_conditions(encoder, test_set, args.allow_unmatched_categories)
-    tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
-    folder = args.embeds or output / "embeds"
-    store = StoredTestSet(folder, encoder, test_set, args.batch_size, tolerance, dtype=args.store_dtype)
+        check_conditions(data, args.allow_unmatched_categories)
     queries = QueryTable()
     if settings is None:
-        measured = evaluate_paper(store, args.stored_folds, args.bf16_ranks, queries, args.allow_unmatched_categories)
+        measured = evaluate_paper(data, args.stored_folds, args.bf16_ranks, queries, args.allow_unmatched_categories)
     else:
-        measured = evaluate_bootstrap(store, settings, queries)
+        measured = evaluate_bootstrap(data, settings, queries)
     results = {"model": args.model, "data_root": args.data_root, **measured}
     if state.is_main_process:
         save_results(results, output / "results.json")
@@ -102,15 +102,15 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
         plot_all({name: results}, {name: queries.table()}, output)
         print(results_table(results))
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
-        print(f"The embeddings are in {store.folder}; --embeds takes them from there.")
+        print(f"The embeddings are in {folder}; --embeds takes them from there.")
     if pictures.conditioning_page:
-        results["conditions"] = measure_conditions(store, args.batch_size, args.allow_unmatched_categories)
+        results["conditions"] = measure_conditions(data, args.batch_size, args.allow_unmatched_categories)
         if state.is_main_process:
             save_results(results, output / "results.json")
             write_conditions(results["conditions"], output / "conditioning.html", args.model)
             print(f"Wrote {output / 'conditioning.html'}.")
     if pictures.sheet:
-        write_sheet(store, output / "sheet.html", pictures.sheet, args.seed, args.model)
+        write_sheet(data, output / "sheet.html", pictures.sheet, args.seed, args.model)
         state.print(f"Wrote {output / 'sheet.html'}.")
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 import evaluate_lrvsf
 from lrvsf.data.images import TooManyBadImages
-from lrvsf.embedding import store
+from lrvsf.embedding import fingerprint, store
 from lrvsf.embedding.encoder import load_model
 from lrvsf.embedding.fingerprint import weights_digest
+from lrvsf.evaluation import embedded
 from lrvsf.evaluation.stored_folds import convert
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,24 @@ def test_one_process(flags, tmp_path, capsys):
     facts |= {"model_weights": weights_digest(load_model(str(tmp_path / "model")))}
     assert {key: results[key] for key in facts} == facts
     assert set(results["versions"]) == {"python", "torch", "transformers", "numpy"}
+
+
+def test_all_pages_of_a_run_read_and_hash_once(flags, tmp_path, monkeypatch):
+    """The weights are hashed and the products read by the first who asks; blocks of distractors are read as needed."""
+    calls = []
+
+    def count(owner, name):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **named: calls.append(name) or plain(*given, **named))
+
+    count(fingerprint, "weights_digest")
+    count(store.EmbeddingStore, "whole")  # all queries, all targets
+    count(embedded, "join_categories")
+    pages = ["--conditioning_page", "1", "--sheet", "3", "--attention", "3"]
+    for protocol in (flags[6:], ["--protocol", "paper"]):
+        evaluate_lrvsf.main([*flags[:6], *protocol, *pages, "--output_dir", str(tmp_path / protocol[0])])
+        assert sorted(calls) == ["join_categories", "weights_digest", "whole", "whole"]
+        calls.clear()
 
 
 RUNS_ALL = """

@@ -75,6 +75,9 @@ class EmbeddingStore:
         tolerance: of bad images, those found in the folder among them.
         dtype: "float16" or "float32", of the embeddings in the files.
         remedy: what a message tells the user to do where this folder will not do.
+
+    Attributes:
+        made_with: after `fill`, the facts that the manifest holds, the digest of the weights among them.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class EmbeddingStore:
         self._totals = {kind: part.total for part in self.parts for kind in part.kinds}
         self._whats = {kind: part.what for part in self.parts for kind in part.kinds}
         self._stock: dict[str, _Stock] = {}
+        self.made_with: dict[str, Any] = {}
 
     def fill(self) -> None:
         """Embeds what is missing, on all processes together. Every process must call it; a second call does nothing.
@@ -106,7 +110,7 @@ class EmbeddingStore:
         if self._stock:
             return
         with ExitStack() as lock:
-            found = on_main_process(lambda: self._open(lock))
+            self.made_with, found = on_main_process(lambda: self._open(lock))
             for part in self.parts:
                 self._embed_missing(part, found[part.what])
             PartialState().wait_for_everyone()
@@ -150,8 +154,9 @@ class EmbeddingStore:
         """All files of a shard."""
         return [self._path(kind, start) for kind in part.kinds] + ([self._beside(part, start)] if part.beside else [])
 
-    def _open(self, lock: ExitStack) -> dict[str, dict[Range, Bad]]:
-        """Makes the folder, or compares its manifest. What is there already, as `what` -> range -> its bad rows.
+    def _open(self, lock: ExitStack) -> tuple[dict[str, Any], dict[str, dict[Range, Bad]]]:
+        """Makes the folder, or compares its manifest. What the embeddings are made with, which hashes all weights, and
+        what is there already, as `what` -> range -> its bad rows.
 
         Where something is missing the folder is locked, until `lock` ends; what is whole anybody may read.
         """
@@ -180,7 +185,7 @@ class EmbeddingStore:
                 except DamagedShard as error:
                     logger.warning("%s It is made again.", error)
                     self._lock(lock)
-        return found
+        return made_with, found
 
     def _compare(self, manifest: Path, made_with: dict[str, Any]) -> None:
         try:

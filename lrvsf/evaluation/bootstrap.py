@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
-from lrvsf.evaluation.columns import join_categories
-from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.galleries import describe_items, gallery_results
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, RankCounter
@@ -116,9 +115,9 @@ def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Te
 
 
 def evaluate_bootstrap(
-    store: StoredTestSet, settings: BootstrapSettings, queries: QueryTable | None = None
+    data: EmbeddedTestSet, settings: BootstrapSettings, queries: QueryTable | None = None
 ) -> dict[str, Any]:
-    """Embeds what the store lacks and counts ranks. Every process must call it; all get the same results.
+    """Embeds what is missing and counts ranks. Every process must call it; all get the same results.
 
     With `queries`, what became of every query is added to it.
 
@@ -127,15 +126,15 @@ def evaluate_bootstrap(
 
     Raises:
         ValueError: a category that the model does not know, distractors that do not join by category, a gallery larger
-            than the distractors that could be read, no products; and as `StoredTestSet.fill` does.
+            than the distractors that could be read; and as `EmbeddedTestSet.fill` does.
     """
-    settings.check_distractors(store.test_set.n_distractors)
-    stored = settings.product_folds and read_indices(settings.product_folds, store.test_set.n_products)
-    joined = None
-    if settings.restrict_to_category:
-        joined = join_categories(store.test_set, settings.allow_unmatched_categories)
-    data = EmbeddedTestSet(store, joined)
-    settings.check_distractors(data.n_distractors)
+    settings.check_distractors(data.test_set.n_distractors)
+    stored = settings.product_folds and read_indices(settings.product_folds, data.test_set.n_products)
+    restricted = settings.restrict_to_category
+    if restricted and not settings.allow_unmatched_categories:
+        data.categories.check()
+    data.fill()
+    settings.check_distractors(data.n_distractors)  # again: some may not have been readable
 
     if stored is None:
         per_fold = settings.products_per_fold or min(len(data.rows), MAX_PRODUCTS_PER_FOLD)
@@ -146,17 +145,17 @@ def evaluate_bootstrap(
         draw_folds(data.n_distractors, size, len(product_folds), settings.seed, stream=size)
         for size in settings.gallery_sizes
     ]
-    categories = data.product_categories if settings.restrict_to_category else None
+    categories = data.product_categories if restricted else None
     counter = RankCounter(
         data.queries, data.targets, product_folds, distractor_folds, categories, bf16=settings.bf16_ranks
     )
-    for block in data.blocks():
+    for block in data.categorised_blocks() if restricted else data.blocks():
         counter.add(*block)
     galleries = {}
     for size, drawn, ranks in zip(settings.gallery_sizes, distractor_folds, counter.ranks(), strict=True):
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),
-            **describe_items(product_folds, drawn, data.joined_rows()),
+            **describe_items(product_folds, drawn, data if restricted else None),
         }
         if queries is not None:
             queries.add(size, ranks, data.rows, data.category_names, "galleries", data.product_ids)
@@ -168,5 +167,6 @@ def evaluate_bootstrap(
         "products_per_fold": per_fold,
         "missing_draws": {"products": len(product_folds) * per_fold - int(counter.weights.sum())},
         **data.facts,
+        **({"unmatched": data.categories.facts()} if restricted else {}),
         "galleries": galleries,
     }

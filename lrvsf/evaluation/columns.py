@@ -48,6 +48,7 @@ class Categories:
         distractors: (N,) the number of each distractor; -1 for a category that no product has, or none.
         nameless: why a distractor has no category -> how many.
         foreign: category that no product has -> how many distractors.
+        root: the test set's folder, for messages.
     """
 
     names: list[str]
@@ -55,6 +56,7 @@ class Categories:
     distractors: Tensor
     nameless: dict[str, int]
     foreign: dict[str, int]
+    root: Path
 
     def without_distractors(self) -> list[str]:
         """The products' categories that no distractor has."""
@@ -86,15 +88,19 @@ class Categories:
                 lines.append(f"{' and '.join(map(quoted, group))} look alike and are not the same category")
         return lines
 
+    def check(self) -> None:
+        """Raises ValueError: something does not join, so that recall within a category would be too good."""
+        if faults := self.faults():
+            raise ValueError(
+                f"The distractors of {self.root} do not join its products by category:\n  " + "\n  ".join(faults) + "\n"
+                "Galleries of one category would lack them, and recall would be too good. Correct the column CATEGORY, "
+                "or give --allow_unmatched_categories True; the results say how many items each category's gallery has."
+            )
 
-def join_categories(test_set: ProductTestSet, allow_unmatched: bool = False) -> Categories:
+
+def join_categories(test_set: ProductTestSet) -> Categories:
     """The categories of all products and distractors, joined by name: blanks around a name and a column's type do not
-    count, capitals and accents do.
-
-    Args:
-        allow_unmatched: whether distractors may lack a category, and categories distractors.
-
-    Raises ValueError: products without a category; distractors that do not join, unless that is allowed.
+    count, capitals and accents do. Raises ValueError: products without a category.
     """
     of_products = test_set.categories()
     if without := [row for row, name in enumerate(of_products) if name is None]:
@@ -112,20 +118,14 @@ def join_categories(test_set: ProductTestSet, allow_unmatched: bool = False) -> 
             elif name not in numbers:
                 foreign[name] += count
         parts.append(torch.tensor([numbers.get(name, -1) for name in names])[indices])
-    joined = Categories(
+    return Categories(
         list(numbers),
         torch.tensor([numbers[name] for name in of_products]),
         torch.cat(parts),
         {reason: count for reason, count in nameless.items() if count},
         {name: count for name, count in foreign.most_common() if count},
+        test_set.root,
     )
-    if not allow_unmatched and (faults := joined.faults()):
-        raise ValueError(
-            f"The distractors of {test_set.root} do not join its products by category:\n  " + "\n  ".join(faults) + "\n"
-            "Galleries of one category would lack them, and recall would be too good. Correct the column CATEGORY, or "
-            "give --allow_unmatched_categories True; the results say how many items each category's gallery has."
-        )
-    return joined
 
 
 def _names(files: list[Path], name: str) -> Iterator[tuple[list[str | None], Tensor, list[str]]]:

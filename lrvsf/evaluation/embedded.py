@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from torch import Tensor
 from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.store import EmbeddingStore
-from lrvsf.evaluation.columns import Categories
+from lrvsf.evaluation.columns import Categories, join_categories
 
-SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one
+SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one; not tuned
 
 
 class StoredTestSet(EmbeddingStore):
@@ -40,25 +40,34 @@ class StoredTestSet(EmbeddingStore):
 
 
 class EmbeddedTestSet:
-    """What a protocol counts on: all products on every process, and the distractors in blocks.
+    """What protocols and pages count on, made once a run and handed from one to the next.
+
+    Each of them first refuses what it cannot measure, and then calls `fill`: nothing is embedded before. The attributes
+    below are there from then on.
 
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
-            encoder's device, as are `category_names`, `product_ids` (None without one) and, where categories were
-            joined, `product_categories` (P,).
-        distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read; where categories
-            were joined, `distractor_categories` (N,), -1 for what no product has.
+            encoder's device, as are `category_names` and `product_ids` (None without one).
+        distractor_rows: (N,) row numbers in the test set, of the `n_distractors` that could be read.
         facts: what results.json says of the model, the test set and the versions.
-
-    Raises ValueError: no product can be read; and as `EmbeddingStore.fill` does.
     """
 
-    def __init__(self, store: StoredTestSet, joined: Categories | None = None) -> None:
-        encoder, test_set = store.encoder, store.test_set
+    def __init__(self, store: StoredTestSet) -> None:
+        self.encoder, self.test_set, self._store = store.encoder, store.test_set, store
+        self._filled = False
+
+    def fill(self) -> None:
+        """Embeds what the store lacks and reads the products. Every process must call it; a second call does nothing.
+
+        Raises ValueError: a category that the model does not know, no product can be read; and as `EmbeddingStore.fill`
+        does.
+        """
+        if self._filled:
+            return
+        encoder, test_set, store = self.encoder, self.test_set, self._store
         if encoder.conditioning == "category":
             test_set.check_categories(encoder.model.config.categories)
         store.fill()
-        self._store = store
         self.rows: list[int] = store.rows("products").tolist()
         if not self.rows:
             skipped = store.skipped("products")
@@ -66,16 +75,11 @@ class EmbeddedTestSet:
         self.queries, self.targets = (store.whole(kind).to(encoder.device) for kind in Products.kinds)
         self.distractor_rows = store.rows("distractors")
         self.n_distractors = len(self.distractor_rows)
-        names = test_set.categories()
+        names, origins = test_set.categories(), list(test_set.origins("products"))
         self.category_names = [names[row] for row in self.rows]
-        origins = list(test_set.origins("products"))
         self.product_ids = [origins[row].product_id for row in self.rows]
-        self.joined, self.distractor_categories = joined, None
-        if joined is not None:
-            self.product_categories = joined.products[self.rows]
-            self.distractor_categories = joined.distractors[self.distractor_rows]
         self.facts = {
-            "model_weights": weights_digest(encoder.model),
+            "model_weights": store.made_with["model.weights"],  # hashed once, by the process that opened the store
             "conditioning": encoder.conditioning,
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
@@ -90,31 +94,47 @@ class EmbeddedTestSet:
                 **{name: version(name) for name in ("torch", "transformers", "numpy")},
             },
         }
-        if joined is not None:
-            self.facts["unmatched"] = joined.facts()
+        self._filled = True
 
-    def joined_rows(self) -> tuple[list[str], Tensor, Tensor] | None:
-        """The names of the categories and the numbers of the products and distractors that could be read, or None."""
-        if self.joined is None:
-            return None
-        return self.joined.names, self.product_categories, self.distractor_categories
+    @cached_property
+    def categories(self) -> Categories:
+        """The categories of all rows of the test set, those that could not be read included. Needs no `fill`."""
+        return join_categories(self.test_set)
 
-    def blocks(self) -> Iterator[tuple[Tensor, int, Tensor | None]]:
-        """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first among the
-        `n_distractors`, and with categories those (n,), -1 for what no product has."""
-        for embeds, first in self._store.blocks("distractor"):
-            categories = self.distractor_categories
-            yield embeds, first, None if categories is None else categories[first : first + len(embeds)]
+    @cached_property
+    def product_categories(self) -> Tensor:
+        """(P,) numbers among `categories.names`, in the order of `rows`."""
+        return self.categories.products[self.rows]
+
+    @cached_property
+    def distractor_categories(self) -> Tensor:
+        """(N,) likewise; -1 for what no product has, which is then in no gallery of one category."""
+        return self.categories.distractors[self.distractor_rows]
+
+    def blocks(self) -> Iterator[tuple[Tensor, int]]:
+        """This process's distractors, read anew at every call: (n, dim) unit rows, and the place of the first of them
+        among the `n_distractors`."""
+        return self._store.blocks("distractor")
+
+    def categorised_blocks(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """`blocks`, each with its distractors' categories (n,)."""
+        for embeds, first in self.blocks():
+            yield embeds, first, self.distractor_categories[first : first + len(embeds)]
 
     def positions(self, folds: Iterable[Tensor]) -> list[Tensor]:
         """Folds of the test set's product rows -> of positions among those that could be read, the others left out."""
-        position = torch.full((max(self.rows) + 1,), -1)
-        position[self.rows] = torch.arange(len(self.rows))
-        found = [position[fold[fold < len(position)]] for fold in folds]
-        found = [fold[fold >= 0] for fold in found]
+        found = positions_among(torch.tensor(self.rows), folds)
         if not all(map(len, found)):
             raise ValueError(f"A fold names only products that cannot be read: {self.facts['skipped']['products']}.")
         return found
+
+
+def positions_among(rows: Tensor, folds: Iterable[Tensor]) -> list[Tensor]:
+    """Folds of row numbers -> of their positions among ascending `rows` (n,); what is not among them is left out."""
+    position = torch.full((int(rows.max()) + 1 if len(rows) else 1,), -1)
+    position[rows] = torch.arange(len(rows))
+    found = [position[fold[fold < len(position)]] for fold in folds]
+    return [fold[fold >= 0] for fold in found]
 
 
 def _skipped_rows(store: StoredTestSet, what: str) -> list[dict[str, Any]]:

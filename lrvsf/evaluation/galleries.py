@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from lrvsf.evaluation.recall import GalleryRanks, fold_recall, mean_and_std
+from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.recall import Folds, GalleryRanks, fold_recall, mean_and_std
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> di
             ranks.queries,
         )
     results: dict[str, Any] = {"recall": {}, "recall_optimistic": {}, "recall_pessimistic": {}}
-    for name, of in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
-        results[f"recall{name}"] = over_folds(fold_recall(of, ranks.weights, max(KS)))
+    for name, counted in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
+        results[f"recall{name}"] = over_folds(fold_recall(counted, ranks.weights, max(KS)))
     tied_items = int((ranks.weights * ranks.tied).sum())
     results["ties"] = {"queries": ranks.queries, "tied_queries": ranks.tied_queries, "tied_items": tied_items}
     results["recall_at_1_by_category"] = {}
@@ -50,15 +50,13 @@ def over_folds(curves: Tensor) -> dict[str, dict[str, float]]:
 
 
 def describe_items(
-    product_folds: Sequence[Tensor],
-    distractor_folds: Sequence[Tensor],
-    joined: tuple[list[str], Tensor, Tensor] | None = None,
+    product_folds: Folds, distractor_folds: Folds, categorised: EmbeddedTestSet | None = None
 ) -> dict[str, Any]:
     """How many items the galleries of one size had, its target among them: a K that reaches them is no success.
 
     Args:
-        product_folds, distractor_folds: F times the row numbers drawn.
-        joined: the names of the categories, and the numbers (P,) of the products and (N,) of the distractors.
+        product_folds, distractor_folds: F times the positions drawn.
+        categorised: the test set, where galleries are of one category.
 
     Returns:
         items: the fewest of a fold's gallery; with categories, items_by_category: name -> mean over the folds that ask
@@ -70,15 +68,16 @@ def describe_items(
             for rows, drawn in zip(product_folds, distractor_folds, strict=True)
         )
     }
-    if joined is None:
+    if categorised is None:
         return described
-    names, of_products, of_distractors = joined
-    counts = []
+    names, counts = categorised.categories.names, []
     for rows, drawn in zip(product_folds, distractor_folds, strict=True):
-        own = torch.bincount(of_products[torch.as_tensor(rows).unique()], minlength=len(names))
-        others = torch.bincount(of_distractors[drawn] + 1, minlength=len(names) + 1)[1:]
-        counts.append(torch.where(own > 0, own + others, 0))
-    asked = torch.stack(counts)  # (F, C)
-    means = asked.sum(0).double() / (asked > 0).sum(0).clamp(min=1)
-    items = {name: mean for name, mean in zip(names, means.tolist(), strict=True) if mean}
-    return {**described, "items_by_category": items}
+        # A product stands in a gallery once however often it was drawn; a distractor as often as it was drawn.
+        targets = torch.bincount(categorised.product_categories[torch.as_tensor(rows).unique()], minlength=len(names))
+        # Category -1, which no product has, is counted in a first bin that is cut off.
+        others = torch.bincount(categorised.distractor_categories[drawn] + 1, minlength=len(names) + 1)[1:]
+        counts.append(torch.where(targets > 0, targets + others, 0))  # no product: nobody asks for this gallery
+    items = torch.stack(counts)  # (F, C)
+    means = items.sum(0).double() / (items > 0).sum(0).clamp(min=1)
+    by_category = {name: mean for name, mean in zip(names, means.tolist(), strict=True) if mean}
+    return {**described, "items_by_category": by_category}

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.columns import distractor_ids, join_categories, product_ids
-from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
+from lrvsf.evaluation.columns import distractor_ids, product_ids
+from lrvsf.evaluation.embedded import EmbeddedTestSet, positions_among
 from lrvsf.evaluation.galleries import KS, describe_items, gallery_results, over_folds
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.queries import QueryTable
@@ -30,13 +30,13 @@ SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
 
 
 def evaluate_paper(
-    store: StoredTestSet,
+    data: EmbeddedTestSet,
     stored_folds: str | None = None,
     bf16_ranks: bool = False,
     queries: QueryTable | None = None,
     allow_unmatched: bool = False,
 ) -> dict[str, Any]:
-    """Embeds what the store lacks and measures it all. Every process must call it; all get the same results.
+    """Embeds what is missing and measures it all. Every process must call it; all get the same results.
 
     Args:
         stored_folds: file of the published folds, as `lrvsf.evaluation.stored_folds` writes it.
@@ -52,8 +52,11 @@ def evaluate_paper(
             `evaluate_bootstrap` does.
     """
     stored = None if stored_folds is None else StoredFolds(stored_folds)
-    matched = None if stored is None else _Matched(stored, store.test_set)
-    data = EmbeddedTestSet(store, join_categories(store.test_set, allow_unmatched))
+    matched = None if stored is None else _Matched(stored, data.test_set)
+    categories = data.categories
+    if not allow_unmatched:
+        categories.check()
+    data.fill()
 
     reached = [size for size in SIZES if size <= data.n_distractors]
     sizes = reached if reached[-1] == data.n_distractors else [*reached, data.n_distractors]
@@ -72,6 +75,7 @@ def evaluate_paper(
         "allow_unmatched_categories": allow_unmatched,
         "bf16_ranks": bf16_ranks,
         **data.facts,
+        "unmatched": categories.facts(),
         "galleries": galleries,
     }
     if matched is not None:
@@ -91,13 +95,8 @@ class _Matched:
     def results(self, data: EmbeddedTestSet, bf16_ranks: bool, queries: QueryTable | None) -> dict[str, Any]:
         """The folds' galleries. Draws of what could not be had are missing: a smaller gallery, a query less."""
         products = data.positions(self.products.rows)
-        rows = data.distractor_rows  # a row's place in it is the number that it was counted under
-        position = torch.full((int(rows.max()) + 1 if len(rows) else 1,), -1)
-        position[rows] = torch.arange(len(rows))
         drawn: list[Sequence[Tensor]] = [[torch.empty(0, dtype=torch.int64)] * self.folds]
-        for matched in self.distractors:
-            found = [position[fold[fold < len(position)]] for fold in matched.rows]
-            drawn.append([fold[fold >= 0] for fold in found])
+        drawn += [positions_among(data.distractor_rows, matched.rows) for matched in self.distractors]
         galleries = _galleries(data, self.sizes, products, drawn, bf16_ranks, queries, "stored_folds")
         for size, matched, folds in zip(self.sizes[1:], self.distractors, drawn[1:], strict=True):
             missing = matched.draws - sum(map(len, folds))
@@ -128,7 +127,7 @@ def _galleries(
     whole = RankCounter(*arguments, bf16=bf16_ranks)
     within = RankCounter(*arguments, data.product_categories, bf16=bf16_ranks)
     tops = TopShares(data.queries, data.targets, data.product_categories, product_folds, distractor_folds, max(KS))
-    for embeds, first_row, categories in data.blocks():
+    for embeds, first_row, categories in data.categorised_blocks():
         whole.add(embeds, first_row)
         within.add(embeds, first_row, categories)
         tops.add(embeds, first_row, categories)
@@ -140,7 +139,7 @@ def _galleries(
         precision = over_folds(shares)
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),
-            **describe_items(product_folds, drawn, data.joined_rows()),
+            **describe_items(product_folds, drawn, data),
             "recall_in_category": over_folds(fold_recall(restricted.expected, restricted.weights, max(KS))),
             "precision": precision,
             "category_accuracy": precision["1"],

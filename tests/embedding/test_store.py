@@ -23,7 +23,7 @@ from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_distractors, embed_products
 from lrvsf.embedding.store import renormalised
 from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
-from lrvsf.evaluation.embedded import StoredTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.recall import RankCounter
@@ -390,8 +390,8 @@ def test_one_shard_is_in_memory_at_a_time(open_store, monkeypatch):
             return plain(self, embeds, *args)
 
         monkeypatch.setattr(counter, "add", counted)
-    evaluate_bootstrap(store, BootstrapSettings([36], folds=2))
-    evaluate_paper(store)
+    evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([36], folds=2))
+    evaluate_paper(EmbeddedTestSet(store))
     assert seen["RankCounter"][:6] == seen["TopShares"] == [7, 7, 6, 8, 7, 1]
 
 

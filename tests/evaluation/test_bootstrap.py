@@ -9,6 +9,7 @@ from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import bootstrap as protocols
 from lrvsf.evaluation.bootstrap import BootstrapSettings, chosen_settings, draw_folds, evaluate_bootstrap
 from lrvsf.evaluation.columns import join_categories
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import bootstrap_recall
 from lrvsf.evaluation.results import results_table
 
@@ -38,7 +39,7 @@ def test_whole_evaluation_equals_a_naive_one(make_test_set, tiny_model, make_sto
     encoder = Encoder(tiny_model, "category")
     settings = BootstrapSettings(gallery_sizes=[3, 40], folds=4, seed=7)
     store = make_store(encoder, test_set, 5)
-    results = evaluate_bootstrap(store, settings)
+    results = evaluate_bootstrap(EmbeddedTestSet(store), settings)
     queries, targets, distractors = (embeds.numpy() for embeds in everything(store))
     product_folds = draw_folds(12, 12, 4, 7, 0).numpy()
     for size in (3, 40):
@@ -64,7 +65,7 @@ def test_whole_evaluation_equals_a_naive_one(make_test_set, tiny_model, make_sto
 def test_same_image_as_query_and_target_is_found(make_test_set, make_model, make_store):
     test_set = ProductTestSet(make_test_set(same=True))
     store = make_store(Encoder(make_model(), "none"), test_set)
-    results = evaluate_bootstrap(store, BootstrapSettings([40], folds=2))
+    results = evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([40], folds=2))
     assert results["galleries"]["40"]["recall"]["1"] == {"mean": 1.0, "std": 0.0}
     assert results["conditioning"] == "none" and results["embedding_dim"] == 16
     assert results["n_products"] == results["products_per_fold"] == 12 and results["n_distractors"] == 40
@@ -76,7 +77,7 @@ def test_collapsed_model_is_called_out(make_test_set, make_model, make_store, ca
         model.vision_model.post_layernorm.weight.zero_()
         model.vision_model.post_layernorm.bias.fill_(1)
     store = make_store(Encoder(model, "category"), ProductTestSet(make_test_set()))
-    gallery = evaluate_bootstrap(store, BootstrapSettings([40], folds=2))["galleries"]["40"]
+    gallery = evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([40], folds=2))["galleries"]["40"]
     assert gallery["recall"]["10"]["mean"] == 0
     assert gallery["recall_optimistic"]["1"]["mean"] == 1 and gallery["recall_pessimistic"]["20"]["mean"] == 0
     assert gallery["ties"]["tied_queries"] == gallery["ties"]["queries"] == 24
@@ -86,11 +87,11 @@ def test_collapsed_model_is_called_out(make_test_set, make_model, make_store, ca
 def test_skipped_images_are_counted_and_sizes_checked_again(make_test_set, tiny_model, make_store):
     root = make_test_set(bad={"COMPLEX_IMG": {0: b""}, "jpg": {3: b"", 30: b"no"}})
     store = make_store(Encoder(tiny_model, "category"), ProductTestSet(root), 8)
-    results = evaluate_bootstrap(store, BootstrapSettings([38], folds=2))
+    results = evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([38], folds=2))
     assert results["n_products"] == 11 and results["n_distractors"] == 38
     assert results["skipped"] == {"products": {"empty": 1}, "distractors": {"empty": 1, "not an image": 1}}
     with pytest.raises(ValueError, match="gallery_sizes has 39, but only 38 distractors"):
-        evaluate_bootstrap(store, BootstrapSettings([5, 39], folds=2))
+        evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([5, 39], folds=2))
 
 
 def test_refuses_before_any_work(make_test_set, make_model, make_store):
@@ -98,15 +99,15 @@ def test_refuses_before_any_work(make_test_set, make_model, make_store):
     store = make_store(Encoder(model, "category"), test_set)
     store.fill = None  # nothing may be embedded
     with pytest.raises(ValueError, match="gallery_sizes has 41, 50, but only 40 distractors are available"):
-        evaluate_bootstrap(store, BootstrapSettings([4, 41, 50]))
+        evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([4, 41, 50]))
     with pytest.raises(ValueError, match="row 2: category 'Neck' is not one of the model's: Bags, Feet"):
-        evaluate_bootstrap(store, BootstrapSettings([4]))
+        evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([4]))
 
 
 def test_unconditioned_model_needs_no_known_category(make_test_set, make_model, make_store):
     encoder = Encoder(make_model(condition="none", categories=["Other"]), "none")
     test_set = ProductTestSet(make_test_set())
-    results = evaluate_bootstrap(make_store(encoder, test_set), BootstrapSettings([4], folds=2))
+    results = evaluate_bootstrap(EmbeddedTestSet(make_store(encoder, test_set)), BootstrapSettings([4], folds=2))
     assert results["conditioning"] == "none" and results["n_products"] == test_set.n_products
 
 
@@ -114,7 +115,7 @@ def test_no_readable_product(make_test_set, tiny_model, make_store):
     root = make_test_set(products=2, bad={"SIMPLE_IMG": {0: b"", 1: b""}})
     store = make_store(Encoder(tiny_model, "category"), ProductTestSet(root))
     with pytest.raises(ValueError, match=r"None of the 2 products .*'empty': 2"):
-        evaluate_bootstrap(store, BootstrapSettings([4]))
+        evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([4]))
 
 
 @pytest.mark.parametrize(
@@ -141,12 +142,12 @@ def test_leaderboard_draws_products_from_the_seed_and_marks_what_is_short(
     make_test_set, tiny_model, make_store, monkeypatch
 ):
     store = make_store(Encoder(tiny_model, "category"), ProductTestSet(make_test_set()), 8)
-    results = evaluate_bootstrap(store, leaderboard(monkeypatch, (10, 60), seed=4))
+    results = evaluate_bootstrap(EmbeddedTestSet(store), leaderboard(monkeypatch, (10, 60), seed=4))
     assert results["protocol"] == "leaderboard" and results["folds"] == 20 and results["products_per_fold"] == 1000
     assert results["galleries"]["60"]["marked"] == "drawn with repeats from only 40 distractors"
     assert "marked" not in results["galleries"]["10"]
     same = BootstrapSettings([10], folds=20, seed=4, products_per_fold=1000)
-    assert evaluate_bootstrap(store, same)["galleries"]["10"] == results["galleries"]["10"]
+    assert evaluate_bootstrap(EmbeddedTestSet(store), same)["galleries"]["10"] == results["galleries"]["10"]
     table = results_table({"model": "a model", **results})
     assert "60*" in table and "* 60: drawn with repeats from only 40 distractors" in table
 
@@ -157,7 +158,7 @@ def test_leaderboard_with_the_published_draws_of_products(make_test_set, tiny_mo
     store = make_store(Encoder(tiny_model, "category"), test_set, 8, 0.5)
     path = str(tmp_path / "bootstrapped_indices.pt")
     torch.save(torch.tensor([[0, 11, 11, 4], [5, 6, 3, 6]]), path)
-    results = evaluate_bootstrap(store, leaderboard(monkeypatch, (20,), product_folds=path))
+    results = evaluate_bootstrap(EmbeddedTestSet(store), leaderboard(monkeypatch, (20,), product_folds=path))
     assert results["folds"] == 2 and results["products_per_fold"] == 4 and results["missing_draws"] == {"products": 1}
     mean, std = bootstrap_recall(
         *everything(store), [torch.tensor([0, 10, 10]), torch.tensor([4, 5, 3, 5])],
@@ -169,11 +170,11 @@ def test_leaderboard_with_the_published_draws_of_products(make_test_set, tiny_mo
     assert "products drawn by" in results_table({"model": "a model", **results})
     torch.save(torch.tensor([[4, 4], [5, 6]]), path)
     with pytest.raises(ValueError, match="only products that cannot be read: {'empty': 1}"):
-        evaluate_bootstrap(store, leaderboard(monkeypatch, (20,), product_folds=path))
+        evaluate_bootstrap(EmbeddedTestSet(store), leaderboard(monkeypatch, (20,), product_folds=path))
     torch.save(torch.tensor([[12, 4], [5, 6]]), path)
     store.fill = None  # nothing may be embedded
     with pytest.raises(IndexError, match="rows 4 to 12, but the test set has 12 products"):
-        evaluate_bootstrap(store, leaderboard(monkeypatch, (20,), product_folds=path))
+        evaluate_bootstrap(EmbeddedTestSet(store), leaderboard(monkeypatch, (20,), product_folds=path))
 
 
 def test_restriction_to_the_category(make_test_set, make_model, make_store):
@@ -181,7 +182,7 @@ def test_restriction_to_the_category(make_test_set, make_model, make_store):
     test_set, encoder = ProductTestSet(make_test_set()), Encoder(make_model(condition="none"), "none")
     settings = BootstrapSettings([40], folds=3, restrict_to_category=True)
     store = make_store(encoder, test_set, 8)
-    results = evaluate_bootstrap(store, settings)
+    results = evaluate_bootstrap(EmbeddedTestSet(store), settings)
     queries, targets, distractors = everything(store)
     joined = join_categories(test_set)
     kinds, others = joined.products, joined.distractors
@@ -202,7 +203,7 @@ def test_restriction_to_the_category(make_test_set, make_model, make_store):
     table = results_table({"model": "a model", **results})
     assert "only items of the target's category" in table and f"Bags {items['Bags']:.1f}".removesuffix(".0") in table
     assert "10 distractors are of categories that no product has: Hats 10." in table
-    unrestricted = evaluate_bootstrap(store, BootstrapSettings([40], folds=3))
+    unrestricted = evaluate_bootstrap(EmbeddedTestSet(store), BootstrapSettings([40], folds=3))
     assert unrestricted["galleries"]["40"]["recall"]["5"]["mean"] < np.mean(hits)
 
 

@@ -10,6 +10,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import compare, paired
 from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.paired import bootstrap_interval, compare_pair, differences_table
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import GalleryRanks
@@ -131,7 +132,9 @@ def test_whole_evaluations(make_test_set, make_store, tiny_model, tmp_path, caps
     test_set, means = ProductTestSet(make_test_set()), {}
     for conditioning in ("category", "none"):
         queries, settings = QueryTable(), BootstrapSettings([10, 40], folds=3)
-        results = evaluate_bootstrap(make_store(Encoder(tiny_model, conditioning), test_set, 8), settings, queries)
+        results = evaluate_bootstrap(
+            EmbeddedTestSet(make_store(Encoder(tiny_model, conditioning), test_set, 8)), settings, queries
+        )
         folder = tmp_path / conditioning
         save_results({"model": "m", "data_root": str(test_set.root), **results}, folder / "results.json")
         queries.save(folder / "queries.parquet")

@@ -10,6 +10,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
 from lrvsf.evaluation.columns import join_categories
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.galleries import KS
 from lrvsf.evaluation.paper import evaluate_paper, paper_metrics
 from lrvsf.evaluation.results import results_table
@@ -61,7 +62,7 @@ def means(gallery, key):
 def test_full_test_set(make_test_set, tiny_model, make_store, small_sizes, conditioning):
     test_set = ProductTestSet(make_test_set(bad={"jpg": {1: b""}}))
     store = make_store(Encoder(tiny_model, conditioning), test_set, 8, 0.5)
-    results = evaluate_paper(store)
+    results = evaluate_paper(EmbeddedTestSet(store))
     assert list(results["galleries"]) == ["0", "5", "20", "39"] and results["sizes_not_reached"] == [100]
     by_hand = ByHand(store)
     for size, gallery in results["galleries"].items():
@@ -77,7 +78,7 @@ def test_full_test_set(make_test_set, tiny_model, make_store, small_sizes, condi
 def test_stored_folds(make_test_set, tiny_model, make_store, small_sizes, stored_folds):
     test_set = ProductTestSet(make_test_set(bad={"jpg": {1: b""}, "COMPLEX_IMG": {7: b""}}))
     store = make_store(Encoder(tiny_model, "category"), test_set, 8, 0.5)
-    results = evaluate_paper(store, str(stored_folds), bf16_ranks=True)
+    results = evaluate_paper(EmbeddedTestSet(store), str(stored_folds), bf16_ranks=True)
     stored = results["stored_folds"]
     assert stored["missing_draws"] == {"products": 2} and stored["products_per_fold"] == 4
     gallery = stored["galleries"]["3"]
@@ -94,7 +95,7 @@ def test_stored_folds(make_test_set, tiny_model, make_store, small_sizes, stored
 
 def test_table(make_test_set, tiny_model, make_store, small_sizes, stored_folds):
     store = make_store(Encoder(tiny_model, "category"), ProductTestSet(make_test_set()), 8)
-    results = evaluate_paper(store, str(stored_folds))
+    results = evaluate_paper(EmbeddedTestSet(store), str(stored_folds))
     table = results_table({"model": "a model", **results})
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("R@1  ") == 4 and table.count("P@1 ") == 2

@@ -12,6 +12,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
 from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.queries import COLUMNS, QueryTable, load_queries
 from lrvsf.evaluation.recall import GalleryRanks
@@ -74,7 +75,9 @@ def test_a_bootstrap_evaluation_adds_up_to_its_recalls(make_test_set, make_store
     """Product 4 cannot be read, so rows are not positions."""
     test_set, queries = ProductTestSet(make_test_set(bad={"SIMPLE_IMG": {4: b""}})), QueryTable()
     settings = BootstrapSettings([10, 40], folds=3)
-    results = evaluate_bootstrap(make_store(Encoder(tiny_model, "category"), test_set, 8, 0.5), settings, queries)
+    results = evaluate_bootstrap(
+        EmbeddedTestSet(make_store(Encoder(tiny_model, "category"), test_set, 8, 0.5)), settings, queries
+    )
     queries.save(tmp_path / "queries.parquet")
     table = load_queries(tmp_path)
     for size in (10, 40):
@@ -97,7 +100,9 @@ def test_a_paper_evaluation_has_both_its_parts(make_test_set, make_store, tiny_m
     convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
     test_set, queries = ProductTestSet(make_test_set()), QueryTable()
     folds = str(tmp_path / "folds.safetensors")
-    results = evaluate_paper(make_store(Encoder(tiny_model, "category"), test_set, 8), folds, queries=queries)
+    results = evaluate_paper(
+        EmbeddedTestSet(make_store(Encoder(tiny_model, "category"), test_set, 8)), folds, queries=queries
+    )
     queries.save(tmp_path / "queries.parquet")
     table = load_queries(tmp_path)
     for part, galleries, sizes, queries_of_all in (

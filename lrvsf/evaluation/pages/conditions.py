@@ -19,12 +19,9 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from lrvsf.data.testset import ProductTestSet
-from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.pipeline import THREADS, prefetch_map
 from lrvsf.embedding.top import TopItems
-from lrvsf.evaluation.columns import join_categories
-from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.pages.sheet import FOUND
 from lrvsf.evaluation.paired import bootstrap_interval
 from lrvsf.evaluation.recall import RankCounter
@@ -35,7 +32,7 @@ WAYS = ("with the condition", "without", "without, filtered by category")
 TEMPLATE = Path(__file__).with_name("conditions.html.jinja")
 
 
-def measure_conditions(store: StoredTestSet, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
+def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
     """Measures a model conditioned by category. Every process must call it; all get the same results.
 
     Returns, of JSON's types, with categories in the order of `categories`:
@@ -49,13 +46,12 @@ def measure_conditions(store: StoredTestSet, batch_size: int = 256, allow_unmatc
 
     Raises ValueError: a model without conditions, or, unless that is allowed, distractors whose categories do not join.
     """
-    encoder, test_set = store.encoder, store.test_set
-    check_conditions(encoder, test_set, allow_unmatched)
-    joined = join_categories(test_set, allow_unmatched)
-    data, names = EmbeddedTestSet(store, joined), joined.names
-    asked = [name for name in encoder.model.config.categories if name in names]
+    check_conditions(data, allow_unmatched)
+    data.fill()
+    names = data.categories.names
+    asked = [name for name in data.encoder.model.config.categories if name in names]
     numbers = [names.index(name) for name in asked]
-    asking = queries_under(store, data, asked, batch_size)  # condition -> (P, dim)
+    asking = queries_under(data, asked, batch_size)  # condition -> (P, dim)
     own = data.product_categories
     meant = torch.stack([asking[names[number]][row] for row, number in enumerate(own.tolist())])  # (P, dim)
     asked_so = ((meant, False), (asking[None], False), (asking[None], True))
@@ -73,7 +69,7 @@ def measure_conditions(store: StoredTestSet, batch_size: int = 256, allow_unmatc
         "categories": asked,
         "queries": [int((own == number).sum()) for number in numbers],
         "items": items,
-        "unmatched": joined.facts(),
+        "unmatched": data.categories.facts(),
         "n_distractors": data.n_distractors,
         "ways": ways,
         "gain": {way: _gain(hits[WAYS[0]], hits[way]) for way in WAYS[1:]},
@@ -85,23 +81,23 @@ def measure_conditions(store: StoredTestSet, batch_size: int = 256, allow_unmatc
     }
 
 
-def check_conditions(encoder: Encoder, test_set: ProductTestSet, allow_unmatched: bool = False) -> None:
+def check_conditions(data: EmbeddedTestSet, allow_unmatched: bool = False) -> None:
     """Raises ValueError, before anything is embedded, where `measure_conditions` would."""
-    if encoder.conditioning != "category":
+    if data.encoder.conditioning != "category":
         raise ValueError(
             f"The page on conditions needs a model that is asked by category; this one is asked with "
-            f"conditioning={encoder.conditioning!r}."
+            f"conditioning={data.encoder.conditioning!r}."
         )
-    join_categories(test_set, allow_unmatched)
+    categories = data.categories
+    if not allow_unmatched:
+        categories.check()
 
 
-def queries_under(
-    store: StoredTestSet, data: EmbeddedTestSet, conditions: list[str], batch_size: int
-) -> dict[str | None, Tensor]:
+def queries_under(data: EmbeddedTestSet, conditions: list[str], batch_size: int) -> dict[str | None, Tensor]:
     """Each condition, and None for no condition -> the queries (P, dim), in the order of `data.rows`, on the device."""
-    encoder, (start, stop) = store.encoder, own_share(len(data.rows))
+    encoder, (start, stop) = data.encoder, own_share(len(data.rows))
     rows = data.rows[start:stop]
-    wanted, products = set(rows), store.test_set.products(rows[0], rows[-1] + 1) if rows else ()
+    wanted, products = set(rows), data.test_set.products(rows[0], rows[-1] + 1) if rows else ()
     images = ((product.row, product.query_image) for product in products if product.row in wanted)
     parts: dict[str | None, list[Tensor]] = {name: [torch.empty(0, encoder.dim)] for name in [*conditions, None]}
     batch: list[np.ndarray] = []
@@ -122,8 +118,8 @@ def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
     gallery = [torch.arange(data.n_distractors)[None]]
     categories = data.product_categories if filtered else None
     counter = RankCounter(queries, data.targets, everyone, gallery, categories)
-    for embeds, first, of in data.blocks():
-        counter.add(embeds, first, of if filtered else None)
+    for block in data.categorised_blocks() if filtered else data.blocks():
+        counter.add(*block)
     (ranks,) = counter.ranks()
     return torch.cat([(ranks.expected <= k).double() for k in KS], dim=1)
 
@@ -132,7 +128,7 @@ def top_of(data: EmbeddedTestSet, queries: Tensor) -> tuple[Tensor, Tensor]:
     """Items (P, 10), distractors' numbers after the products', and their categories, -1 where unknown; on the CPU."""
     products = len(data.targets)
     top = TopItems(queries, FOUND)
-    for embeds, first, _ in data.blocks():
+    for embeds, first in data.blocks():
         top.add(embeds, torch.arange(first, first + len(embeds)) + products)
     top.gather()  # each process saw its own distractors
     top.add(data.targets, torch.arange(products))

@@ -19,7 +19,7 @@ from torch import Tensor
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.embedding.top import TopItems
-from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import ranks_among_all
 from processing_condvit import pad_and_resize
 
@@ -65,17 +65,17 @@ def choose(ranks: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
     return first[drawn].sort().values.tolist(), worst.tolist()
 
 
-def write_sheet(store: StoredTestSet, path: str | Path, count: int, seed: int = 0, model: str = "") -> None:
-    """Embeds what the store lacks and writes the page, on the main process. Every process must call it.
+def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int = 0, model: str = "") -> None:
+    """Embeds what is missing and writes the page, on the main process. Every process must call it.
 
     Args:
         count: successes and failures to show, of each so many, if there are.
         seed: of the draw of successes.
         model: the name that the page gives.
     """
-    test_set, data = store.test_set, EmbeddedTestSet(store)
-    blocks = ((embeds, first_row) for embeds, first_row, _ in data.blocks())
-    ranks = ranks_among_all(data.queries, data.targets, blocks, data.n_distractors).expected.flatten()  # (P,)
+    data.fill()
+    test_set = data.test_set
+    ranks = ranks_among_all(data.queries, data.targets, data.blocks(), data.n_distractors).expected.flatten()  # (P,)
     successes, failures = choose(ranks, count, seed)
     shown = successes + failures
     answers = top_items(data, shown, first_distractor=test_set.n_products)
@@ -92,7 +92,7 @@ def write_sheet(store: StoredTestSet, path: str | Path, count: int, seed: int = 
         retrievals.append(Retrieval(product, ranks[index].item(), found, data.product_ids[index]))
     facts = {
         "model": model,
-        "conditioning": store.encoder.conditioning,
+        "conditioning": data.encoder.conditioning,
         "n_products": len(ranks),
         "n_distractors": data.n_distractors,
         "n_first": int((ranks <= 1).sum()),
@@ -111,7 +111,7 @@ def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) ->
     A target's item number is its row among the products; a distractor's is its row plus `first_distractor`.
     """
     top = TopItems(data.queries[shown], DEPTH)
-    for embeds, first, _ in data.blocks():
+    for embeds, first in data.blocks():
         top.add(embeds, data.distractor_rows[first : first + len(embeds)] + first_distractor)
     top.gather()  # each process saw its own distractors
     top.add(data.targets, torch.tensor(data.rows, dtype=torch.int64))  # alike on every process

@@ -10,6 +10,7 @@ import evaluate_lrvsf
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.columns import join_categories
+from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.pages.conditions import WAYS, measure_conditions, write_conditions
 
 ASKED = ["Bags", "Feet", "Neck"]  # of the model's ten, those that a product has
@@ -22,7 +23,7 @@ def measured(make_test_set, tiny_model, make_store):
         tiny_model.condition_embedding.mul_(40)
     test_set = ProductTestSet(make_test_set(products=9, bad={"COMPLEX_IMG": {2: b""}, "jpg": {5: b"no"}}))
     store = make_store(Encoder(tiny_model, "category"), test_set, 4, 0.5)
-    return store, measure_conditions(store, batch_size=3)
+    return store, measure_conditions(EmbeddedTestSet(store), batch_size=3)
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_the_page_holds_the_figures_and_fetches_nothing(measured, tmp_path):
 
 def test_a_category_whose_product_cannot_be_read_has_no_figure(make_test_set, tiny_model, make_store, tmp_path):
     test_set = ProductTestSet(make_test_set(products=3, bad={"SIMPLE_IMG": {1: b""}}))  # the only one of Feet
-    found = measure_conditions(make_store(Encoder(tiny_model, "category"), test_set, 4, 0.5))
+    found = measure_conditions(EmbeddedTestSet(make_store(Encoder(tiny_model, "category"), test_set, 4, 0.5)))
     assert found["queries"] == [1, 0, 1] and found["ways"][WAYS[0]]["recall_at_1_by_category"]["Feet"] is None
     write_conditions(json.loads(json.dumps(found, allow_nan=False)), tmp_path / "page.html", "")
     assert "<td>-</td>" in (tmp_path / "page.html").read_text()
@@ -104,7 +105,7 @@ def test_a_category_whose_product_cannot_be_read_has_no_figure(make_test_set, ti
 def test_a_k_that_reaches_the_gallery_has_no_figure(make_test_set, tiny_model, make_store):
     """Three products and twelve distractors: of one category there are four."""
     test_set = ProductTestSet(make_test_set(products=3, distractors=12))
-    found = measure_conditions(make_store(Encoder(tiny_model, "category"), test_set, 4))
+    found = measure_conditions(EmbeddedTestSet(make_store(Encoder(tiny_model, "category"), test_set, 4)))
     assert max(found["items"]) == 4
     given = {way: [k for k, recall in found["ways"][way]["recall"].items() if recall is not None] for way in WAYS}
     assert given == {WAYS[0]: ["1", "5", "10"], WAYS[1]: ["1", "5", "10"], WAYS[2]: ["1"]}
@@ -112,7 +113,7 @@ def test_a_k_that_reaches_the_gallery_has_no_figure(make_test_set, tiny_model, m
 
 def test_a_model_without_conditions_is_refused(make_test_set, tiny_model, make_store):
     with pytest.raises(ValueError, match="needs a model that is asked by category; .*conditioning='none'"):
-        measure_conditions(make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set())))
+        measure_conditions(EmbeddedTestSet(make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set()))))
 
 
 def test_by_flag(make_test_set, tiny_model, tmp_path, capsys):

@@ -14,7 +14,7 @@ import evaluate_lrvsf
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.arguments import PictureArguments
-from lrvsf.evaluation.embedded import StoredTestSet
+from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.pages.sheet import Found, Retrieval, by_product, choose, render_sheet, thumbnail, write_sheet
 
 
@@ -124,7 +124,7 @@ def test_the_script_writes_what_a_full_sort_finds(tiny_model, make_test_set, tmp
 def test_everything_found(tiny_model, make_test_set, make_store, tmp_path):
     """Without a condition a query that is its target is found first, and framed."""
     store = make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set(same=True)))
-    write_sheet(store, tmp_path / "a" / "sheet.html", count=20)
+    write_sheet(EmbeddedTestSet(store), tmp_path / "a" / "sheet.html", count=20)
     parsed = Page((tmp_path / "a" / "sheet.html").read_text())
     assert "Every query found its target first." in parsed.text and "R@1 100.0 %" in parsed.text
     assert len(parsed.articles) == 12
