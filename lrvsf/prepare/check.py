@@ -32,11 +32,10 @@ from lrvsf.prepare.inspection import (
     inspect,
     row_groups,
 )
+from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import unjoined_categories
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import read_manifest
-
-EXAMPLES = 3
 
 
 def check(
@@ -88,11 +87,13 @@ class Part:
     """Product shards or a test set: what was found in all of its files.
 
     Attributes:
-        faults: why it cannot be used -> the names of what shows it.
-        notes: what should be known -> likewise.
-        by_category: of the rows of each kind, how many images.
-        pictures: of the rows of each kind; targets: of queries, the SIMPLE ones alone.
-        owners: of queries and distractors, the numbers of their product ids.
+        faults: why it cannot be used.
+        notes: what should be known.
+        bad: images that cannot be decoded.
+        unusable: rows that cannot be used, whatever their images.
+        by_category: kind of row -> category -> images.
+        pictures: kind of row -> pictures; targets: the SIMPLE ones of the queries.
+        owners: queries, distractors -> the numbers of their product ids.
     """
 
     def __init__(self, name: str, purpose: str) -> None:
@@ -104,14 +105,11 @@ class Part:
         self.image_bytes = 0
         self.shorter: Counter[int] = Counter()
         self.longer: Counter[int] = Counter()
-        self.bad: dict[str, list[str]] = defaultdict(list)
-        self.unusable: dict[str, list[str]] = defaultdict(list)
-        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.bad, self.unusable, self.faults, self.notes = (Ledger() for _ in range(4))
         self.by_category: dict[str, Counter[str | None]] = defaultdict(Counter)
         self.pictures = {kind: SharedPictures() for kind in (SHARD, QUERIES, DISTRACTORS)}
         self.targets = SharedPictures()
         self.owners = {kind: SharedPictures() for kind in (QUERIES, DISTRACTORS)}
-        self.notes: dict[str, list[str]] = {}
 
     def add(self, kind: str, place: str, found: Found) -> None:
         self.rows[kind] += found.rows
@@ -128,26 +126,23 @@ class Part:
                 self.targets.add(name, numbers[:1])
         for number in found.owners:
             self.owners[kind].add("", [] if number is None else [number])
-        for reason, name in found.bad:
-            self.bad[reason].append(name)
-        for reason, name in found.faults:
-            self.unusable[reason].append(name)
+        self.bad.merge(found.bad)
+        self.unusable.merge(found.unusable)
         if found.damage:
-            self.faults["row groups that cannot be read to their end"].append(f"{place}: {found.damage}")
+            self.faults.add("row groups that cannot be read to their end", f"{place}: {found.damage}")
 
     def judge(self, max_bad: float) -> None:
         """Adds the faults that only the whole shows."""
-        self.faults["products that are there twice"] += [name for name, count in self.ids.items() if count > 1]
-        if same := self.pictures[DISTRACTORS].also_in(self.targets):
-            self.notes["distractors that are the very image of a target"] = [f"row {number}" for number in same]
-        if own := self.owners[DISTRACTORS].also_in(self.owners[QUERIES]):
-            self.notes["distractors that are pictures of a query's product"] = [f"row {number}" for number in own]
+        self.faults.add_all("products that are there twice", (name for name, count in self.ids.items() if count > 1))
+        copies = self.pictures[DISTRACTORS].also_in(self.targets)
+        self.notes.add_all("distractors that are the very image of a target", map("row {}".format, copies))
+        siblings = self.owners[DISTRACTORS].also_in(self.owners[QUERIES])
+        self.notes.add_all("distractors that are pictures of a query's product", map("row {}".format, siblings))
         for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
-            self.faults[f"{what} that a reader takes for one"] += _alike(names, case)
-        bad = [name for names in self.bad.values() for name in names]
-        if len(bad) > max_bad * self.images.total():
-            self.faults[f"images that cannot be decoded, more than {100 * max_bad:g}%"] += bad
-        self.faults = {reason: names for reason, names in self.faults.items() if names}
+            self.faults.add_all(f"{what} that a reader takes for one", _alike(names, case))
+        if self.bad.counts.total() > max_bad * self.images.total():
+            for reason in self.bad.counts:
+                self.faults.take(f"images that cannot be decoded, more than {100 * max_bad:g}%", self.bad, reason)
 
     def shown(self) -> SharedPictures:
         """The pictures of products or queries."""
@@ -172,12 +167,12 @@ class Part:
         if self.purpose == "evaluated":
             numbers |= unjoined_categories(self.by_category[QUERIES], self.by_category[DISTRACTORS])
         numbers |= self.shown().report()
-        numbers |= _counted(self.notes)
-        for title, names in (("images that cannot be decoded", self.bad), ("rows that cannot be used", self.unusable)):
-            if names:
-                numbers[title] = _counted(names)
+        numbers |= self.notes.examples()
+        for title, found in (("images that cannot be decoded", self.bad), ("rows that cannot be used", self.unusable)):
+            if found:
+                numbers[title] = found.examples()
         numbers[f"can be {self.purpose} on"] = "no" if self.faults else "yes"
-        return numbers | ({"because": _counted(self.faults)} if self.faults else {})
+        return numbers | ({"because": self.faults.examples()} if self.faults else {})
 
 
 def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
@@ -192,21 +187,21 @@ def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> 
     try:
         manifest = read_manifest(folder)
     except ValueError as error:
-        part.faults["a damaged manifest"].append(str(error))
+        part.faults.add("a damaged manifest", str(error))
         manifest = None
     if manifest:
         listed = {entry["name"]: entry for entry in manifest.get("files", ())}
-        part.faults["files of the manifest that are missing"] += listed.keys() - digests.keys()
-        part.faults["files that the manifest does not name"] += digests.keys() - listed.keys()
+        part.faults.add_all("files of the manifest that are missing", sorted(listed.keys() - digests.keys()))
+        part.faults.add_all("files that the manifest does not name", sorted(digests.keys() - listed.keys()))
         for name in sorted(listed.keys() & digests.keys()):
             if rows[name] != listed[name]["rows"]:
-                part.faults["files with more or fewer rows than the manifest says"].append(name)
+                part.faults.add("files with more or fewer rows than the manifest says", name)
             elif not quick and digests[name].hexdigest() != listed[name]["digest"]:
-                part.faults["files with other rows than the manifest says"].append(name)
+                part.faults.add("files with other rows than the manifest says", name)
     # A reader that follows paths would open whatever they name.
-    part.faults["images without bytes"] += part.bad.get(NO_BYTES, [])
-    if sum(map(len, part.unusable.values())) == part.rows[SHARD]:
-        part.faults["no product that gives a pair"].append(folder.name)
+    part.faults.take("images without bytes", part.bad, NO_BYTES)
+    if part.unusable.counts.total() == part.rows[SHARD]:
+        part.faults.add("no product that gives a pair", folder.name)
     part.judge(max_bad)
     return part
 
@@ -219,9 +214,9 @@ def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -
         for _ in _inspect_all(kind, files, quick, mapper, part):
             pass
         if not part.rows[kind]:
-            part.faults[f"no {kind}"].append(folder.name)
-    for reason, names in part.unusable.items():
-        part.faults[f"queries with {reason}"] += names
+            part.faults.add(f"no {kind}", folder.name)
+    for reason in part.unusable.counts:
+        part.faults.take(f"queries with {reason}", part.unusable, reason)
     part.judge(max_bad)
     return part
 
@@ -236,7 +231,7 @@ def _inspect_all(
         try:
             jobs += [(kind, file, group, quick) for group in range(row_groups(kind, file))]
         except DamagedFile as error:
-            part.faults[error.reason].append(f"{file.name}: {error}")
+            part.faults.add(error.reason, f"{file.name}: {error}")
     results = mapper(inspect, *zip(*jobs, strict=True)) if jobs else ()
     progress = tqdm(results, total=len(jobs), desc=f"{part.name}, {kind}", unit="row group")
     for (_, file, group, _), found in zip(jobs, progress, strict=True):
@@ -252,28 +247,21 @@ def _compare(parts: list[Part], max_bad: float) -> None:
     for first, second in combinations(parts, 2):
         judged, other = (first, second) if second.purpose == "trained" else (second, first)
         inner = _alike(first.categories()) + _alike(second.categories())
-        if alike := [group for group in _alike(first.categories() + second.categories()) if group not in inner]:
-            judged.faults[f"categories that a reader takes for one of {other.name}"] = alike
-        if common := sorted(first.ids.keys() & second.ids.keys()):
-            judged.faults[f"products that are also in {other.name}"] = common
+        alike = [group for group in _alike(first.categories() + second.categories()) if group not in inner]
+        judged.faults.add_all(f"categories that a reader takes for one of {other.name}", alike)
+        common = sorted(first.ids.keys() & second.ids.keys())
+        judged.faults.add_all(f"products that are also in {other.name}", common)
         shown = judged.shown()
-        if leaked := [shown.products[number] for number in shown.also_in(other.shown())]:
-            title = f"products with a picture that is also in {other.name}"
-            judged.notes[title] = leaked
-            if len(leaked) > max_bad * len(shown.products):
-                judged.faults[f"{title}, more than {100 * max_bad:g}%"] = judged.notes.pop(title)
+        leaked = [shown.products[number] for number in shown.also_in(other.shown())]
+        title = f"products with a picture that is also in {other.name}"
+        if len(leaked) > max_bad * len(shown.products):
+            judged.faults.add_all(f"{title}, more than {100 * max_bad:g}%", leaked)
+        else:
+            judged.notes.add_all(title, leaked)
 
 
 def _alike(names: Iterable[str], case: bool = False) -> list[str]:
     return [" and ".join(map(quoted, group)) for group in lookalikes(names, case)]
-
-
-def _counted(names: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """reason -> how often, and the first few."""
-    return {
-        reason: {"count": len(found), "such as": ", ".join(found[:EXAMPLES])}
-        for reason, found in sorted(names.items(), key=lambda item: -len(item[1]))
-    }
 
 
 def _median(counts: Counter[int]) -> int:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +34,8 @@ from lrvsf.data.testset import image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.url_metadata import UrlMetadata
-from lrvsf.prepare.rows import NEITHER, NO_SCENE, NO_SIMPLE, TYPES, Picture, Skips, distinct, product_row, query_row
+from lrvsf.prepare.ledger import Ledger
+from lrvsf.prepare.rows import TWICE, TYPES, Picture, distinct, product_row, query_row, type_rank, why_incomplete
 from lrvsf.prepare.spool import Place, Spool
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
@@ -44,35 +45,13 @@ CHUNK = 64  # products, or single images, in memory at a time
 READ_ROWS = 64
 
 
-@dataclass
-class Tally:
-    """What becomes of the products and images of one part."""
-
-    products: Counter[str] = field(default_factory=Counter)
-    distractors: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)  # by the reader
-    bad: Counter[str] = field(default_factory=Counter)  # images
-    shared: SharedPictures = field(default_factory=SharedPictures)
-    unjoined: Skips = field(default_factory=Skips)  # images without metadata, and metadata without an image
-
-    def share(self, product_id: str, pictures: list[Picture]) -> None:
-        """Notes the pictures of a product that is kept."""
-        self.shared.add(product_id, [number_of(picture.sha256) for picture in pictures])
-
-    def report(self) -> dict[str, Any]:
-        parts = {"products": self.products, "distractors": self.distractors}
-        parts |= {"lost": self.lost, "images not kept": self.bad}
-        counted = {name: dict(counts.most_common()) for name, counts in parts.items() if counts}
-        return counted | self.shared.report() | self.unjoined.report("does not join")
-
-
 @dataclass(frozen=True)
 class Part:
     """A folder to write: of which files, and how."""
 
     name: str
     files: list[Path]
-    write: Callable[[FolderWriter, Tally, Callable], None]
+    write: Callable[[PartWriter], None]
 
     def writer(self, out: Path) -> FolderWriter:
         return (ProductShardWriter if self.name == "train" else TestSetWriter)(out / self.name)
@@ -116,20 +95,16 @@ def find_parts(source: Path, metadata: Path) -> tuple[list[Part], dict[str, str]
     described = matching_below(metadata, "*metadata*.parquet")
     parts, missing = [], {}
     if train:
-        parts.append(Part("train", train, lambda writer, tally, mapper: _shards(writer, train, tally, mapper)))
+        parts.append(Part("train", train, lambda part: part.add_products(train)))
     else:
         missing["train"] = f"left out: no TRAIN/*.tar in {source}"
     if prods:
-        parts.append(
-            Part("validation", prods + dist, lambda writer, tally, mapper: _tar_set(writer, prods, dist, tally, mapper))
-        )
+        parts.append(Part("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)))
     else:
         missing["validation"] = f"left out: no VALID/prods*.tar in {source}"
     if tests and described:
         files = (tests, test_dist, described)
-        parts.append(
-            Part("test", sum(files, []), lambda writer, tally, mapper: _parquet_set(writer, *files, tally, mapper))
-        )
+        parts.append(Part("test", sum(files, []), lambda part: part.add_parquet_set(*files)))
     elif tests:
         missing["test"] = (
             f"left out: TEST/prods*.parquet says of no image what it is, and {metadata} has no *metadata*.parquet that "
@@ -143,121 +118,137 @@ def find_parts(source: Path, metadata: Path) -> tuple[list[Part], dict[str, str]
 
 
 def _write(part: Part, out: Path, mapper: Callable) -> None:
-    tally = Tally()
     with part.writer(out) as writer:
-        part.write(writer, tally, mapper)
+        filled = PartWriter(writer, mapper)
+        part.write(filled)
         joins = writer.unjoined_categories() if isinstance(writer, TestSetWriter) else {}
-        report = {"files": len(part.files), **tally.report(), **joins}
-        if not tally.products["kept"]:
+        report = {"files": len(part.files), **filled.report(), **joins}
+        if not filled.products.counts["kept"]:
             raise ValueError(f"{part.files[0].parent} gives no product that can be used\n{as_table(report)}")
         writer.note = {"input": part.fingerprint(), "report": report}
 
 
-def _shards(writer: ProductShardWriter, files: list[Path], tally: Tally, mapper: Callable) -> None:
-    for product_id, pictures in _tar_products(files, tally, mapper):
-        types = {picture.type for picture in pictures}
-        if product_id in writer.ids:
-            tally.products["there twice"] += 1
-        elif SIMPLE in types and types & set(SCENES):
-            tally.products["kept"] += 1
-            writer.add(product_row(product_id, pictures))
-            tally.share(product_id, pictures)
-        else:
-            tally.products[NO_SCENE if SIMPLE in types else NO_SIMPLE if types else NEITHER] += 1
+class PartWriter:
+    """Fills one part's folder, and counts what becomes of its products and images.
+
+    Attributes:
+        products, distractors: by what became of them.
+        lost: what the reader of tars or metadata could not use.
+        bad: images that are not kept.
+        unjoined: images without metadata, and metadata without an image.
+        shared: the pictures of the products that are kept.
+    """
+
+    def __init__(self, writer: FolderWriter, mapper: Callable) -> None:
+        self.writer, self.mapper = writer, mapper
+        self.products, self.distractors, self.lost, self.bad, self.unjoined = (Ledger() for _ in range(5))
+        self.shared = SharedPictures()
+
+    def report(self) -> dict[str, Any]:
+        counts = self.products.report("products") | self.distractors.report("distractors")
+        counts |= self.lost.report("lost") | self.bad.report("images not kept")
+        return counts | self.shared.report() | self.unjoined.report("does not join")
+
+    def add_products(self, files: list[Path]) -> None:
+        """Product shards of tars."""
+        for product_id, pictures in self._tar_products(files):
+            if product_id in self.writer.ids:
+                self.products.add("there twice")
+            elif lacks := why_incomplete(pictures):
+                self.products.add(lacks)
+            else:
+                self.writer.add(product_row(product_id, pictures))
+                self._keep(product_id, pictures)
+
+    def add_tar_set(self, prods: list[Path], dist: list[Path]) -> None:
+        """A test set of tars."""
+        self._add_queries(self._tar_products(prods))
+        bar = tqdm(dist, desc="VALID distractors", unit="tar")
+        self._add_distractors(row for file in bar for row in read_distractors(file, self.lost.counts))
+
+    def add_parquet_set(self, prods: list[Path], dist: list[Path], metadata: list[Path]) -> None:
+        """A test set of Parquet files, whose metadata says what each URL is."""
+        described = UrlMetadata(metadata, self.lost.counts)
+        with Spool(self.writer.writing.with_name("test-images.writing")) as spool:
+            places = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _images(file)}
+            products = _described(places, described)
+            named = {picture.url for pictures in products.values() for picture, _ in pictures}
+            self.unjoined.add_all("images of products that no metadata describes", sorted(places.keys() - named))
+            loaded = (
+                (product_id, [_with_data(picture, spool.read(place)) for picture, place in pictures])
+                for product_id, pictures in tqdm(sorted(products.items()), desc="TEST products", unit="product")
+            )
+            self._add_queries(self._judged(loaded))
+        urls = pa.concat_arrays([pa.array(list(places), pa.string()), *map(_urls, dist)])
+        self.unjoined.add_all("metadata rows of the test set without an image", described.without_file(urls))
+        self._add_distractors(self._described_distractors(dist, described))
+
+    def _keep(self, product_id: str, pictures: list[Picture]) -> None:
+        self.products.add("kept")
+        self.shared.add(product_id, [number_of(picture.sha256) for picture in pictures])
+
+    def _add_queries(self, products: Iterable[tuple[str, list[Picture]]]) -> None:
+        seen: set[str] = set()
+        for product_id, pictures in products:
+            row = "there twice" if product_id in seen else query_row(product_id, pictures)
+            seen.add(product_id)
+            if isinstance(row, str):
+                self.products.add(row)
+            else:
+                self.writer.add_query(row)
+                self._keep(product_id, pictures)
+
+    def _add_distractors(self, rows: Iterator[dict[str, Any]]) -> None:
+        while chunk := list(islice(rows, CHUNK)):
+            for row, bad in zip(chunk, self.mapper(why_bad, [row["jpg"] for row in chunk]), strict=True):
+                self.distractors.add("kept" if bad is None else bad)
+                if bad is None:
+                    self.writer.add_distractor(row)
+
+    def _tar_products(self, files: list[Path]) -> Iterator[tuple[str, list[Picture]]]:
+        """(product id, distinct readable pictures) of every product of some tars."""
+        bar = tqdm(files, desc=files[0].parent.name, unit="tar")
+        rows = (row for file in bar for row in read_products(file, self.lost.counts))
+        return self._judged((row["product_id"], list(map(_tar_picture, row["images"]))) for row in rows)
+
+    def _judged(self, products: Iterator[tuple[str, list[Picture]]]) -> Iterator[tuple[str, list[Picture]]]:
+        """The products with their distinct decodable pictures, SIMPLE first."""
+        while chunk := list(islice(products, CHUNK)):
+            verdicts = iter(self.mapper(why_bad, [picture.data for _, pictures in chunk for picture in pictures]))
+            for product_id, pictures in chunk:
+                # The verdicts of a chunk come in one line, so each product takes as many as it has pictures.
+                readable = []
+                for picture, reason in zip(pictures, verdicts, strict=False):
+                    if reason is None:
+                        readable.append(picture)
+                    else:
+                        self.bad.add(reason)
+                kept = distinct(readable)
+                self.bad.add_all(TWICE, [None] * (len(readable) - len(kept)))
+                yield product_id, sorted(kept, key=lambda picture: type_rank(picture.type))
+
+    def _described_distractors(self, files: list[Path], metadata: UrlMetadata) -> Iterator[dict[str, Any]]:
+        """The images of the files, with what the metadata says of their URLs."""
+        urls = [_urls(file) for file in files]
+        facts = metadata.facts(pa.concat_arrays([pa.array([], pa.string()), *urls]))
+        known = facts["URL"].combine_chunks()
+        for file, file_urls in zip(tqdm(files, desc="TEST distractors", unit="file"), urls, strict=True):
+            # Of several rows with one URL, `index_in` gives the first, which is the test set's own.
+            found = facts.take(pc.index_in(file_urls, known)).to_pylist()
+            for row, fact in zip(_images(file), found, strict=True):
+                if fact["URL"] is None:
+                    self.unjoined.add("distractors that no metadata describes", str(row["url"]))
+                del fact["URL"]
+                yield fact | {"TYPE": fact["TYPE"] or SIMPLE, "jpg": row["jpg"]}
 
 
-def _tar_set(writer: TestSetWriter, prods: list[Path], dist: list[Path], tally: Tally, mapper: Callable) -> None:
-    _add_queries(writer, _tar_products(prods, tally, mapper), tally)
-    rows = (
-        row for file in tqdm(dist, desc="VALID distractors", unit="tar") for row in read_distractors(file, tally.lost)
-    )
-    _add_distractors(writer, rows, tally, mapper)
-
-
-def _parquet_set(
-    writer: TestSetWriter,
-    prods: list[Path],
-    dist: list[Path],
-    metadata: list[Path],
-    tally: Tally,
-    mapper: Callable,
-) -> None:
-    described = UrlMetadata(metadata, tally.lost)
-    with Spool(writer.writing.with_name("test-images.writing")) as spool:
-        places = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _images(file)}
-        products = _described(places, described)
-        named = {picture.url for pictures in products.values() for picture, _ in pictures}
-        for url in sorted(places.keys() - named):
-            tally.unjoined.add("images of products that no metadata describes", url)
-        loaded = (
-            (product_id, [_with_data(picture, spool.read(place)) for picture, place in pictures])
-            for product_id, pictures in tqdm(sorted(products.items()), desc="TEST products", unit="product")
-        )
-        _add_queries(writer, _judged(loaded, tally, mapper), tally)
-    for url in described.without_file(pa.concat_arrays([pa.array(list(places), pa.string()), *map(_urls, dist)])):
-        tally.unjoined.add("metadata rows of the test set without an image", url)
-    _add_distractors(writer, _described_distractors(dist, described, tally), tally, mapper)
-
-
-def _add_queries(writer: TestSetWriter, products: Iterable[tuple[str, list[Picture]]], tally: Tally) -> None:
-    seen: set[str] = set()
-    for product_id, pictures in products:
-        row = "there twice" if product_id in seen else query_row(product_id, pictures)
-        seen.add(product_id)
-        tally.products[row if isinstance(row, str) else "kept"] += 1
-        if not isinstance(row, str):
-            writer.add_query(row)
-            tally.share(product_id, pictures)
-
-
-def _add_distractors(writer: TestSetWriter, rows: Iterator[dict[str, Any]], tally: Tally, mapper: Callable) -> None:
-    while chunk := list(islice(rows, CHUNK)):
-        for row, bad in zip(chunk, mapper(why_bad, [row["jpg"] for row in chunk]), strict=True):
-            tally.distractors["kept" if bad is None else bad] += 1
-            if bad is None:
-                writer.add_distractor(row)
-
-
-def _tar_products(files: list[Path], tally: Tally, mapper: Callable) -> Iterator[tuple[str, list[Picture]]]:
-    """(product id, distinct readable pictures) of every product of some tars."""
-    rows = (
-        row for file in tqdm(files, desc=files[0].parent.name, unit="tar") for row in read_products(file, tally.lost)
-    )
-    products = (
-        (
-            row["product_id"],
-            [
-                _picture(image["type"], image["category"], image["captions"], image["image"]["bytes"])
-                for image in row["images"]
-            ],
-        )
-        for row in rows
-    )
-    return _judged(products, tally, mapper)
-
-
-def _judged(
-    products: Iterator[tuple[str, list[Picture]]], tally: Tally, mapper: Callable
-) -> Iterator[tuple[str, list[Picture]]]:
-    """The products with their distinct decodable pictures, SIMPLE first."""
-    while chunk := list(islice(products, CHUNK)):
-        verdicts = iter(mapper(why_bad, [picture.data for _, pictures in chunk for picture in pictures]))
-        for product_id, pictures in chunk:
-            bad = [next(verdicts) for _ in pictures]
-            tally.bad.update(reason for reason in bad if reason is not None)
-            readable = [picture for picture, reason in zip(pictures, bad, strict=True) if reason is None]
-            kept = distinct(readable)
-            tally.bad.update(["the same image twice in a product"] * (len(readable) - len(kept)))
-            yield product_id, sorted(kept, key=lambda picture: TYPES.index(picture.type))
-
-
-def _picture(kind: str, category: str | None, captions: list[str], data: bytes | None, url: str = "") -> Picture:
-    sha256 = hashlib.sha256(data).hexdigest() if data else ""
-    return Picture("", kind, category, captions, url, sha256, data, failure=None, fetched=bool(data))
+def _tar_picture(image: dict[str, Any]) -> Picture:
+    """A picture of a row of PRODUCT_FEATURES."""
+    return _with_data(Picture(image["type"], image["category"], image["captions"], None), image["image"]["bytes"])
 
 
 def _with_data(picture: Picture, data: bytes) -> Picture:
-    return _picture(picture.type, picture.category, picture.captions, data, picture.url)
+    return replace(picture, data=data, sha256=hashlib.sha256(data).hexdigest() if data else "")
 
 
 def _images(file: Path) -> Iterator[dict[str, Any]]:
@@ -290,23 +281,9 @@ def _described(places: dict[str, Place], metadata: UrlMetadata) -> dict[str, lis
         # The published products are told apart by TYPE, or by SPLIT: test_query and test_gallery.
         kind = row["TYPE"] or (SIMPLE if "gallery" in split else SCENES[0] if "query" in split else None)
         if product_id is not None and kind in TYPES and (not split or split.startswith("test")):
-            picture = _picture(kind, row["CATEGORY"], row["captions"], None, row["URL"])
+            picture = Picture(kind, row["CATEGORY"], row["captions"], None, url=row["URL"])
             products[product_id].append((picture, places[row["URL"]]))
     return products
-
-
-def _described_distractors(files: list[Path], metadata: UrlMetadata, tally: Tally) -> Iterator[dict[str, Any]]:
-    """The images of the files, with what the metadata says of their URLs."""
-    urls = [_urls(file) for file in files]
-    facts = metadata.facts(pa.concat_arrays([pa.array([], pa.string()), *urls]))
-    known = facts["URL"].combine_chunks()
-    for file, own in zip(tqdm(files, desc="TEST distractors", unit="file"), urls, strict=True):
-        found = facts.take(pc.index_in(own, known)).to_pylist()  # of rows with one URL the first
-        for row, fact in zip(_images(file), found, strict=True):
-            if fact["URL"] is None:
-                tally.unjoined.add("distractors that no metadata describes", str(row["url"]))
-            del fact["URL"]
-            yield fact | {"TYPE": fact["TYPE"] or SIMPLE, "jpg": row["jpg"]}
 
 
 def _urls(file: Path) -> pa.Array:

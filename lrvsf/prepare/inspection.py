@@ -17,6 +17,7 @@ from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
 from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, wrong_cells
+from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.writers import row_digest
 
 SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
@@ -47,13 +48,13 @@ class Found:
         rows: how many were read.
         products: their product ids, of shards and queries.
         owners: numbers of the product ids of queries, and of each distractor, None where it has none.
-        faults: (why, product id) of rows that cannot be used whatever their images.
+        unusable: rows that cannot be used whatever their images, by product id.
         images: (type, category) -> how many.
         image_bytes: of all images; in a quick look, with the few bytes of Parquet's own.
         shorter, longer: pixels of a side -> how many images; empty after a quick look.
         pictures: (product id or place, numbers of its pictures, a query's target first), without names of distractors,
             which can be millions; empty after a quick look.
-        bad: (reason, product id or place) of images that cannot be decoded; after a quick look, of missing ones.
+        bad: images that cannot be decoded, by product id or place; after a quick look, missing ones.
         digests: of the rows, of shards; empty after a quick look.
         damage: why the rest of the row group could not be read, or None.
     """
@@ -61,13 +62,13 @@ class Found:
     rows: int = 0
     products: list[str] = field(default_factory=list)
     owners: list[int | None] = field(default_factory=list)
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    unusable: Ledger = field(default_factory=Ledger)
     images: Counter = field(default_factory=Counter)
     image_bytes: int = 0
     shorter: Counter[int] = field(default_factory=Counter)
     longer: Counter[int] = field(default_factory=Counter)
     pictures: list[tuple[str, list[int]]] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad: Ledger = field(default_factory=Ledger)
     digests: bytes = b""
     damage: str | None = None
 
@@ -139,7 +140,7 @@ def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool)
         found.owners += [number_of(name)] * (kind == QUERIES)
     name = f"{place}, row {found.rows - 1}" if name is None else name
     if why:
-        found.faults.append((why, name))
+        found.unusable.add(why, name)
     found.images.update((kind, category) for kind, category, _ in images)
     if quick:
         return
@@ -177,13 +178,13 @@ def _bytes(cell: Cell) -> bytes | None:
 def _look_at_image(cell: Cell, found: Found, name: str) -> None:
     data = _bytes(cell)
     if data is None:
-        found.bad.append((NO_BYTES, name))  # a path beside it is never opened
+        found.bad.add(NO_BYTES, name)  # a path beside it is never opened
         return
     found.image_bytes += len(data)
     try:
         size = decode_image(data).size
     except BadImage as error:
-        found.bad.append((error.reason, name))
+        found.bad.add(error.reason, name)
         return
     found.shorter[min(size)] += 1
     found.longer[max(size)] += 1
@@ -197,7 +198,7 @@ def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: 
         found.image_bytes += column.total_uncompressed_size
         if column.statistics is not None:
             present = column.num_values - column.statistics.null_count
-            found.bad += [(NO_BYTES, place)] * (expected - present)
+            found.bad.add_all(NO_BYTES, [place] * (expected - present))
 
 
 def _under(metadata: pq.FileMetaData, name: str) -> list[int]:

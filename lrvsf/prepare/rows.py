@@ -1,42 +1,48 @@
-"""Pictures of a product, and the rows that are made of them, whatever the source."""
+"""Pictures of a product, and the rows that are made of them: the same for every source."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from lrvsf.data.names import (
-    printable,
-)
-from lrvsf.data.products import category_of
 from lrvsf.data.schema import SCENES, SIMPLE
 
 TYPES = (SIMPLE, *SCENES)
+NO_SIMPLE, NO_SCENE, NEITHER = "without SIMPLE image", "without scene image", "without either"
+NO_CATEGORY = "without category"
+TWICE = "the same image twice in a product"
 
 
 @dataclass
 class Picture:
-    """One URL of a product, after all rounds of downloading.
+    """One picture of a product. A download has one for each URL, whether or not its image arrived.
 
     Attributes:
-        sha256: of what was downloaded, in hexadecimal; empty if nothing was.
         data: the encoded image; None if it is not there or not readable.
+        sha256: of what was downloaded or drawn, in hexadecimal; empty if nothing was.
+        url: where it came from.
+        split: that the metadata names; empty where there is none.
         failure: why there is no data, such as "failed_to_download" or "truncated".
         fetched: whether bytes arrived, readable or not.
         place: of its row in the metadata; None if the download does not say it.
     """
 
-    split: str
     type: str | None
     category: str | None
     captions: list[str]
-    url: str
-    sha256: str
     data: bytes | None
-    failure: str | None
-    fetched: bool
+    sha256: str = ""
+    url: str = ""
+    split: str = ""
+    failure: str | None = None
+    fetched: bool = True
     place: int | None = None
+
+
+def type_rank(kind: str | None) -> int:
+    """SIMPLE before COMPLEX before PARTIAL_COMPLEX before what is unknown: the order of a product's pictures."""
+    return TYPES.index(kind) if kind in TYPES else len(TYPES)
 
 
 def distinct(pictures: list[Picture]) -> list[Picture]:
@@ -48,11 +54,13 @@ def distinct(pictures: list[Picture]) -> list[Picture]:
     return list(first.values())
 
 
-NO_SIMPLE, NO_SCENE, NEITHER = "without SIMPLE image", "without scene image", "without either"
-
-
-def _category(pictures: list[Picture]) -> str | None:
-    return category_of([picture.type for picture in pictures], [picture.category for picture in pictures])
+def why_incomplete(pictures: list[Picture]) -> str | None:
+    """What a product lacks to be trained on or asked about, or None if it has a SIMPLE and a scene image."""
+    types = {picture.type for picture in pictures}
+    simple, scene = SIMPLE in types, not types.isdisjoint(SCENES)
+    if simple and scene:
+        return None
+    return NO_SCENE if simple else NO_SIMPLE if scene else NEITHER
 
 
 def product_row(product_id: str, pictures: list[Picture]) -> dict[str, Any]:
@@ -71,49 +79,31 @@ def product_row(product_id: str, pictures: list[Picture]) -> dict[str, Any]:
 
 def query_row(product_id: str, pictures: list[Picture]) -> dict[str, Any] | str:
     """A row of QUERY_SCHEMA from a product's distinct readable pictures, or why there is none."""
-    simple = next((p for p in pictures if p.type == SIMPLE), None)
-    scene = next((p for p in pictures if p.type != SIMPLE), None)
-    if simple is None or scene is None:
-        return NEITHER if simple is scene else NO_SIMPLE if simple is None else NO_SCENE
-    category = next((p.category for p in pictures if p.type == SIMPLE and p.category), None)
+    if lacks := why_incomplete(pictures):
+        return lacks
+    target = next(picture for picture in pictures if picture.type == SIMPLE)
+    scene = next(picture for picture in pictures if picture.type in SCENES)
+    # The query is asked with the product's category, even if it stands at another SIMPLE image than the target.
+    category = next((picture.category for picture in pictures if picture.type == SIMPLE and picture.category), None)
     if category is None:
-        return "without category"
-    return {
-        "PRODUCT_ID": product_id,
-        "TYPE": scene.type,
-        "CATEGORY": category,
-        "blip2_caption1": next(iter(simple.captions), None),
-        "SIMPLE_IMG": simple.data,
-        "COMPLEX_IMG": scene.data,
-    }
+        return NO_CATEGORY
+    row = _described(product_id, scene.type, category, target)
+    return row | {"SIMPLE_IMG": target.data, "COMPLEX_IMG": scene.data}
 
 
-EXAMPLES = 3
+def distractor_row(product_id: str | None, picture: Picture) -> dict[str, Any]:
+    """A row of DISTRACTOR_SCHEMA."""
+    return _described(product_id, picture.type, picture.category, picture) | {"jpg": picture.data}
 
 
-class Skips:
-    """Counts what was left out by reason, and keeps the first few names of each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.names: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, reason: str, name: str) -> None:
-        self.counts[reason] += 1
-        if len(self.names[reason]) < EXAMPLES:
-            self.names[reason].append(printable(name))
-
-    def report(self, title: str = "not used") -> dict[str, Any]:
-        """Two parts of a report; empty if nothing was left out."""
-        if not self.counts:
-            return {}
-        ranked = self.counts.most_common()
-        first = {reason: "; ".join(self.names[reason]) for reason, _ in ranked}
-        return {title: dict(ranked), f"{title}, the first": first}
+def _described(product_id: str | None, kind: str | None, category: str | None, picture: Picture) -> dict[str, Any]:
+    """The columns that queries and distractors share; a test set keeps one caption, of the picture of the product."""
+    caption = next(iter(picture.captions), None)
+    return {"PRODUCT_ID": product_id, "TYPE": kind, "CATEGORY": category, "blip2_caption1": caption}
 
 
 def unjoined_categories(queries: Counter[str | None], distractors: Counter[str | None]) -> dict[str, Any]:
-    """Parts of a report: which of the categories, of which there are so many, the other side does not have."""
+    """Parts of a report: categories, with their counts, that only the queries or only the distractors have."""
     parts: dict[str, Any] = {
         "categories of queries without a distractor": {
             name: queries[name] for name in sorted(queries.keys() - distractors.keys() - {None})

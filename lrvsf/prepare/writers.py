@@ -23,17 +23,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
+from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parquet_writer
 from lrvsf.prepare.rows import unjoined_categories
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20
-ROW_GROUP = 64
-GROUP_BYTES = 32 * 2**20  # of images that wait for their row group; large photographs make smaller groups
 DISTRACTOR_ROWS = 20_000
 
 
@@ -114,8 +110,9 @@ class ProductShardWriter(FolderWriter):
 
     Args:
         folder: must not exist, or be empty.
-        shard_bytes: a file is closed when its images have this many bytes.
+        shard_bytes, shard_rows: a file is closed when its images have this many bytes, or it has this many rows.
         row_group: products in a row group, at most; fewer where their images are large.
+        dictionary: see `parquet_writer`.
 
     Attributes:
         ids: the product ids added so far.
@@ -125,12 +122,22 @@ class ProductShardWriter(FolderWriter):
         ValueError: the folder is in use; or, at the end, no product was added.
     """
 
-    def __init__(self, folder: str | Path, shard_bytes: int = SHARD_BYTES, row_group: int = ROW_GROUP) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        shard_bytes: int = SHARD_BYTES,
+        row_group: int = GROUP_ROWS,
+        shard_rows: int | None = None,
+        dictionary: bool = False,
+    ) -> None:
         super().__init__(folder)
-        self.shard_bytes, self.row_group = shard_bytes, row_group
         self.ids: set[str] = set()
         self.note: dict[str, Any] = {}
-        self._file: _RowFile | None = None
+
+        def shard(path: Path, _: int) -> RowWriter:
+            return parquet_writer(path, PRODUCT_FEATURES.arrow_schema, row_group, dictionary)
+
+        self._shards = NumberedFiles(self.writing, shard, shard_rows, shard_bytes)
         self._digest = hashlib.sha256()
         self._files: list[dict[str, Any]] = []
         self._images = 0
@@ -147,22 +154,21 @@ class ProductShardWriter(FolderWriter):
         for number, image in enumerate(row["images"]):
             if not image["image"]["bytes"]:
                 raise ValueError(f"product {name!r}, image {number} has no bytes; leave it out or read its file first")
-        if self._file is None:
-            path = self.writing / f"{len(self._files):05d}.parquet"
-            self._file = _RowFile(path, PRODUCT_FEATURES.arrow_schema, self.row_group)
         self.ids.add(name)
         self._images += len(row["images"])
-        self._file.add(row, sum(len(image["image"]["bytes"]) for image in row["images"]))
-        self._digest.update(row_digest(row))
-        if self._file.bytes >= self.shard_bytes:
-            self.close()
+        self._digest.update(row_digest(row))  # first, because the row may fill and close its shard
+        self._list(self._shards.add(row, sum(len(image["image"]["bytes"]) for image in row["images"])))
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            numbers = {"rows": self._file.rows, "image_bytes": self._file.bytes, "digest": self._digest.hexdigest()}
-            self._files.append(_stated(self._file.path, self.writing) | numbers)
-            self._file, self._digest = None, hashlib.sha256()
+        self._list(self._shards.close())
+
+    def _list(self, shard: RowWriter | None) -> None:
+        """Notes a shard that was closed for the manifest."""
+        if shard is not None:
+            path = self.writing / f"{len(self._files):05d}.parquet"
+            numbers = {"rows": shard.rows, "image_bytes": shard.bytes, "digest": self._digest.hexdigest()}
+            self._files.append(_stated(path, self.writing) | numbers)
+            self._digest = hashlib.sha256()
 
     def finish(self) -> None:
         if not self.ids:
@@ -187,6 +193,7 @@ class TestSetWriter(FolderWriter):
     Args:
         folder: must not exist, or be empty.
         distractor_rows: rows of one file of distractors.
+        dictionary: see `parquet_writer`.
 
     Attributes:
         queries, distractors: how many were added so far.
@@ -199,23 +206,24 @@ class TestSetWriter(FolderWriter):
 
     __test__ = False  # for pytest: a class that begins with Test and holds no tests
 
-    def __init__(self, folder: str | Path, distractor_rows: int = DISTRACTOR_ROWS) -> None:
+    def __init__(self, folder: str | Path, distractor_rows: int = DISTRACTOR_ROWS, dictionary: bool = False) -> None:
         super().__init__(folder)
-        self.distractor_rows = distractor_rows
         self.queries = self.distractors = 0
         self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
         self.note: dict[str, Any] = {}
+        self._dictionary = dictionary
+
+        def distractors(path: Path, _: int) -> RowWriter:
+            return parquet_writer(path, DISTRACTOR_SCHEMA, dictionary=dictionary)
+
+        self._distractors = NumberedFiles(self.writing / "distractors", distractors, distractor_rows)
 
     def __enter__(self) -> Self:
         super().__enter__()
-        (self.writing / "distractors").mkdir()
-        self._products = _RowFile(self.writing / "products.parquet", QUERY_SCHEMA, ROW_GROUP)
-        self._open_distractors()
+        self._distractors.folder.mkdir()
+        self._products = parquet_writer(self.writing / "products.parquet", QUERY_SCHEMA, dictionary=self._dictionary)
+        self._distractors.begin()
         return self
-
-    def _open_distractors(self) -> None:
-        path = self.writing / "distractors" / f"{self.distractors // self.distractor_rows:05d}.parquet"
-        self._distractors = _RowFile(path, DISTRACTOR_SCHEMA, ROW_GROUP)
 
     def add_query(self, row: dict[str, Any]) -> None:
         """Writes one row of QUERY_SCHEMA; PRODUCT_ID, TYPE and blip2_caption1 may be missing or None.
@@ -238,9 +246,6 @@ class TestSetWriter(FolderWriter):
         """
         if not row.get("jpg"):
             raise ValueError(f"distractor {self.distractors} (product {row.get('PRODUCT_ID')!r}) has no jpg")
-        if self._distractors.rows == self.distractor_rows:
-            self._distractors.close()
-            self._open_distractors()
         self._distractors.add(row, len(row["jpg"]))
         self.categories["distractors"][row.get("CATEGORY") or None] += 1
         self.distractors += 1
@@ -260,35 +265,6 @@ class TestSetWriter(FolderWriter):
         files = [_stated(path, self.writing) for path in paths]
         numbers = {"queries": self.queries, "distractors": self.distractors}
         _write_manifest(self.writing, {**numbers, "note": self.note, "files": files})
-
-
-class _RowFile:
-    """One Parquet file, written in row groups of bounded rows and bytes."""
-
-    def __init__(self, path: Path, schema: pa.Schema, row_group: int) -> None:
-        self.path, self.schema, self.row_group = path, schema, row_group
-        self.rows = self.bytes = 0
-        self._waiting: list[dict[str, Any]] = []
-        self._waiting_bytes = 0
-        # A dictionary of pictures would hold them all in memory, to find that each is there once.
-        self._writer = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
-
-    def add(self, row: dict[str, Any], image_bytes: int) -> None:
-        self._waiting.append(row)
-        self._waiting_bytes += image_bytes
-        self.rows += 1
-        self.bytes += image_bytes
-        if len(self._waiting) == self.row_group or self._waiting_bytes >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=self.schema))
-            self._waiting, self._waiting_bytes = [], 0
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
 
 
 def row_digest(row: dict[str, Any]) -> bytes:

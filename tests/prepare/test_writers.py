@@ -11,6 +11,7 @@ import pytest
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.prepare import row_writer
 from lrvsf.prepare import writers as module
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from, read_manifest
 
@@ -48,7 +49,7 @@ def test_files_and_row_groups(tmp_path):
 
 
 def test_large_images_make_small_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GROUP_BYTES", 50)
+    monkeypatch.setattr(row_writer, "GROUP_BYTES", 50)
     write(tmp_path / "train", "abcde")
     metadata = pq.ParquetFile(tmp_path / "train/00000.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [3, 2]

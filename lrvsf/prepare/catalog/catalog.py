@@ -28,7 +28,7 @@ from lrvsf.durable import locked
 from lrvsf.prepare.catalog.listing import Listing, read_file, read_listing
 from lrvsf.prepare.catalog.next_steps import next_steps
 from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Shot, Splits
-from lrvsf.prepare.rows import Picture, product_row, query_row
+from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.shown import as_shown
 from lrvsf.prepare.spool import Spool
 from lrvsf.prepare.step_report import as_table, write_report
@@ -133,7 +133,7 @@ def _finished(out: Path, source: str) -> bool:
 
 def _report(listing: Listing, splits: Splits, images: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Everything but what depends on where it is written."""
-    parts = {"listed": listing.listed, "images that can be used": images, **listing.skips.report()}
+    parts = {"listed": listing.listed, "images that can be used": images, **listing.skips.report("not used")}
     parts |= listing.changes.report("images written anew")
     if listing.unused:
         parts["columns not used"] = ", ".join(listing.unused)
@@ -142,7 +142,7 @@ def _report(listing: Listing, splits: Splits, images: int, settings: dict[str, A
             f"{listing.source} gives no product to train on: one with a product image and a scene, with a category if "
             f"any product has one, and outside the test sets\n{as_table(parts | splits.report())}"
         )
-    repeated = {f"images, {name}": part for name, part in splits.skips.report().items()}
+    repeated = splits.skips.report("images, not used")
     return parts | splits.report() | repeated | {"categories": splits.categories(), "settings": settings}
 
 
@@ -161,7 +161,7 @@ def _write(splits: Splits, spool: Spool, out: Path, source: str, report: dict[st
                     writer.add_query(query_row(product_id, pictures))
                     bar.update()
                 for shot in (*splits.distractors[name], *splits.borrowed[name]):
-                    writer.add_distractor(_distractor(shot, spool))
+                    writer.add_distractor(distractor_row(shot.entry.product_id, _picture(shot, spool)))
         if not made_from(out / TRAIN, source):
             with ProductShardWriter(out / TRAIN) as writer:
                 writer.note = note
@@ -172,23 +172,10 @@ def _write(splits: Splits, spool: Spool, out: Path, source: str, report: dict[st
 
 def _picture(shot: Shot, spool: Spool, otherwise: str | None = None) -> Picture:
     return Picture(
-        split="",
         type=shot.entry.type,
         category=shot.category or otherwise,
         captions=list(shot.entry.captions),
         url=shot.entry.where,
         sha256=shot.digest.hex(),
         data=spool.read(shot.place),
-        failure=None,
-        fetched=True,
     )
-
-
-def _distractor(shot: Shot, spool: Spool) -> dict[str, Any]:
-    return {
-        "PRODUCT_ID": shot.entry.product_id,
-        "TYPE": shot.entry.type,
-        "CATEGORY": shot.category,
-        "blip2_caption1": next(iter(shot.entry.captions), None),
-        "jpg": spool.read(shot.place),
-    }

@@ -34,7 +34,7 @@ from lrvsf.data.names import (
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.tars import MAX_MEMBER_BYTES
 from lrvsf.prepare.catalog.tables import CsvTable, check_columns, image_column, parquet_rows
-from lrvsf.prepare.rows import EXAMPLES, Skips
+from lrvsf.prepare.ledger import EXAMPLES, Ledger
 
 NEEDED = ("product_id", "image", "role")
 OPTIONAL = ("category", "text")
@@ -82,8 +82,8 @@ class Listing:
     images_folder: Path
     entries: list[Entry] = field(default_factory=list)
     listed: int = 0
-    skips: Skips = field(default_factory=Skips)
-    changes: Skips = field(default_factory=Skips)
+    skips: Ledger = field(default_factory=Ledger)
+    changes: Ledger = field(default_factory=Ledger)
     unused: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[str | bytes | None]:

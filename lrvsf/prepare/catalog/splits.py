@@ -21,7 +21,8 @@ from lrvsf.data.products import category_of, fault
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, marks, number_of
 from lrvsf.prepare.catalog.listing import Entry
-from lrvsf.prepare.rows import Skips, unjoined_categories
+from lrvsf.prepare.ledger import Ledger
+from lrvsf.prepare.rows import TWICE, unjoined_categories
 from lrvsf.prepare.spool import Place
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -97,7 +98,7 @@ class Splits:
     """
 
     def __init__(self, shots: Iterable[Shot], shares: Shares) -> None:
-        self.shares, self.skips, self.mixed = shares, Skips(), Skips()
+        self.shares, self.skips, self.mixed = shares, Ledger(), Ledger()
         self.products: Counter[str] = Counter(usable=0, complete=0)
         self.complete: dict[str, dict[str, list[Shot]]] = {name: {} for name in (TRAIN, *SETS)}
         self.distractors: dict[str, list[Shot]] = {name: [] for name in SETS}
@@ -132,7 +133,7 @@ class Splits:
         first: dict[bytes, Shot] = {}
         for shot in images:
             if first.setdefault(shot.digest, shot) is not shot:
-                self.skips.add("the same image twice in a product", f"{shot.entry.where} of {shot.entry.product_id}")
+                self.skips.add(TWICE, f"{shot.entry.where} of {shot.entry.product_id}")
         kept = sorted(first.values(), key=lambda shot: (SIMPLE, *SCENES).index(shot.entry.type))
         category = next((shot.entry.category for shot in kept if shot.entry.category), None)
         for shot in kept:

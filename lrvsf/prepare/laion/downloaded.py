@@ -33,7 +33,8 @@ from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, open_parquet, rows, wrong_types
 from lrvsf.data.workers import why_bad
 from lrvsf.prepare.laion.url_lists import PLACE
-from lrvsf.prepare.rows import TYPES, Picture
+from lrvsf.prepare.row_writer import RowWriter
+from lrvsf.prepare.rows import TYPES, Picture, type_rank
 from lrvsf.prepare.writers import FolderWriter
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Partitions:
                         bar.update(len(rows))
                         urls = groupby(rows, key=itemgetter("split", "url"))
                         pictures = [_picture(list(rounds)) for _, rounds in urls]
-                        yield product_id, sorted(pictures, key=lambda picture: (_rank(picture.type), picture.url))
+                        yield product_id, sorted(pictures, key=lambda picture: (type_rank(picture.type), picture.url))
 
 
 def _whole(described: Path, fingerprint: str) -> bool:
@@ -149,7 +150,7 @@ class _PartitionWriter(FolderWriter):
         self.other_splits: Counter[str] = Counter()
         self.unusable: Counter[str] = Counter()
         self.count = _openable(PARTITIONS)
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, RowWriter] = {}
 
     def add_files(self) -> None:
         files = self.source.files()
@@ -176,11 +177,13 @@ class _PartitionWriter(FolderWriter):
             key = self.source.key(product_id)
             index = key * self.count >> 64
             if index not in self._parts:
-                self._parts[index] = _Part(self.writing / f"{index:03d}.arrow")
+                file = pa.ipc.new_file(str(self.writing / f"{index:03d}.arrow"), _SCHEMA)
+                self._parts[index] = RowWriter(file, _SCHEMA, BATCH_ROWS, BATCH_BYTES)
             kept = {name: row.get(name) for name in _SCHEMA.names}
             captions = texts(_captions(row.get("captions")), lambda reason: self.unusable.update([reason]))
             names = {"product_id": product_id, "category": category, "captions": captions}
-            self._parts[index].add(kept | names | {"key": key, "round": number})
+            row = kept | names | {"key": key, "round": number}
+            self._parts[index].add(row, len(row["jpg"] or b""))
             self.rows += 1
 
     def _read(self, file: Path) -> Iterator[dict[str, Any]]:
@@ -234,30 +237,6 @@ def _openable(wanted: int) -> int:
     return wanted
 
 
-class _Part:
-    """One partition being written, in batches of bounded rows and bytes."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = pa.ipc.new_file(str(path), _SCHEMA)
-        self._waiting: list[dict[str, Any]] = []
-        self._bytes = 0
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._waiting.append(row)
-        self._bytes += len(row["jpg"] or b"")
-        if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=_SCHEMA))
-            self._waiting, self._bytes = [], 0
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-
 def _captions(cell: list[Any] | str | None) -> list[Any]:
     """A list, or a JSON list in a string for writers that know no lists; a string that is no JSON is one caption."""
     if isinstance(cell, str):
@@ -302,11 +281,7 @@ def _rated(mapped: pa.MemoryMappedFile, verdicts: Iterator[list[str | None]]) ->
 
 def _order(row: dict[str, Any]) -> tuple:
     """Total, so that the files in which the rows came do not show."""
-    return row["key"], row["product_id"], row["split"], row["url"], _rank(row["type"]), row["sha256"] or ""
-
-
-def _rank(kind: str | None) -> int:
-    return TYPES.index(kind) if kind in TYPES else len(TYPES)
+    return row["key"], row["product_id"], row["split"], row["url"], type_rank(row["type"]), row["sha256"] or ""
 
 
 def _picture(rounds: list[dict[str, Any]]) -> Picture:

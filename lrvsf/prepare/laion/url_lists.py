@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
 from lrvsf.data.parquet import DAMAGE
+from lrvsf.prepare.row_writer import NumberedFiles, RowWriter
 
 # The order in which overlap is resolved: what a split holds, no later one gets.
 SPLITS = ("test", "test_distractors", "validation", "validation_distractors", "train")
@@ -46,33 +46,30 @@ class ListWriter:
     """
 
     def __init__(self, folder: Path, shuffle: bool = False) -> None:
-        self.folder, self.shuffle = folder.resolve(), shuffle
-        self.files = self.rows = 0
-        self._waiting: list[dict[str, Any]] = []
+        self.folder = folder.resolve()
         self._temporary = self.folder.with_name(self.folder.name + ".tmp")
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
 
+        def list_file(path: Path, number: int) -> RowWriter:
+            # One batch a file, shuffled by the file's number. URLs, unlike pictures, compress.
+            file = pq.ParquetWriter(path, URL_SCHEMA, compression="snappy")
+            return RowWriter(file, URL_SCHEMA, FILE_ROWS, shuffle=number if shuffle else None)
+
+        self._files = NumberedFiles(self._temporary, list_file, FILE_ROWS)
+
+    @property
+    def rows(self) -> int:
+        return self._files.rows
+
     def write(self, row: dict[str, Any]) -> None:
-        self._waiting.append(row)
-        if len(self._waiting) == FILE_ROWS:
-            self._flush()
+        self._files.add(row)
 
     def close(self) -> None:
         """Puts the folder in its place, instead of one that was there before."""
-        if self._waiting:
-            self._flush()
+        self._files.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self._temporary, self.folder)
-
-    def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._waiting, URL_SCHEMA)
-        if self.shuffle:
-            table = table.take(np.random.default_rng(self.files).permutation(len(table)))
-        pq.write_table(table, self._temporary / f"{self.files:05d}.parquet", compression="snappy")
-        self.files += 1
-        self.rows += len(self._waiting)
-        self._waiting = []
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -13,51 +13,15 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.data.products import category_of
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.workers import worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.downloaded import Partitions, Source
-from lrvsf.prepare.rows import NEITHER, NO_SCENE, NO_SIMPLE, Picture, _category, distinct, product_row
+from lrvsf.prepare.ledger import Ledger
+from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, product_row, why_incomplete
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import ProductShardWriter, made_from, read_manifest
-
-
-class Tally:
-    """Counts what becomes of URLs and products; every URL is either kept or counted under one reason."""
-
-    def __init__(self) -> None:
-        self.urls: Counter[str] = Counter(listed=0, fetched=0, decodable=0, kept=0)
-        self.lost: Counter[str] = Counter()
-        self.products: Counter[str] = Counter(listed=0, complete=0)
-        self.categories: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def add(self, pictures: list[Picture], usable: list[Picture]) -> bool:
-        """Counts one product; whether it is complete. `usable`: the distinct pictures that can be decoded."""
-        decodable = sum(picture.data is not None for picture in pictures)
-        self.urls.update(listed=len(pictures), fetched=sum(p.fetched for p in pictures), decodable=decodable)
-        self.lost.update(picture.failure for picture in pictures if picture.failure is not None)
-        self.lost["the same image twice in a product"] += decodable - len(usable)
-        types = [picture.type for picture in usable]
-        missing = (SIMPLE not in types, not any(kind in SCENES for kind in types))
-        outcome = {(False, False): "complete", (True, False): NO_SIMPLE, (False, True): NO_SCENE}.get(missing, NEITHER)
-        if outcome == "complete":
-            self.urls["kept"] += len(usable)
-        else:
-            self.lost["readable, but of an incomplete product"] += len(usable)
-        self.products.update(["listed", outcome])
-        # Of a product that lost its SIMPLE image, the category is still known from the list of URLs.
-        category = next((c for part in (usable, pictures) if (c := _category(part))), "without category")
-        self.categories[category][outcome] += 1
-        return outcome == "complete"
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "URLs": dict(self.urls),
-            "images not kept": {reason: count for reason, count in self.lost.most_common() if count},
-            "products": dict(self.products),
-            "categories": {name: dict(self.categories[name]) for name in sorted(self.categories)},
-        }
 
 
 def products(
@@ -88,17 +52,57 @@ def products(
 
 def _write(source: Source, folder: Path, work: Path, processes: int | None) -> None:
     partitions = Partitions.of(source, work)
-    tally, shared = Tally(), SharedPictures()
+    became, shared = Became(), SharedPictures()
     with ProductShardWriter(folder) as shards, worker_map(processes) as mapper:
         for product_id, pictures in partitions.products(mapper):
             usable = distinct(pictures)
-            if tally.add(pictures, usable):
+            if became.complete(pictures, usable):
                 shards.add(product_row(product_id, usable))
                 shared.add(product_id, [number_of(picture.sha256) for picture in usable])
-        report = {"seed": source.seed, **tally.report(), **shared.report(), **partitions.skipped}
+        report = {"seed": source.seed, **became.report(), **shared.report(), **partitions.skipped}
         if not shards.ids:
             raise ValueError(
                 f"{source.folder} gives no complete product of the split {source.splits[0]!r}; download more, or name "
                 f"another --split\n{as_table(report)}"
             )
         shards.note = {"input": source.fingerprint(), "report": report}
+
+
+class Became:
+    """What became of URLs and products; every URL is either kept or counted under one reason."""
+
+    def __init__(self) -> None:
+        self.urls: Counter[str] = Counter(listed=0, fetched=0, decodable=0, kept=0)
+        self.products: Counter[str] = Counter(listed=0, complete=0)
+        self.categories: dict[str, Counter[str]] = defaultdict(Counter)
+        self.lost = Ledger()
+
+    def complete(self, pictures: list[Picture], usable: list[Picture]) -> bool:
+        """Counts one product; whether it is complete. `usable`: the distinct pictures that can be decoded."""
+        decodable = sum(picture.data is not None for picture in pictures)
+        self.urls.update(listed=len(pictures), fetched=sum(p.fetched for p in pictures), decodable=decodable)
+        self.lost.counts.update(picture.failure for picture in pictures if picture.failure is not None)
+        self.lost.counts[TWICE] += decodable - len(usable)
+        lacks = why_incomplete(usable)
+        if lacks is None:
+            self.urls["kept"] += len(usable)
+        else:
+            self.lost.counts["readable, but of an incomplete product"] += len(usable)
+        outcome = lacks or "complete"
+        self.products.update(["listed", outcome])
+        # A product that lost its SIMPLE image is still known by its category in the list of URLs.
+        category = next((name for part in (usable, pictures) if (name := _category(part))), NO_CATEGORY)
+        self.categories[category][outcome] += 1
+        return lacks is None
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "URLs": dict(self.urls),
+            "images not kept": self.lost.table(),
+            "products": dict(self.products),
+            "categories": {name: dict(self.categories[name]) for name in sorted(self.categories)},
+        }
+
+
+def _category(pictures: list[Picture]) -> str | None:
+    return category_of([picture.type for picture in pictures], [picture.category for picture in pictures])

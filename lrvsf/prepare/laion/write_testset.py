@@ -25,7 +25,7 @@ from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.downloaded import DISTRACTORS, Partitions, Source
-from lrvsf.prepare.rows import Picture, distinct, query_row
+from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, distractor_row, query_row
 from lrvsf.prepare.spool import Waiting
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import TestSetWriter, made_from, read_manifest
@@ -97,30 +97,20 @@ class _Filler:
         self.distractors = 0
 
     def add(self, product_id: str, pictures: list[Picture]) -> None:
-        own, others = ([p for p in pictures if p.split == name] for name in self.lost)
-        for part, lost in zip((own, others), self.lost.values(), strict=True):
+        shown, others = ([p for p in pictures if p.split == name] for name in self.lost)
+        for part, lost in zip((shown, others), self.lost.values(), strict=True):
             lost.update(picture.failure for picture in part if picture.failure is not None)
             if same := sum(picture.data is not None for picture in part) - len(distinct(part)):
-                lost["the same image twice in a product"] += same
-        if own:
-            row = query_row(product_id, distinct(own))
+                lost[TWICE] += same
+        if shown:
+            row = query_row(product_id, distinct(shown))
             self._count_query(row)
             if not isinstance(row, str):
-                places = [picture.place for picture in own if picture.place is not None]
+                places = [picture.place for picture in shown if picture.place is not None]
                 self.waiting_queries.add(min(places, default=None), row, ("SIMPLE_IMG", "COMPLEX_IMG"))
         self.distractors += len(others)
         for picture in distinct(others):
-            self.waiting_distractors.add(
-                picture.place,
-                {
-                    "PRODUCT_ID": product_id,
-                    "TYPE": picture.type,
-                    "CATEGORY": picture.category,
-                    "blip2_caption1": next(iter(picture.captions), None),
-                    "jpg": picture.data,
-                },
-                ("jpg",),
-            )
+            self.waiting_distractors.add(picture.place, distractor_row(product_id, picture), ("jpg",))
 
     def add_published(self, path: Path) -> None:
         for row in _published(path):
@@ -130,7 +120,7 @@ class _Filler:
                 self._add_query(f"whose {error.reason}")
                 continue
             bad = [f"with a {name} that is {why}" for name in PRODUCT_COLUMNS[:2] if (why := why_bad(row[name]))]
-            self._add_query(bad[0] if bad else row | names if names["CATEGORY"] else "without category")
+            self._add_query(bad[0] if bad else row | names if names["CATEGORY"] else NO_CATEGORY)
 
     def write_in_order(self) -> None:
         """Gives the writer what waits."""

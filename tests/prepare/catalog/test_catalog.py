@@ -182,7 +182,7 @@ def test_a_second_run_changes_nothing_and_another_input_is_refused(shop, tmp_pat
 
 @pytest.mark.parametrize(
     "function, call",
-    [("fetch", 69), ("query_row", 1), ("query_row", 10), ("_distractor", 2), ("product_row", 2)],
+    [("fetch", 69), ("query_row", 1), ("query_row", 10), ("distractor_row", 2), ("product_row", 2)],
 )
 def test_a_killed_run_ends_with_the_same_result(shop, tmp_path, monkeypatch, function, call):
     """Killed while reading, in the validation set, in the test set, in distractors, and in shards."""

@@ -141,7 +141,7 @@ def test_cells_that_are_no_text(tmp_path):
     for cell in (["Bags"], "\x1b[2J", "NULL", True):
         found = parquet(tmp_path / "t.parquet", category=[cell, None], **same)
         assert len(found.entries) == 1 and next(iter(found.skips.counts)).startswith("category is ")
-        assert "\x1b" not in str(found.skips.report())
+        assert "\x1b" not in str(found.skips.report("not used"))
 
 
 @pytest.mark.survives(
@@ -202,7 +202,7 @@ def test_no_file_of_a_folder_vanishes(tmp_path, encoded, monkeypatch):
     assert [entry.where for entry in listing.entries] == [
         *("Bags/1/a.jpg", "Bags/1/scene?.jpg", "Bags/2/a.mpo", "Bags/2/link.jpg", "Linked/3/a.jpg")
     ]
-    names = listing.skips.report()["not used, the first"]
+    names = listing.skips.report("not used")["not used, the first"]
     assert names == {
         "link that leads nowhere": "Bags/2/gone.jpg; Bags/self.jpg",
         "neither file nor folder": "Bags/1/pipe.jpg",
