@@ -138,7 +138,7 @@ def spoil_page(path, group, column=0):
 # --- Products and shards of them
 
 
-def image(data, kind, category=None, captions=()):
+def row_image(data, kind, category=None, captions=()):
     """An image of a product row."""
     return {"image": {"bytes": data, "path": None}, "type": kind, "category": category, "captions": list(captions)}
 
@@ -146,7 +146,7 @@ def image(data, kind, category=None, captions=()):
 def product(name, simple="white", scene="black", category="Bags", captions=()):
     """A product row of one SIMPLE image and one scene, each given as bytes or as a colour."""
     simple, scene = (data if isinstance(data, bytes) else plain(data) for data in (simple, scene))
-    images = [image(simple, "SIMPLE", category, captions), image(scene, "COMPLEX", None, captions)]
+    images = [row_image(simple, "SIMPLE", category, captions), row_image(scene, "COMPLEX", None, captions)]
     return {"product_id": name, "images": images}
 
 
@@ -232,7 +232,7 @@ def tar_product(name, *images, category="Bags"):
 # --- What img2dataset downloads
 
 
-def downloaded(product_id, kind, jpg, **cells):
+def download_row(product_id, kind, jpg, **cells):
     """A row of img2dataset's output; no `jpg` is a download that failed."""
     digest = None if jpg is None else hashlib.sha256(jpg).hexdigest()
     row = {

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from made import image, plain, product
+from made import plain, product, row_image
 from PIL import Image
 
 from lrvsf.data.images import BadImageCounter, Tolerance, TooManyBadImages
@@ -89,7 +89,7 @@ def test_a_bad_image_is_skipped_counted_and_replaced(caplog):
     maker = PairMaker(16, ["Bags"], seed=0)
     broken = product("broken", scene=b"<html>gone</html>")
     half = product("half")
-    half["images"].insert(0, image(b"", "COMPLEX"))
+    half["images"].insert(0, row_image(b"", "COMPLEX"))
     batch = maker.batch(0, [broken, half, product("good")], [product("spare")])
     assert batch["pixel_values"].shape[0] == 3
     assert batch["product_ids"] == ["spare", "half", "good"]
@@ -127,7 +127,7 @@ def test_bad_images_in_a_row_end_the_run(limit, enough):
 
 def test_of_several_simple_images_one_of_a_known_category_is_taken():
     row = product("mixed", category=None)
-    row["images"] += [image(plain("red"), "SIMPLE", "Hovercraft"), None, image(plain("blue"), "SIMPLE", "Feet")]
+    row["images"] += [row_image(plain("red"), "SIMPLE", "Hovercraft"), None, row_image(plain("blue"), "SIMPLE", "Feet")]
     for epoch in range(8):
         batch = PairMaker(16, ["Bags", "Feet"], 0).batch(epoch, [row], [])
         assert batch["category_indices"].tolist() == [1] and batch["target_pixel_values"][0, 2].max() == 255
@@ -158,7 +158,10 @@ def test_products_are_one_by_a_product_picture_or_by_a_scene_with_one_condition(
         "a": product("a", "red", plain("blue")),
         "b": product("b", "red", plain("green"), category="Feet"),
         "c": product("c", "white", plain("blue"), category="Feet"),
-        "d": {"product_id": "d", "images": [image(plain("blue"), "SIMPLE", "Bags"), image(b"", "COMPLEX"), None]},
+        "d": {
+            "product_id": "d",
+            "images": [row_image(plain("blue"), "SIMPLE", "Bags"), row_image(b"", "COMPLEX"), None],
+        },
     }
 
     def shared(one, other, conditions=(0, 0)):

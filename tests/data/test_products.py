@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import image, plain, product, write_shards
+from made import plain, product, row_image, write_shards
 
 from lrvsf.data.images import Tolerance, TooManyBadImages
 from lrvsf.data.products import ProductShards, product_files
@@ -76,7 +76,7 @@ def test_pictures_that_are_never_a_target_are_counted(tmp_path, caplog):
     """Of a product that is trained on by another picture: no product is lost, and so no share of products."""
     rows = [product(f"p{i}") for i in range(9)]
     for row, names in zip(rows, (["bags", None], ["bags"]), strict=False):
-        row["images"] += [image(plain("red"), "SIMPLE", name) for name in names]
+        row["images"] += [row_image(plain("red"), "SIMPLE", name) for name in names]
     assert ProductShards.scan(write_shards(tmp_path / "t", rows), ["Bags", "BAGS"]).usable == 9
     assert (
         "3 SIMPLE images of products to train on are left out, as their category was not asked for: 'bags' "
@@ -122,7 +122,7 @@ def test_products_without_a_category_are_not_of_an_unknown_one(tmp_path):
 
 def test_null_and_mixed_categories(tmp_path):
     mixed = product("mixed", category=None)
-    mixed["images"].append(image(plain("red"), "SIMPLE", "Bags"))
+    mixed["images"].append(row_image(plain("red"), "SIMPLE", "Bags"))
     shards = ProductShards.scan(write_shards(tmp_path / "t", [product("none", category=None), mixed], 1), ["Bags"])
     assert shards.faulty == {"none": "no SIMPLE image that has a category"} and shards.rows.tolist() == [1]
 

@@ -6,23 +6,11 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import edit_rows, jpeg, product, row_image, rows_of, spoil_page, write_products, write_rows, write_table
 
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.prepare.check import check
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter
-
-
-def product(name, pictures, kinds=("SIMPLE", "COMPLEX")):
-    images = [
-        {
-            "image": {"bytes": picture, "path": None},
-            "type": kind,
-            "category": "Bags" if kind == "SIMPLE" else None,
-            "captions": [],
-        }
-        for kind, picture in zip(kinds, pictures, strict=True)
-    ]
-    return {"product_id": name, "images": images}
 
 
 def write_train(folder, rows):
@@ -36,15 +24,15 @@ def len_of(row):
 
 
 @pytest.fixture
-def root(tmp_path, encoded):
+def root(tmp_path):
     """train/ of 20 products in 2 shards of row groups of 3, test/ of 2 queries and 5 distractors."""
-    write_train(tmp_path / "data/train", [product(f"p{i}", [encoded(i), encoded(100 + i)]) for i in range(20)])
+    write_train(tmp_path / "data/train", [product(f"p{i}", jpeg(i), jpeg(100 + i)) for i in range(20)])
     with TestSetWriter(tmp_path / "data/test") as writer:
         for i in range(2):
-            images = {"SIMPLE_IMG": encoded(200 + i), "COMPLEX_IMG": encoded(210 + i)}
+            images = {"SIMPLE_IMG": jpeg(200 + i), "COMPLEX_IMG": jpeg(210 + i)}
             writer.add_query({"PRODUCT_ID": f"q{i}", "TYPE": "COMPLEX", "CATEGORY": "Feet"} | images)
         for i in range(5):
-            writer.add_distractor({"PRODUCT_ID": "same", "TYPE": "SIMPLE", "jpg": encoded(220 + i)})
+            writer.add_distractor({"PRODUCT_ID": "same", "TYPE": "SIMPLE", "jpg": jpeg(220 + i)})
     return tmp_path / "data"
 
 
@@ -57,20 +45,12 @@ def because(root, **options):
     return {reason: found["count"] for part in parts for reason, found in part.get("because", {}).items()}
 
 
-def edit(path, change):
-    """Rewrites a Parquet file with its rows changed."""
-    rows, schema = pq.read_table(path).to_pylist(), pq.read_schema(path)
-    change(rows)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=3)
-
-
 def test_sound_folder(root):
     report = check(root, processes=1)
     train, test = report["train"], report["test"]
     assert (train["files"], train["rows"]) == ({"products": 2}, {"products": 20})
     assert train["images"] == {"SIMPLE": 20, "COMPLEX": 20} and train["categories"] == {"Bags": 20}
-    sizes = [pq.read_table(f)["images"].to_pylist() for f in sorted((root / "train").glob("*.parquet"))]
-    assert train["image bytes"] == sum(len(i["image"]["bytes"]) for f in sizes for row in f for i in row)
+    assert train["image bytes"] == sum(map(len_of, rows_of(root / "train")))
     assert (train["median shorter side"], train["median longer side"]) == (9, 9)  # 8 to 10 wide, 9 high
     assert train["can be trained on"] == test["can be evaluated on"] == "yes"
     assert test["rows"] == {"queries": 2, "distractors": 5}
@@ -81,9 +61,9 @@ def test_sound_folder(root):
     assert check(root / "test", processes=1)["test"] == test
 
 
-def test_images_that_do_not_decode(root, tmp_path, encoded):
-    rows = [product(f"p{i}", [encoded(i), encoded(300 + i)]) for i in range(100)]
-    rows[7]["images"][0]["image"]["bytes"] = encoded(1)[:-30]
+def test_images_that_do_not_decode(root, tmp_path):
+    rows = [product(f"p{i}", jpeg(i), jpeg(300 + i)) for i in range(100)]
+    rows[7]["images"][0]["image"]["bytes"] = jpeg(1)[:-30]
     rows[8]["images"][1]["image"]["bytes"] = b"<html>"
     shutil.rmtree(root / "train")
     write_train(root / "train", rows)
@@ -103,11 +83,8 @@ def test_images_that_do_not_decode(root, tmp_path, encoded):
 def test_damaged_files(root, quick):
     files = sorted((root / "train").glob("*.parquet"))
     files[0].write_bytes(files[0].read_bytes()[:-20])
-    data = bytearray(files[1].read_bytes())
-    page = pq.ParquetFile(files[1]).metadata.row_group(1).column(0).data_page_offset
-    data[page : page + 8] = b"\xff" * 8
-    files[1].write_bytes(data)
-    pq.write_table(pa.table({"png": [b""]}), root / "test/distractors/00001.parquet")
+    spoil_page(files[1], 1)
+    write_table(root / "test/distractors/00001.parquet", {"png": [b""]})
     assert because(root, quick=quick) == {
         "files that are not whole Parquet files": 1,
         "row groups that cannot be read to their end": 1,
@@ -119,12 +96,11 @@ def test_damaged_files(root, quick):
 @pytest.mark.parametrize("quick", [True, False])
 def test_columns_are_those_that_training_takes(root, quick):
     def with_captions(file, captions):
-        rows = pq.read_table(file).to_pylist()
-        for row in rows:
-            for image in row["images"]:
-                image.pop("captions", None)
-                image.update(captions)
-        pq.write_table(pa.Table.from_pylist(rows), file)
+        rows = rows_of(file)
+        for image in (image for row in rows for image in row["images"]):
+            image.pop("captions", None)
+            image.update(captions)
+        write_rows(file, rows)
 
     with_captions(root / "train/00000.parquet", {})
     (root / "train/manifest.json").unlink()
@@ -135,18 +111,13 @@ def test_columns_are_those_that_training_takes(root, quick):
 
 
 def test_damage_of_an_image_page_needs_the_full_check(root):
-    file = root / "train/00000.parquet"
-    metadata = pq.ParquetFile(file).metadata.row_group(0)
-    column = next(c for c in map(metadata.column, range(6)) if c.path_in_schema.endswith("image.bytes"))
-    data = bytearray(file.read_bytes())
-    data[column.data_page_offset : column.data_page_offset + 8] = b"\xff" * 8
-    file.write_bytes(data)
+    spoil_page(root / "train/00000.parquet", 0, "images.list.element.image.bytes")
     check(root, quick=True)
     assert because(root)["row groups that cannot be read to their end"] == 1
 
 
 def test_rows_against_the_manifest(root):
-    edit(root / "train/00000.parquet", lambda rows: rows[0]["images"][0].update(category="Feet"))
+    edit_rows(root / "train/00000.parquet", lambda rows: rows[0]["images"][0].update(category="Feet"))
     assert because(root) == {"files with other rows than the manifest says": 1}
     (root / "train/00001.parquet").rename(root / "train/00002.parquet")
     assert because(root, quick=True) == {
@@ -164,7 +135,7 @@ def test_path_and_no_bytes(root, quick):
     (root / "train/manifest.json").unlink()
     secret = root.parent / "secret.jpg"
     secret.write_bytes(b"")
-    edit(
+    edit_rows(
         root / "train/00000.parquet",
         lambda rows: rows[4]["images"][1].update(image={"bytes": None, "path": str(secret)}),
     )
@@ -175,23 +146,26 @@ def test_path_and_no_bytes(root, quick):
 @pytest.mark.parametrize("quick", [True, False])
 def test_products_twice_and_in_two_splits(root, quick):
     (root / "train/manifest.json").unlink()
-    edit(root / "train/00001.parquet", lambda rows: [rows[0].update(product_id="p1"), rows[1].update(product_id="q1")])
+    edit_rows(
+        root / "train/00001.parquet", lambda rows: [rows[0].update(product_id="p1"), rows[1].update(product_id="q1")]
+    )
     assert because(root, quick=quick) == {"products that are there twice": 1, "products that are also in train": 1}
 
 
 def test_test_set_faults(root):
-    edit(root / "test/products.parquet", lambda rows: rows[0].update(CATEGORY=None))
+    edit_rows(root / "test/products.parquet", lambda rows: rows[0].update(CATEGORY=None))
     shutil.rmtree(root / "test/distractors")
     assert because(root / "test") == {"queries with no category": 1, "no distractors": 1}
     (root / "test/products.parquet").write_bytes(b"")
     assert because(root) == {"files that are not whole Parquet files": 1, "no queries": 1, "no distractors": 1}
 
 
-def test_products_that_give_no_pair(root, encoded):
+def test_products_that_give_no_pair(root):
     (root / "train/manifest.json").unlink()
-    rows = [product("a", [encoded(1)], ["SIMPLE"]), product(None, [encoded(2)], ["COMPLEX"])]
+    rows = [{"product_id": "a", "images": [row_image(jpeg(1), "SIMPLE", "Bags")]}]
+    rows += [{"product_id": None, "images": [row_image(jpeg(2), "COMPLEX")]}]
     for file in sorted((root / "train").glob("*.parquet")):
-        pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), file)
+        write_products(file, rows)
         rows = [{"product_id": "b", "images": []}, {"product_id": "c", "images": None}]
     assert because(root) == {"no product that gives a pair": 1}
     report = json.loads((root.parent / "report.json").read_text())
@@ -214,14 +188,14 @@ def test_nothing_prepared(tmp_path):
 @pytest.mark.survives(
     "a picture of the test set that is in train too", "`check` counts and names the products; above 1 % it refuses"
 )
-def test_pictures_that_are_shared_are_counted_and_named(root, encoded):
+def test_pictures_that_are_shared_are_counted_and_named(root):
     def lend(rows):
-        rows[3]["images"][1]["image"]["bytes"] = encoded(0)  # p3 in a scene what p0 shows alone
-        rows[4]["images"][0]["image"]["bytes"] = encoded(210)  # p4 shows q0's scene
+        rows[3]["images"][1]["image"]["bytes"] = jpeg(0)  # p3 in a scene what p0 shows alone
+        rows[4]["images"][0]["image"]["bytes"] = jpeg(210)  # p4 shows q0's scene
 
     shard = root / "train/00000.parquet"
-    edit(shard, lend)
-    edit(root / "test/distractors/00000.parquet", lambda rows: rows[2].update(jpg=encoded(201)))
+    edit_rows(shard, lend)
+    edit_rows(root / "test/distractors/00000.parquet", lambda rows: rows[2].update(jpg=jpeg(201)))
     (root / "train/manifest.json").unlink()
     title = "products with a picture that is also in train"
     assert because(root) == {f"{title}, more than 1%": 1}
@@ -236,7 +210,7 @@ def test_pictures_that_are_shared_are_counted_and_named(root, encoded):
 
 
 def test_categories_that_do_not_join_are_counted(root):
-    edit(root / "test/distractors/00000.parquet", lambda rows: [row.update(CATEGORY="Shoes") for row in rows[:2]])
+    edit_rows(root / "test/distractors/00000.parquet", lambda rows: [row.update(CATEGORY="Shoes") for row in rows[:2]])
     for quick in (False, True):
         report = check(root, quick=quick, processes=1)["test"]
         assert report["categories of queries without a distractor"] == {"Feet": 2}
@@ -253,13 +227,11 @@ def test_columns_of_another_type(root, quick):
     category = pa.schema([schema.field("product_id"), ("images", pa.list_(pa.struct(
         [pa.field(f.name, pa.binary()) if f.name == "category" else f for f in schema.field("images").type.value_type]
     )))])  # fmt: skip
-    rows = pq.read_table(root / "train/00000.parquet").to_pylist()
-    for row in rows:
-        for image in row["images"]:
-            image["category"] = image["category"] and image["category"].encode()
-    pq.write_table(pa.Table.from_pylist(rows, schema=category), root / "train/00000.parquet")
-    queries = pq.read_table(root / "test/products.parquet")
-    pq.write_table(queries.set_column(5, "COMPLEX_IMG", [["x.jpg", "y.jpg"]]), root / "test/products.parquet")
+    rows = rows_of(root / "train/00000.parquet")
+    for image in (image for row in rows for image in row["images"]):
+        image["category"] = image["category"] and image["category"].encode()
+    write_rows(root / "train/00000.parquet", rows, category)
+    put(root / "test/products.parquet", COMPLEX_IMG=["x.jpg", "y.jpg"])
     found = because(root, quick=quick)
     assert found.pop("files whose columns hold something else") == 1 and found["no queries"] == 1
     listed = json.loads((root.parent / "report.json").read_text())["train"]["because"]
@@ -268,9 +240,9 @@ def test_columns_of_another_type(root, quick):
     )
 
 
-def test_names_that_look_alike_are_found(root, encoded):
+def test_names_that_look_alike_are_found(root):
     shutil.rmtree(root / "train")
-    rows = [product(f"p{i}", [encoded(i), encoded(100 + i)]) for i in range(6)]
+    rows = [product(f"p{i}", jpeg(i), jpeg(100 + i)) for i in range(6)]
     rows[1]["images"][0]["category"], rows[2]["images"][0]["category"] = "bags", "feet"
     rows[3]["product_id"], rows[4]["product_id"], rows[5]["product_id"] = "Caf\u00e9", "Cafe\u0301", "NULL"
     write_train(root / "train", rows)
@@ -300,7 +272,7 @@ def put(path, **columns):
     table = pq.read_table(path)
     for name, cells in columns.items():
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(cells))
-    pq.write_table(table, path)
+    write_table(path, table)
 
 
 @pytest.mark.parametrize("quick", [True, False])

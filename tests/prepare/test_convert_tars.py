@@ -1,12 +1,10 @@
 """The published tar layout into shards and test sets."""
 
-import io
 import json
-import tarfile
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
+from made import jpeg, rows_of, tar_of, tar_product, write_file
 
 import lrvsf.prepare.convert_tars as step
 from lrvsf.data import tars as reader
@@ -15,47 +13,28 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.prepare.convert_tars import tars
 
 
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-def product(name, *images, category="Bags"):
-    """Members of a product of (type, bytes) images."""
-    members = [(f"{name}.{i}.jpg", data) for i, (_, data) in enumerate(images)]
-    metadata = {
-        str(i): {"TYPE": kind, "CATEGORY": category if kind == "SIMPLE" else None, "blip2_caption1": f"{name} {kind}"}
-        for i, (kind, _) in enumerate(images)
-    }
-    return [*members, (f"{name}.json", json.dumps(metadata).encode())]
-
-
 @pytest.fixture
-def layout(tmp_path, encoded):
+def layout(tmp_path):
     """TRAIN: a and b whole, c without a readable scene, d without SIMPLE, a again; VALID: v, w; TEST: 1, 2."""
     root = tmp_path / "in"
-    a = product("a", ("COMPLEX", encoded(0)), ("SIMPLE", encoded(1)), ("SIMPLE", encoded(1)))
-    c = product("c", ("SIMPLE", encoded(2)), ("COMPLEX", b"<html>"))
-    write_tar(root / "TRAIN/0.tar", [*a, *c])
-    b = product("b", ("SIMPLE", encoded(3)), ("PARTIAL_COMPLEX", encoded(4)), category="Feet")
-    write_tar(root / "TRAIN/1.tar", [*b, *product("d", ("COMPLEX", encoded(5))), *a])
+    a = tar_product("a", ("COMPLEX", jpeg(0)), ("SIMPLE", jpeg(1)), ("SIMPLE", jpeg(1)))
+    c = tar_product("c", ("SIMPLE", jpeg(2)), ("COMPLEX", b"<html>"))
+    write_file(root / "TRAIN/0.tar", tar_of([*a, *c]))
+    b = tar_product("b", ("SIMPLE", jpeg(3)), ("PARTIAL_COMPLEX", jpeg(4)), category="Feet")
+    write_file(root / "TRAIN/1.tar", tar_of([*b, *tar_product("d", ("COMPLEX", jpeg(5))), *a]))
 
-    v = product("v", ("PARTIAL_COMPLEX", encoded(6)), ("COMPLEX", encoded(7)), ("SIMPLE", encoded(8)))
-    w = product("w", ("SIMPLE", encoded(9)), ("COMPLEX", encoded(10)), category=None)
-    write_tar(root / "VALID/prods.tar", [*v, *w])
+    v = tar_product("v", ("PARTIAL_COMPLEX", jpeg(6)), ("COMPLEX", jpeg(7)), ("SIMPLE", jpeg(8)))
+    w = tar_product("w", ("SIMPLE", jpeg(9)), ("COMPLEX", jpeg(10)), category=None)
+    write_file(root / "VALID/prods.tar", tar_of([*v, *w]))
     distractor = json.dumps({"TYPE": "SIMPLE", "CATEGORY": "Feet", "PRODUCT_ID": 5}).encode()
-    write_tar(root / "VALID/dist_0.tar", [("1.jpg", encoded(20)), ("1.json", distractor), ("2.jpg", b"broken")])
-    write_tar(root / "VALID/dist_1.tar", [("3.jpg", encoded(21))])
+    write_file(root / "VALID/dist_0.tar", tar_of([("1.jpg", jpeg(20)), ("1.json", distractor), ("2.jpg", b"broken")]))
+    write_file(root / "VALID/dist_1.tar", tar_of([("3.jpg", jpeg(21))]))
 
     (root / "TEST").mkdir()
-    images = {"u1s": encoded(30), "u1c": encoded(31), "shared": encoded(32), "u2s": encoded(33), "unknown": encoded(34)}
+    images = {"u1s": jpeg(30), "u1c": jpeg(31), "shared": jpeg(32), "u2s": jpeg(33), "unknown": jpeg(34)}
     frame = pd.DataFrame({"jpg": list(images.values())}, index=pd.Index(list(images), name="url"))
     frame.to_parquet(root / "TEST/prods.parquet")
-    others = pd.DataFrame({"jpg": [encoded(40), b"", encoded(41)]}, index=pd.Index(["x", "y", "z"], name="url"))
+    others = pd.DataFrame({"jpg": [jpeg(40), b"", jpeg(41)]}, index=pd.Index(["x", "y", "z"], name="url"))
     others.to_parquet(root / "TEST/dist_0.parquet")
     # As the published files do it, SPLIT says which is the query; the training image of a URL must not count.
     simple = [("u1s", 1, "test_gallery", "Bags"), ("u2s", 2, "test_gallery", "Feet")]
@@ -75,13 +54,13 @@ def layout(tmp_path, encoded):
     return root
 
 
-def test_every_part_lands_in_its_place(layout, tmp_path, encoded):
+def test_every_part_lands_in_its_place(layout, tmp_path):
     report = tars(layout, tmp_path / "out", processes=1)
-    rows = pq.read_table(tmp_path / "out/train/00000.parquet").to_pylist()
+    rows = rows_of(tmp_path / "out/train")
     found = {row["product_id"]: [(i["type"], i["image"]["bytes"]) for i in row["images"]] for row in rows}
     assert found == {
-        "a": [("SIMPLE", encoded(1)), ("COMPLEX", encoded(0))],
-        "b": [("SIMPLE", encoded(3)), ("PARTIAL_COMPLEX", encoded(4))],
+        "a": [("SIMPLE", jpeg(1)), ("COMPLEX", jpeg(0))],
+        "b": [("SIMPLE", jpeg(3)), ("PARTIAL_COMPLEX", jpeg(4))],
     }
     assert rows[0]["images"][0]["captions"] == ["a SIMPLE"] and rows[1]["images"][0]["category"] == "Feet"
     assert ProductShards.scan(str(tmp_path / "out/train"), ["Bags", "Feet"]).usable == 2
@@ -93,19 +72,19 @@ def test_every_part_lands_in_its_place(layout, tmp_path, encoded):
 
     validation = ProductTestSet(tmp_path / "out/validation")
     (query,) = validation.products()
-    assert (query.target_image, query.query_image) == (encoded(8), encoded(7))
+    assert (query.target_image, query.query_image) == (jpeg(8), jpeg(7))
     assert (query.category, query.caption) == ("Bags", "v SIMPLE")
-    assert [image for _, image in validation.distractors()] == [encoded(20), encoded(21)]
+    assert [image for _, image in validation.distractors()] == [jpeg(20), jpeg(21)]
     assert report["validation"]["products"] == {"kept": 1, "without category": 1}
     assert report["validation"]["distractors"] == {"kept": 2, "not an image": 1}
 
     test = ProductTestSet(tmp_path / "out/test")
     found = {(p.target_image, p.query_image, p.category, p.caption) for p in test.products()}
     assert found == {
-        (encoded(30), encoded(31), "Bags", "text"),
-        (encoded(33), encoded(32), "Feet", "text"),
+        (jpeg(30), jpeg(31), "Bags", "text"),
+        (jpeg(33), jpeg(32), "Feet", "text"),
     }
-    assert [image for _, image in test.distractors()] == [encoded(40), encoded(41)]
+    assert [image for _, image in test.distractors()] == [jpeg(40), jpeg(41)]
     assert report["test"]["products"] == {"kept": 2}
     assert report["test"]["distractors"] == {"kept": 2, "empty": 1}
     assert json.loads((tmp_path / "out/tars.json").read_text()) == report
@@ -116,11 +95,11 @@ def test_every_part_lands_in_its_place(layout, tmp_path, encoded):
     "distractors of the published TEST set, some without metadata",
     "keep product, category and caption; what does not join is counted and named",
 )
-def test_distractors_keep_what_the_metadata_says(layout, tmp_path, encoded):
+def test_distractors_keep_what_the_metadata_says(layout, tmp_path):
     report = tars(layout, tmp_path / "out", processes=1)["test"]
-    rows = pq.read_table(tmp_path / "out/test/distractors/00000.parquet").to_pylist()
-    known = {"PRODUCT_ID": "7", "TYPE": "SIMPLE", "CATEGORY": "Feet", "blip2_caption1": "a shoe", "jpg": encoded(40)}
-    unknown = {"PRODUCT_ID": None, "TYPE": "SIMPLE", "CATEGORY": None, "blip2_caption1": None, "jpg": encoded(41)}
+    rows = rows_of(tmp_path / "out/test/distractors")
+    known = {"PRODUCT_ID": "7", "TYPE": "SIMPLE", "CATEGORY": "Feet", "blip2_caption1": "a shoe", "jpg": jpeg(40)}
+    unknown = {"PRODUCT_ID": None, "TYPE": "SIMPLE", "CATEGORY": None, "blip2_caption1": None, "jpg": jpeg(41)}
     assert rows == [known, unknown]
     assert report["does not join"] == {
         "metadata rows of the test set without an image": 2,
@@ -134,12 +113,12 @@ def test_distractors_keep_what_the_metadata_says(layout, tmp_path, encoded):
     }
     assert report["categories of queries without a distractor"] == {"Bags": 1}
     assert report["distractors without a category"] == 1
-    rows = pq.read_table(tmp_path / "out/validation/distractors/00000.parquet").to_pylist()
+    rows = rows_of(tmp_path / "out/validation/distractors")
     assert [(row["PRODUCT_ID"], row["CATEGORY"]) for row in rows] == [("5", "Feet"), (None, None)]
 
 
-def test_products_that_share_a_picture_are_counted(layout, tmp_path, encoded):
-    write_tar(layout / "TRAIN/2.tar", product("e", ("SIMPLE", encoded(60)), ("COMPLEX", encoded(4))))
+def test_products_that_share_a_picture_are_counted(layout, tmp_path):
+    write_file(layout / "TRAIN/2.tar", tar_of(tar_product("e", ("SIMPLE", jpeg(60)), ("COMPLEX", jpeg(4)))))
     report = tars(layout, tmp_path / "out", processes=1)
     assert report["train"]["products that share a picture"] == {
         "products": 2, "groups": 1, "in the largest group": 2, "such as": "b, e"
@@ -155,12 +134,12 @@ def test_faults_of_tars_are_in_the_report(layout, tmp_path):
     assert report["train"]["products"]["kept"] == 2
 
 
-def test_a_second_run_changes_nothing_and_another_input_is_refused(layout, tmp_path, encoded):
+def test_a_second_run_changes_nothing_and_another_input_is_refused(layout, tmp_path):
     report = tars(layout, tmp_path / "out", processes=1)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out").rglob("*.parquet")}
     assert tars(layout, tmp_path / "out", processes=1) == report
     assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out").rglob("*.parquet")}
-    write_tar(layout / "TRAIN/2.tar", product("e", ("SIMPLE", encoded(50)), ("COMPLEX", encoded(51))))
+    write_file(layout / "TRAIN/2.tar", tar_of(tar_product("e", ("SIMPLE", jpeg(50)), ("COMPLEX", jpeg(51)))))
     with pytest.raises(ValueError, match="made from other input"):
         tars(layout, tmp_path / "out", processes=1)
 

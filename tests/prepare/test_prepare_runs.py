@@ -8,7 +8,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from shops import make_shop
+from made import download_row, jpeg, write_download, write_shop
 
 from lrvsf.data.workers import worker_map
 from lrvsf.durable import InUse, locked
@@ -73,10 +73,10 @@ def hold(folder, ready, done):
 
 
 @pytest.mark.survives("two steps write one data folder at once", "the second is refused and names the first")
-def test_two_runs_in_one_folder(tmp_path, encoded, downloaded_row, write_download):
-    rows = [downloaded_row("a", kind, encoded(i)) for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
+def test_two_runs_in_one_folder(tmp_path):
+    rows = [download_row("a", kind, jpeg(i)) for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
     write_download(tmp_path / "in/0.parquet", rows)
-    shop = make_shop(tmp_path, encoded)
+    shop = write_shop(tmp_path / "shop")
     ready, done = FORK.Event(), FORK.Event()
     other = FORK.Process(target=hold, args=(tmp_path / "out", ready, done))
     other.start()
@@ -92,9 +92,9 @@ def test_two_runs_in_one_folder(tmp_path, encoded, downloaded_row, write_downloa
 
 
 @pytest.mark.survives("few files may be open at once (ulimit -n)", "fewer partitions; the same shards")
-def test_few_open_files(tmp_path, encoded, downloaded_row, write_download, monkeypatch):
+def test_few_open_files(tmp_path, monkeypatch):
     kinds = ("SIMPLE", "COMPLEX")
-    rows = [downloaded_row(f"p{i // 2}", kinds[i % 2], encoded(i)) for i in range(200)]
+    rows = [download_row(f"p{i // 2}", kinds[i % 2], jpeg(i)) for i in range(200)]
     write_download(tmp_path / "in/0.parquet", rows)
     products(tmp_path / "in", tmp_path / "many", processes=1)
     asked = []

@@ -5,6 +5,7 @@ import shutil
 
 import datasets
 import pytest
+from made import jpeg, product
 
 from lrvsf.prepare import push_dataset as module
 from lrvsf.prepare.push_dataset import push
@@ -48,20 +49,15 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def root(tmp_path, encoded):
+def root(tmp_path):
     """train/ of 3 products, test/ of a query and 2 distractors, and things that are not data."""
     with ProductShardWriter(tmp_path / "data/train", shard_bytes=1000) as shards:
         for i in range(3):
-            cells = [("SIMPLE", "Bags", encoded(2 * i)), ("COMPLEX", None, encoded(2 * i + 1))]
-            images = [
-                {"image": {"bytes": jpg, "path": None}, "type": kind, "category": category, "captions": ["a"]}
-                for kind, category, jpg in cells
-            ]
-            shards.add({"product_id": f"p{i}", "images": images})
+            shards.add(product(f"p{i}", jpeg(2 * i), jpeg(2 * i + 1), captions=["a"]))
     with TestSetWriter(tmp_path / "data/test") as writer:
-        writer.add_query({"CATEGORY": "Bags", "SIMPLE_IMG": encoded(20), "COMPLEX_IMG": encoded(21)})
-        writer.add_distractor({"jpg": encoded(22)})
-        writer.add_distractor({"jpg": encoded(23)})
+        writer.add_query({"CATEGORY": "Bags", "SIMPLE_IMG": jpeg(20), "COMPLEX_IMG": jpeg(21)})
+        writer.add_distractor({"jpg": jpeg(22)})
+        writer.add_distractor({"jpg": jpeg(23)})
     (tmp_path / "data/products-train.json").write_text("{}")
     (tmp_path / "data/train.writing").mkdir()
     (tmp_path / "data/train.writing/00000.parquet").write_bytes(b"")

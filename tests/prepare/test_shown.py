@@ -4,18 +4,12 @@ import io
 
 import numpy as np
 import pytest
+from made import encode, rows_of, write_csv, write_file
 from PIL import Image, ImageOps
-from shops import shards_of, write_csv, write_image
 
 from lrvsf.data.images import decode_image
 from lrvsf.prepare.catalog.catalog import catalog, fetch
 from lrvsf.prepare.shown import ON_WHITE, SCALED, UPRIGHT, as_shown
-
-
-def saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def shown(data):
@@ -29,20 +23,15 @@ def corner(orientation, kind="PNG", size=(8, 4)):
     image.paste("red", (0, 0, size[0] // 2, size[1] // 2))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return saved(image, kind, exif=exif)
+    return encode(image, kind, exif=exif)
 
 
 # Where the red corner of the stored picture is on the screen, by the EXIF standard: (bottom, right), and the shape.
 @pytest.mark.parametrize(
     "orientation, place, height",
     [
-        (2, (0, 1), 4),
-        (3, (1, 1), 4),
-        (4, (1, 0), 4),
-        (5, (0, 0), 8),
-        (6, (0, 1), 8),
-        (7, (1, 1), 8),
-        (8, (1, 0), 8),
+        *((2, (0, 1), 4), (3, (1, 1), 4), (4, (1, 0), 4)),
+        *((5, (0, 0), 8), (6, (0, 1), 8), (7, (1, 1), 8), (8, (1, 0), 8)),
     ],
 )
 def test_every_orientation_is_turned_upright(orientation, place, height):
@@ -80,23 +69,23 @@ def test_transparency_is_put_on_white():
     expected = np.full((4, 4, 3), 255)
     expected[:, :2] = 0
     expected[0, 3] = 255, 204, 204
-    for data in (saved(cutout, "PNG"), saved(cutout, "WEBP", lossless=True, exact=True)):
+    for data in (encode(cutout, "PNG"), encode(cutout, "WEBP", lossless=True, exact=True)):
         pixels, changes = shown(data)
         assert np.array_equal(pixels, expected) and changes == [ON_WHITE]
-    assert np.asarray(decode_image(saved(cutout, "PNG")))[0, 2].tolist() == [0, 0, 0], "published: black"
+    assert np.asarray(decode_image(encode(cutout, "PNG")))[0, 2].tolist() == [0, 0, 0], "published: black"
     flat = Image.new("L", (4, 4), 0)
-    for data in (saved(flat, "PNG", transparency=0), saved(flat.convert("P"), "GIF", transparency=0)):
+    for data in (encode(flat, "PNG", transparency=0), encode(flat.convert("P"), "GIF", transparency=0)):
         pixels, changes = shown(data)
         assert (pixels == 255).all() and changes == [ON_WHITE]
 
 
 def test_an_opaque_alpha_channel_changes_nothing(tmp_path):
-    data = saved(Image.new("RGBA", (4, 4), (9, 8, 7, 255)), "PNG")
+    data = encode(Image.new("RGBA", (4, 4), (9, 8, 7, 255)), "PNG")
     assert fetch(data, 256, tmp_path)[0] == data and fetch(data, 256, tmp_path)[2] == []
 
 
 def test_the_transparent_shade_of_16_bits_is_put_on_white():
-    pixels, changes = shown(saved(Image.fromarray(np.array([[0, 257, 65535]], np.uint16)), "PNG", transparency=0))
+    pixels, changes = shown(encode(Image.fromarray(np.array([[0, 257, 65535]], np.uint16)), "PNG", transparency=0))
     assert pixels[0, :, 0].tolist() == [255, 1, 255] and changes == [ON_WHITE, SCALED]
 
 
@@ -105,11 +94,11 @@ def test_16_bits_are_scaled():
     ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
     expected = np.rint(np.arange(2**16) / 257).reshape(256, 256)
     for kind in ("PNG", "TIFF"):
-        data = saved(Image.fromarray(ramp), kind)
+        data = encode(Image.fromarray(ramp), kind)
         pixels, changes = shown(data)
         assert changes == [SCALED] and np.array_equal(pixels, np.repeat(expected[..., None], 3, 2))
         assert (np.asarray(decode_image(data)) == 255).mean() > 0.99, "published"
-    dark = saved(Image.fromarray(np.full((2, 2), 2570, np.uint16)), "PNG")
+    dark = encode(Image.fromarray(np.full((2, 2), 2570, np.uint16)), "PNG")
     assert shown(dark)[0].tolist() == [[[10] * 3] * 2] * 2, "dark stays dark"
 
 
@@ -125,7 +114,7 @@ def test_16_bits_are_scaled():
     ],
 )
 def test_wider_grey_has_the_smallest_range_that_holds_it(values, expected):
-    pixels, changes = shown(saved(Image.fromarray(values), "TIFF"))
+    pixels, changes = shown(encode(Image.fromarray(values), "TIFF"))
     assert pixels[0, :, 1].tolist() == expected and changes == [SCALED]
 
 
@@ -136,18 +125,18 @@ def test_wider_grey_has_the_smallest_range_that_holds_it(values, expected):
 def test_a_catalog_is_put_right_and_says_so(tmp_path):
     cutout = Image.new("RGBA", (600, 300), (0, 0, 0, 0))
     cutout.paste((0, 0, 0, 255), (0, 0, 300, 300))
-    images = {"a.jpg": corner(6, "JPEG", (640, 320)), "b.png": corner(3), "c.png": saved(cutout, "PNG")}
-    images["d.png"] = saved(Image.fromarray(np.full((9, 9), 25700, np.uint16)), "PNG")
+    images = {"a.jpg": corner(6, "JPEG", (640, 320)), "b.png": corner(3), "c.png": encode(cutout, "PNG")}
+    images["d.png"] = encode(Image.fromarray(np.full((9, 9), 25700, np.uint16)), "PNG")
     for name, data in images.items():
-        write_image(tmp_path / name, data)
+        write_file(tmp_path / name, data)
     rows = [(f"p{i}", name, "product", "Bags", "") for i, name in enumerate(images)]
     for i in range(4):
-        write_image(tmp_path / f"scene{i}.png", saved(Image.new("RGB", (9, 9 + i)), "PNG"))
+        write_file(tmp_path / f"scene{i}.png", encode(Image.new("RGB", (9, 9 + i)), "PNG"))
         rows.append((f"p{i}", f"scene{i}.png", "scene", "", ""))
     report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0, processes=1)
     assert report["images written anew"] == {UPRIGHT: 2, ON_WHITE: 1, SCALED: 1}
     assert "d.png" in report["images written anew, the first"][SCALED]
-    found = {name: images[0]["image"]["bytes"] for name, images in shards_of(tmp_path / "out").items()}
+    found = {row["product_id"]: row["images"][0]["image"]["bytes"] for row in rows_of(tmp_path / "out/train")}
     large, small, white, grey = (np.asarray(decode_image(found[f"p{i}"])) for i in range(4))
     assert large.shape == (512, 256, 3) and large[64, 192, 0] > 200 and large[448, 192, 0] < 60, "upright, then smaller"
     assert small.shape == (4, 8, 3) and small[3, 7, 0] > small[0, 0, 0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from made import product, rows_of
 
 from lrvsf.data.products import ProductShards
 from lrvsf.data.schema import PRODUCT_FEATURES
@@ -16,23 +17,15 @@ from lrvsf.prepare import writers as module
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from, read_manifest
 
 
-def product(name, size=10):
-    images = [
-        {
-            "image": {"bytes": kind[:1].encode() * size, "path": None},
-            "type": kind,
-            "category": "Bags",
-            "captions": ["x"],
-        }
-        for kind in ("SIMPLE", "COMPLEX")
-    ]
-    return {"product_id": name, "images": images}
+def small(name, size=10):
+    """A product of two images of this many bytes."""
+    return product(name, b"S" * size, b"C" * size, captions=["x"])
 
 
 def write(folder, names, **options):
     with ProductShardWriter(folder, **options) as shards:
         for name in names:
-            shards.add(product(name))
+            shards.add(small(name))
 
 
 def test_files_and_row_groups(tmp_path):
@@ -42,8 +35,7 @@ def test_files_and_row_groups(tmp_path):
     groups = [pq.ParquetFile(file).metadata for file in files]
     assert [[m.row_group(i).num_rows for i in range(m.num_row_groups)] for m in groups] == [[2, 2, 1], [2, 2]]
     assert {groups[0].row_group(0).column(i).compression for i in range(6)} == {"UNCOMPRESSED"}
-    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-    assert rows == [product(name) for name in "abcdefghi"]
+    assert rows_of(tmp_path / "train") == [small(name) for name in "abcdefghi"]
     assert pq.read_schema(files[0]).metadata == PRODUCT_FEATURES.arrow_schema.metadata  # the images are typed
     assert ProductShards.scan(tmp_path / "train").usable == 9
 
@@ -75,7 +67,7 @@ def test_manifest_names_the_data(tmp_path):
 
 def test_each_cell_of_a_row_is_in_its_digest():
     def digest(**changes):
-        row = product("a")
+        row = small("a")
         row["images"][0] |= changes
         return module.row_digest(row)
 
@@ -84,7 +76,7 @@ def test_each_cell_of_a_row_is_in_its_digest():
         digest(type="COMPLEX"),
         digest(category=None),
         digest(captions=[]),
-        module.row_digest(product("b")),
+        module.row_digest(small("b")),
     ]
     assert len({*changed, digest()}) == 6
     assert digest(image={"bytes": b"S" * 10, "path": "elsewhere"}) == digest()
@@ -94,7 +86,7 @@ def test_nothing_appears_of_a_run_that_fails(tmp_path):
     (tmp_path / "train.writing").mkdir()
     (tmp_path / "train.writing/00099.parquet").write_bytes(b"of a killed run")
     with pytest.raises(KeyError), ProductShardWriter(tmp_path / "train", shard_bytes=1) as shards:
-        shards.add(product("a"))
+        shards.add(small("a"))
         assert not shards.folder.exists()
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -115,8 +107,8 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (product("a"), "'a' is here twice"),
-        (product(""), "'' is empty"),
+        (small("a"), "'a' is here twice"),
+        (small(""), "'' is empty"),
         (
             {"product_id": "c", "images": [{"image": {"bytes": None, "path": "/etc/passwd"}}]},
             "'c', image 0 has no bytes",
@@ -125,7 +117,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 )
 def test_rows_that_are_refused(tmp_path, row, message):
     with pytest.raises(ValueError, match=message), ProductShardWriter(tmp_path / "train") as shards:
-        shards.add(product("a"))
+        shards.add(small("a"))
         shards.add(row)
 
 
@@ -162,7 +154,7 @@ def test_test_set_refusals(tmp_path):
 def test_made_from(tmp_path):
     assert not made_from(tmp_path / "train", "x")
     with ProductShardWriter(tmp_path / "train") as shards:
-        shards.add(product("a"))
+        shards.add(small("a"))
         shards.note = {"input": "x"}
     assert made_from(tmp_path / "train", "x")
     with pytest.raises(ValueError, match="made from other input"):
@@ -173,7 +165,7 @@ def test_made_from(tmp_path):
 def test_a_manifest_is_not_believed_alone(tmp_path):
     with ProductShardWriter(tmp_path / "train", shard_bytes=1) as shards:
         for name in "ab":
-            shards.add(product(name))
+            shards.add(small(name))
         shards.note = {"input": "x"}
     file = tmp_path / "train/00001.parquet"
     whole = file.read_bytes()
@@ -231,6 +223,6 @@ def test_work_is_kept_if_only_the_rename_fails(tmp_path, monkeypatch):
 def test_a_full_disk_is_what_is_said(tmp_path):
     with pytest.raises(OSError) as error, ProductShardWriter(tmp_path / "train", row_group=1) as shards:
         (tmp_path / "train.writing/00000.parquet").symlink_to("/dev/full")
-        shards.add(product("a", size=2**22))
-        shards.add(product("b", size=2**22))
+        shards.add(small("a", size=2**22))
+        shards.add(small("b", size=2**22))
     assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ import shlex
 import pytest
 import torch
 import yaml
-from shops import distractors_of, make_shop, place, queries_of, same_parquet, shards_of, write_csv, write_image
+from made import jpeg, write_csv, write_file, write_shop
+from shops import distractors_of, place, queries_of, same_parquet, shards_of
 from transformers import CLIPConfig, CLIPModel
 
 import evaluate_lrvsf
@@ -23,11 +24,11 @@ PARTS = ("train", *SETS)
 
 
 @pytest.fixture
-def shop(tmp_path, encoded):
-    return make_shop(tmp_path, encoded)
+def shop(tmp_path):
+    return write_shop(tmp_path / "shop")
 
 
-def test_every_product_is_in_its_place_once(shop, tmp_path, encoded):
+def test_every_product_is_in_its_place_once(shop, tmp_path):
     report = catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
     out = tmp_path / "out"
     parts = [shards_of(out), queries_of(out, "validation"), queries_of(out, "test")]
@@ -42,12 +43,12 @@ def test_every_product_is_in_its_place_once(shop, tmp_path, encoded):
         number = int(name[1:])
         category = "Hand bags" if number % 2 else "Men's shoes"
         assert [(i["type"], i["category"], i["captions"], i["image"]["bytes"]) for i in images] == [
-            ("SIMPLE", category, [f"the {name}"], encoded(2 * number)),
-            ("COMPLEX", None, [], encoded(2 * number + 1)),
+            ("SIMPLE", category, [f"the {name}"], jpeg(2 * number)),
+            ("COMPLEX", None, [], jpeg(2 * number + 1)),
         ]
     for name, row in (parts[1] | parts[2]).items():
         number = int(name[1:])
-        assert (row["SIMPLE_IMG"], row["COMPLEX_IMG"]) == (encoded(2 * number), encoded(2 * number + 1))
+        assert (row["SIMPLE_IMG"], row["COMPLEX_IMG"]) == (jpeg(2 * number), jpeg(2 * number + 1))
         assert (row["CATEGORY"], row["blip2_caption1"]) == (
             "Hand bags" if number % 2 else "Men's shoes",
             f"the {name}",
@@ -70,11 +71,11 @@ def test_every_product_is_in_its_place_once(shop, tmp_path, encoded):
     assert {path.name for path in out.iterdir()} == {*PARTS, "train.yaml", "catalog.json"}
 
 
-def test_enough_distractors_of_its_own_need_no_others(tmp_path, encoded):
+def test_enough_distractors_of_its_own_need_no_others(tmp_path):
     rows = [(f"l{i}", f"{i}.jpg", "product", "Bags", "") for i in range(60)]
     rows += [(f"p{i // 2}", f"{60 + i}.jpg", ("product", "scene")[i % 2], "Bags", "") for i in range(60)]
     for i in range(120):
-        write_image(tmp_path / f"{i}.jpg", encoded(i))
+        write_file(tmp_path / f"{i}.jpg", jpeg(i))
     report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", processes=1)
     for name in SETS:
         assert report[name]["distractors"] >= report[name]["queries"]
@@ -82,12 +83,12 @@ def test_enough_distractors_of_its_own_need_no_others(tmp_path, encoded):
     assert sum(report[name]["distractors"] for name in SETS) == 60
 
 
-def test_products_added_later_move_no_old_one(shop, tmp_path, encoded):
+def test_products_added_later_move_no_old_one(shop, tmp_path):
     catalog(shop, tmp_path / "before", processes=1)
     with shop.open("a") as file:
         for i in range(30):
-            write_image(shop.parent / f"new{i}.jpg", encoded(500 + 2 * i))
-            write_image(shop.parent / f"new{i}s.jpg", encoded(501 + 2 * i))
+            write_file(shop.parent / f"new{i}.jpg", jpeg(500 + 2 * i))
+            write_file(shop.parent / f"new{i}s.jpg", jpeg(501 + 2 * i))
             file.write(f"new{i},new{i}.jpg,product,New,\nnew{i},new{i}s.jpg,scene,,\n")
     catalog(shop, tmp_path / "after", processes=1)
     for name in SETS:
@@ -147,16 +148,16 @@ def test_without_categories_only_the_unconditioned_model_is_offered(shop, tmp_pa
     assert set(ProductTestSet(tmp_path / "out/test").categories()) == {"no category"}
 
 
-def test_a_distractor_is_never_the_answer(tmp_path, encoded):
+def test_a_distractor_is_never_the_answer(tmp_path):
     """Eight products without scene show the very image of a product in the test set, eight another image."""
     names = [f"p{i}" for i in range(8)]
     target = min(names, key=place)  # which is in the half that is tested
     rows = []
     for i, name in enumerate(names):
-        write_image(tmp_path / f"{name}.jpg", encoded(i))
-        write_image(tmp_path / f"{name}s.jpg", encoded(100 + i))
+        write_file(tmp_path / f"{name}.jpg", jpeg(i))
+        write_file(tmp_path / f"{name}s.jpg", jpeg(100 + i))
         rows += [(name, f"{name}.jpg", "product", "Bags", ""), (name, f"{name}s.jpg", "scene", "", "")]
-    write_image(tmp_path / "other.jpg", encoded(50))
+    write_file(tmp_path / "other.jpg", jpeg(50))
     rows += [(f"l{i}", f"{target}.jpg", "product", "Bags", "") for i in range(8)]
     rows += [(f"m{i}", "other.jpg", "product", "Bags", "") for i in range(8)]
     report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0.5, processes=1)
@@ -164,7 +165,7 @@ def test_a_distractor_is_never_the_answer(tmp_path, encoded):
     assert report["images, not used"] == {"distractor that shows the product of a query": 8}
 
 
-def test_a_second_run_changes_nothing_and_another_input_is_refused(shop, tmp_path, encoded):
+def test_a_second_run_changes_nothing_and_another_input_is_refused(shop, tmp_path):
     report = catalog(shop, tmp_path / "out", processes=1)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
     assert catalog(shop, tmp_path / "out", processes=1) == report
@@ -172,10 +173,10 @@ def test_a_second_run_changes_nothing_and_another_input_is_refused(shop, tmp_pat
     for change in ({"seed": 1}, {"image_size": 0}, {"test": 0.2}):
         with pytest.raises(ValueError, match="made from other input"):
             catalog(shop, tmp_path / "out", processes=1, **change)
-    write_image(shop.parent / "images/p0.jpg", encoded(999) + b"!")
+    write_file(shop.parent / "images/p0.jpg", jpeg(999) + b"!")
     with pytest.raises(ValueError, match="made from other input"):
         catalog(shop, tmp_path / "out", processes=1)
-    write_image(tmp_path / "foreign/test/notes.txt", b"x")
+    write_file(tmp_path / "foreign/test/notes.txt", b"x")
     with pytest.raises(ValueError, match="foreign/test holds something"):
         catalog(shop, tmp_path / "foreign", processes=1)
 
@@ -206,7 +207,7 @@ def test_a_killed_run_ends_with_the_same_result(shop, tmp_path, monkeypatch, fun
             catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
     assert (tmp_path / "out/validation").exists() == ((function, call) in [("query_row", 10), ("product_row", 2)])
     assert not (tmp_path / "out/train").exists() and not (tmp_path / "out/catalog.json").exists()
-    write_image(tmp_path / "out/images.writing", b"left by a run that nothing could catch")
+    write_file(tmp_path / "out/images.writing", b"left by a run that nothing could catch")
     report = catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
     assert same_parquet(tmp_path / "whole", tmp_path / "out")
     assert {name: report[name] for name in PARTS} == {name: whole[name] for name in PARTS}

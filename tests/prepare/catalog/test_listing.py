@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import COLUMNS, jpeg, write_csv, write_file, write_shop
 from PIL import Image
-from shops import COLUMNS, make_shop, same_parquet, shards_of, write_csv, write_image
+from shops import same_parquet, shards_of
 
 from lrvsf.data.images import decode_image
 from lrvsf.prepare.catalog.catalog import catalog
@@ -20,18 +21,18 @@ from lrvsf.prepare.catalog.listing import read_listing
 
 
 @pytest.fixture
-def shop(tmp_path, encoded):
-    return make_shop(tmp_path, encoded)
+def shop(tmp_path):
+    return write_shop(tmp_path / "shop")
 
 
-def test_rows_that_cannot_be_used_are_counted_with_their_names(shop, tmp_path, encoded):
+def test_rows_that_cannot_be_used_are_counted_with_their_names(shop, tmp_path):
     folder = shop.parent
     (folder / "folder.jpg").mkdir()
-    write_image(folder / "cut.jpg", encoded(7)[:-40])
-    write_image(folder / "page.jpg", b"<html>404</html>")
-    write_image(folder / "again.jpg", encoded(0))
-    write_image(tmp_path / "outside.jpg", encoded(301))
-    write_image(folder / "inside.jpg", encoded(300))
+    write_file(folder / "cut.jpg", jpeg(7)[:-40])
+    write_file(folder / "page.jpg", b"<html>404</html>")
+    write_file(folder / "again.jpg", jpeg(0))
+    write_file(tmp_path / "outside.jpg", jpeg(301))
+    write_file(folder / "inside.jpg", jpeg(300))
     lines = [
         ",images/p0.jpg,product,Bags,",
         "p0,,product,Bags,",
@@ -80,7 +81,7 @@ def test_rows_that_cannot_be_used_are_counted_with_their_names(shop, tmp_path, e
         "usable": 52, "complete": 40, "without scene": 10, "without category": 1, "without product image": 1
     }  # fmt: skip
     images = shards_of(tmp_path / "out")["p1"]
-    assert images[-1]["type"] == "PARTIAL_COMPLEX" and images[-1]["image"]["bytes"] == encoded(300)
+    assert images[-1]["type"] == "PARTIAL_COMPLEX" and images[-1]["image"]["bytes"] == jpeg(300)
     assert images[-1]["captions"] == ['one, with "quotes"\nin two lines']
     assert "validation" not in report and "to evaluate" not in report and not (tmp_path / "out/test").exists()
 
@@ -126,9 +127,9 @@ def test_a_parquet_table_of_one_row_group_is_not_read_at_once(tmp_path):
     assert most < 2 * 64 * 100_000 + 2**22  # two batches and buffers, of 40 MB
 
 
-def test_numbers_as_ids_stay_themselves(tmp_path, encoded):
+def test_numbers_as_ids_stay_themselves(tmp_path):
     for i in range(4):
-        write_image(tmp_path / f"{i}.jpg", encoded(i))
+        write_file(tmp_path / f"{i}.jpg", jpeg(i))
     csv_rows = [
         ("007", "0.jpg", "product"),
         ("007", "1.jpg", "scene"),
@@ -148,14 +149,14 @@ def test_numbers_as_ids_stay_themselves(tmp_path, encoded):
     assert shards_of(tmp_path / "floats").keys() == {"12"} and report["not used"] == {"no product_id": 1}
 
 
-def test_a_folder(tmp_path, encoded):
+def test_a_folder(tmp_path):
     root = tmp_path / "shop"
     for number, name in enumerate(
         ["Bags/1/front.jpg", "Bags/1/Scene 1.PNG", "Shoes/1/a.webp", "Shoes/1/on_scene.jpeg", "Shoes/2/a.jpg"]
     ):
-        write_image(root / name, encoded(number))
+        write_file(root / name, jpeg(number))
     for name in ("Bags/1/.DS_Store", "readme.txt", "Bags/loose.jpg", "Bags/1/more/deep.jpg"):
-        write_image(root / name, encoded(9))
+        write_file(root / name, jpeg(9))
     report = catalog(root, tmp_path / "out", validation=0, test=0, processes=1)
     found = {name: [(i["type"], i["category"]) for i in images] for name, images in shards_of(tmp_path / "out").items()}
     assert found == {f"{c}/1": [("SIMPLE", c), ("COMPLEX", None)] for c in ("Bags", "Shoes")}
@@ -223,14 +224,14 @@ def test_requests_that_make_no_sense_are_refused(shop, tmp_path):
         catalog(tmp_path / "t.parquet", tmp_path / "out")
 
 
-def test_a_category_in_one_row_is_the_product_s(tmp_path, encoded):
+def test_a_category_in_one_row_is_the_product_s(tmp_path):
     rows = [
         ("p", "0.jpg", "scene", "Bags", ""),
         ("p", "1.jpg", "product", "", ""),
         ("p", "2.jpg", "product", "Neck", ""),
     ]
     for i in range(3):
-        write_image(tmp_path / f"{i}.jpg", encoded(i))
+        write_file(tmp_path / f"{i}.jpg", jpeg(i))
     report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0, processes=1)
     # an image's own category, else the first of a SIMPLE image, else of a scene
     assert [image["category"] for image in shards_of(tmp_path / "out")["p"]] == ["Neck", "Neck", None]

@@ -6,7 +6,8 @@ import uuid
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shops import make_shop, same_parquet, shards_of, write_csv, write_image
+from made import jpeg, write_csv, write_file, write_shop
+from shops import same_parquet, shards_of
 
 from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.catalog.listing import MAX_MEMBER_BYTES, read_file, read_listing
@@ -95,8 +96,8 @@ def test_heads(tmp_path):
     assert ids(listed(tmp_path / "t.csv")) == ["p"]
 
 
-def test_columns_of_any_type(tmp_path, encoded):
-    data = encoded(1)
+def test_columns_of_any_type(tmp_path):
+    data = jpeg(1)
     paths = ["a.jpg", "b.jpg"]
     same = {"product_id": ["1", "2"], "role": ["product", "scene"]}
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
@@ -175,21 +176,21 @@ def test_names_that_look_alike(tmp_path):
 
 
 @pytest.mark.survives("a folder has links, loops, names that are not UTF-8, or cannot be read", "followed, or counted")
-def test_no_file_of_a_folder_vanishes(tmp_path, encoded, monkeypatch):
+def test_no_file_of_a_folder_vanishes(tmp_path, monkeypatch):
     root = tmp_path / "shop [spring]*"
     for number, name in enumerate(["Bags/1/a.jpg", "Bags/1/scene?.jpg", "Bags/2/a.mpo"]):
-        write_image(root / name, encoded(number))
-    write_image(tmp_path / "disk/3/a.jpg", encoded(7))
+        write_file(root / name, jpeg(number))
+    write_file(tmp_path / "disk/3/a.jpg", jpeg(7))
     (root / "Linked").symlink_to(tmp_path / "disk")
     (root / "Bags/2/link.jpg").symlink_to(tmp_path / "disk/3/a.jpg")
     (root / "Bags/2/gone.jpg").symlink_to(tmp_path / "nowhere")
     (root / "Bags/loop").symlink_to(root)
     (root / "Bags/self.jpg").symlink_to("self.jpg")
     os.mkfifo(root / "Bags/1/pipe.jpg")
-    write_image(root / "Bags/1/._a.jpg", b"attributes")
+    write_file(root / "Bags/1/._a.jpg", b"attributes")
     broken = os.fsdecode(b"Gr\x81n")
-    write_image(root / "Bags" / broken / "a.jpg", encoded(8))
-    write_image(root / "Closed/1/a.jpg", encoded(9))
+    write_file(root / "Bags" / broken / "a.jpg", jpeg(8))
+    write_file(root / "Closed/1/a.jpg", jpeg(9))
     listdir = os.listdir
 
     def refuses(folder):
@@ -217,10 +218,10 @@ def test_no_file_of_a_folder_vanishes(tmp_path, encoded, monkeypatch):
 
 
 @pytest.mark.survives("a catalog names files elsewhere, of any size, or devices", "counted; not read")
-def test_files_that_a_table_may_not_name(tmp_path, encoded):
+def test_files_that_a_table_may_not_name(tmp_path):
     shop = tmp_path / "shop"
-    write_image(shop / "a.jpg", encoded(0))
-    write_image(tmp_path / "shop2/secret.jpg", encoded(1))
+    write_file(shop / "a.jpg", jpeg(0))
+    write_file(tmp_path / "shop2/secret.jpg", jpeg(1))
     (shop / "linked").symlink_to(tmp_path / "shop2")
     os.mkfifo(shop / "pipe.jpg")
     with (shop / "big.jpg").open("wb") as file:
@@ -233,16 +234,16 @@ def test_files_that_a_table_may_not_name(tmp_path, encoded):
             return str(error)
 
     outside = "path out of the folder of images; name that folder with --images"
-    assert outcome("a.jpg") == outcome("linked/../a.jpg") == outcome("../shop/a.jpg") == encoded(0)
-    assert outcome("linked/secret.jpg") == encoded(1)
+    assert outcome("a.jpg") == outcome("linked/../a.jpg") == outcome("../shop/a.jpg") == jpeg(0)
+    assert outcome("linked/secret.jpg") == jpeg(1)
     for name in ("../shop2/secret.jpg", str(tmp_path / "shop2/secret.jpg"), "/dev/zero", "/proc/self/environ"):
         assert outcome(name) == outside
     assert outcome("pipe.jpg") == "no file, but a folder or device"
     assert outcome("big.jpg") == "file over 64 MiB" and outcome("x.jpg") == "missing file"
 
 
-def test_paths_may_start_from_another_folder(tmp_path, encoded):
-    table = make_shop(tmp_path, encoded)
+def test_paths_may_start_from_another_folder(tmp_path):
+    table = write_shop(tmp_path / "shop")
     catalog(table, tmp_path / "one", processes=1)
     (tmp_path / "elsewhere").mkdir()
     moved = table.rename(tmp_path / "elsewhere/t.csv")
@@ -265,9 +266,9 @@ def test_a_list_of_categories_is_no_category(tmp_path):
         listed(write_csv(tmp_path / "t.csv", rows))
 
 
-def test_a_table_of_tabs_is_read_under_its_own_name(tmp_path, encoded):
+def test_a_table_of_tabs_is_read_under_its_own_name(tmp_path):
     for number in range(2):
-        write_image(tmp_path / f"{number}.jpg", encoded(number))
+        write_file(tmp_path / f"{number}.jpg", jpeg(number))
     (tmp_path / "t.TSV").write_text("product_id\timage\trole\np\t0.jpg\tproduct\np\t1.jpg\tscene\n")
     catalog(tmp_path / "t.TSV", tmp_path / "out", validation=0, test=0, processes=1)
     assert shards_of(tmp_path / "out").keys() == {"p"}

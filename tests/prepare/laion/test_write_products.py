@@ -8,6 +8,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import download_row, jpeg, rows_of, spoil_page, write_download, write_rows, write_table
 
 from lrvsf.prepare.laion import downloaded
 from lrvsf.prepare.laion.write_products import products
@@ -19,17 +20,13 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def rows_of(folder):
-    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-
-
 @pytest.fixture
-def many(tmp_path, encoded, downloaded_row, write_download):
+def many(tmp_path):
     """40 products of a SIMPLE and two scenes, in three files, shuffled; the folder and the rows."""
     rows = []
     for number in range(40):
         kinds = ("SIMPLE", "COMPLEX", "PARTIAL_COMPLEX")
-        rows += [downloaded_row(f"p{number}", kind, encoded(3 * number + i)) for i, kind in enumerate(kinds)]
+        rows += [download_row(f"p{number}", kind, jpeg(3 * number + i)) for i, kind in enumerate(kinds)]
     random.Random(0).shuffle(rows)
     folder = tmp_path / "downloaded"
     for number in range(3):
@@ -37,7 +34,7 @@ def many(tmp_path, encoded, downloaded_row, write_download):
     return folder, rows
 
 
-def test_order_is_of_seed_and_ids_alone(many, tmp_path, write_download, monkeypatch):
+def test_order_is_of_seed_and_ids_alone(many, tmp_path, monkeypatch):
     folder, rows = many
     products(folder, tmp_path / "a", processes=1)
 
@@ -71,9 +68,9 @@ def test_images_of_a_product_are_its_own(many, tmp_path):
             assert image["image"]["bytes"] == row["jpg"]
 
 
-def test_counts_by_hand(tmp_path, encoded, downloaded_row, write_download):
-    row, good = downloaded_row, encoded
-    twice = encoded(7)
+def test_counts_by_hand(tmp_path):
+    row, good = download_row, jpeg
+    twice = jpeg(7)
     rows = [
         # a: complete; one scene is there under two URLs, another is cut short, a third is a web page
         row("a", "SIMPLE", good(0)),
@@ -134,14 +131,14 @@ def test_counts_by_hand(tmp_path, encoded, downloaded_row, write_download):
     assert json.loads((tmp_path / "out/products-train.json").read_text()) == report
 
 
-def test_products_that_share_a_picture_are_counted(tmp_path, encoded, downloaded_row, write_download):
+def test_products_that_share_a_picture_are_counted(tmp_path):
     """a and b show one photo, under two URLs, one of them downloaded without a digest; c is whole, d is not."""
     rows = [
-        downloaded_row(name, kind, encoded(number), url=f"http://{name}/{kind}", sha256=None if name == "b" else digest)
+        download_row(name, kind, jpeg(number), url=f"http://{name}/{kind}", sha256=None if name == "b" else digest)
         for name, pictures in {"a": (0, 1), "b": (0, 2), "c": (3, 4), "d": (3, None)}.items()
         for kind, number in zip(("SIMPLE", "COMPLEX"), pictures, strict=True)
         if number is not None
-        for digest in [hashlib.sha256(encoded(number)).hexdigest()]
+        for digest in [hashlib.sha256(jpeg(number)).hexdigest()]
     ]
     write_download(tmp_path / "in/0.parquet", rows)
     report = products(tmp_path / "in", tmp_path / "out", processes=1)
@@ -153,21 +150,17 @@ def test_damaged_files_are_counted_and_the_rest_is_used(many, tmp_path, caplog):
     folder, _ = many
     whole = folder / "part0/00000.parquet"
     (folder / "unfinished.parquet").write_bytes(whole.read_bytes()[:-50])
-    data = bytearray(whole.read_bytes())
-    chunk = pq.ParquetFile(whole).metadata.row_group(1).column(0)
-    data[chunk.data_page_offset : chunk.data_page_offset + 8] = b"\xff" * 8
-    whole.write_bytes(data)
+    spoil_page(whole, 1)
     report = products(folder, tmp_path / "out", processes=1)
     assert report["unusable"] == {"files without a readable footer": 1, "rows in a damaged row group": 3}
     assert report["URLs"]["listed"] == 117
     assert "unfinished.parquet" in caplog.text and "row group 1" in caplog.text
 
 
-def test_captions_as_list_or_json_or_text(tmp_path, encoded, downloaded_row):
+def test_captions_as_list_or_json_or_text(tmp_path):
     cells = {"SIMPLE": '["a bag", "a red bag"]', "COMPLEX": "a person", "PARTIAL_COMPLEX": None}
-    rows = [downloaded_row("a", kind, encoded(i), captions=cells[kind]) for i, kind in enumerate(cells)]
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/0.parquet")
+    rows = [download_row("a", kind, jpeg(i), captions=cells[kind]) for i, kind in enumerate(cells)]
+    write_rows(tmp_path / "in/0.parquet", rows)
     products(tmp_path / "in", tmp_path / "out", processes=1)
     (product,) = rows_of(tmp_path / "out/train")
     assert [image["captions"] for image in product["images"]] == [["a bag", "a red bag"], ["a person"], []]
@@ -220,7 +213,7 @@ def _kill_at(patch, moment):
     return killed
 
 
-def test_done_is_done_and_other_input_is_refused(many, tmp_path, monkeypatch, write_download, downloaded_row, encoded):
+def test_done_is_done_and_other_input_is_refused(many, tmp_path, monkeypatch):
     folder, _ = many
     report = products(folder, tmp_path / "out", processes=1)
     with monkeypatch.context() as patched:
@@ -228,7 +221,7 @@ def test_done_is_done_and_other_input_is_refused(many, tmp_path, monkeypatch, wr
         assert products(folder, tmp_path / "out") == report
     with pytest.raises(ValueError, match=r"out/train holds something made from other input.*remove it"):
         products(folder, tmp_path / "out", seed=1)
-    write_download(folder / "later.parquet", [downloaded_row("new", "SIMPLE", encoded(900))])
+    write_download(folder / "later.parquet", [download_row("new", "SIMPLE", jpeg(900))])
     with pytest.raises(ValueError, match="made from other input"):
         products(folder, tmp_path / "out")
 
@@ -240,16 +233,16 @@ def test_refusals(many, tmp_path):
     assert not (tmp_path / "out/validation").exists()
     with pytest.raises(FileNotFoundError, match="no .*parquet in .*nowhere; fill it with"):
         products(tmp_path / "nowhere", tmp_path / "out")
-    pq.write_table(pa.table({"URL": ["u"], "jpg": [b""]}), folder / "urls.parquet")
+    write_table(folder / "urls.parquet", {"URL": ["u"], "jpg": [b""]})
     with pytest.raises(ValueError, match=r"urls.parquet lacks the column\(s\) url, status, product_id, type, split"):
         products(folder, tmp_path / "out2")
 
 
-def test_names_that_lose_something_are_counted(tmp_path, encoded, downloaded_row, write_download):
+def test_names_that_lose_something_are_counted(tmp_path):
     rows = []
     for number, (name, category) in enumerate([("a", "Bags"), (" a", "Bags"), ("nan", "Bags"), ("b", "x\x1b[2J")]):
         kinds = ("SIMPLE",) if name == "a" else ("COMPLEX",) if name == " a" else ("SIMPLE", "COMPLEX")
-        rows += [downloaded_row(name, kind, encoded(9 * number + len(kind)), category=category) for kind in kinds]
+        rows += [download_row(name, kind, jpeg(9 * number + len(kind)), category=category) for kind in kinds]
     rows[0]["captions"] = ["fine", "\x00"]
     write_download(tmp_path / "in/0.parquet", rows)
     report = products(tmp_path / "in", tmp_path / "out", processes=1)
@@ -262,13 +255,13 @@ def test_names_that_lose_something_are_counted(tmp_path, encoded, downloaded_row
     }
 
 
-def test_ids_of_float_columns(tmp_path, encoded, downloaded_row, write_download):
-    rows = [downloaded_row("x", kind, encoded(i)) for i, kind in enumerate(("SIMPLE", "COMPLEX", "SIMPLE", "COMPLEX"))]
+def test_ids_of_float_columns(tmp_path):
+    rows = [download_row("x", kind, jpeg(i)) for i, kind in enumerate(("SIMPLE", "COMPLEX", "SIMPLE", "COMPLEX"))]
     write_download(tmp_path / "in/0.parquet", rows)
     table = pq.read_table(tmp_path / "in/0.parquet")
     for kind, limit in ((pa.float64(), 2.0**53), (pa.float32(), 2.0**24)):
         ids = pa.array([12.0, 12.0, limit, limit], kind)
-        pq.write_table(table.set_column(1, "product_id", ids), tmp_path / "in/0.parquet")
+        write_table(tmp_path / "in/0.parquet", table.set_column(1, "product_id", ids))
         report = products(tmp_path / "in", tmp_path / str(kind), processes=1)
         assert [row["product_id"] for row in rows_of(tmp_path / str(kind) / "train")] == ["12"]
         assert list(report["unusable"].values()) == [2]
@@ -295,9 +288,8 @@ def test_downloads_of_other_types_are_refused(many, tmp_path):
     file = next(folder.rglob("*.parquet"))
     table = pq.read_table(file)
     images = [{"bytes": image, "path": None} for image in table["jpg"].to_pylist()]
-    pq.write_table(table.drop_columns("jpg").append_column("jpg", pa.array(images)), file)
-    other = pa.table({name: ["a"] for name in table.column_names})
-    pq.write_table(other, folder / "a.parquet")
+    write_table(file, table.drop_columns("jpg").append_column("jpg", pa.array(images)))
+    write_table(folder / "a.parquet", {name: ["a"] for name in table.column_names})
     with pytest.raises(ValueError, match="has text in jpg, where encoded images must be. Give the folder that"):
         products(folder, tmp_path / "out", processes=1)
     (folder / "a.parquet").unlink()

@@ -7,6 +7,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import download_row, jpeg, write_download
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.prepare.laion.urls import urls
@@ -15,46 +16,46 @@ from lrvsf.prepare.writers import TestSetWriter
 
 
 @pytest.fixture
-def folder(tmp_path, encoded, downloaded_row, write_download):
+def folder(tmp_path):
     """Products a (two SIMPLE images, three scenes), b (dead scene), c (no category), d; 7 distractors, 5 arrived."""
 
     def row(*args, **cells):
-        return downloaded_row(*args, **({"split": "test"} | cells))
+        return download_row(*args, **({"split": "test"} | cells))
 
     rows = [
-        row("a", "SIMPLE", encoded(1), url="http://2", captions=["second"]),
-        row("a", "SIMPLE", encoded(0), url="http://1", captions=["first", "other"]),
-        row("a", "PARTIAL_COMPLEX", encoded(2), url="http://0"),
-        row("a", "COMPLEX", encoded(3)[:-30], url="http://3"),
-        row("a", "COMPLEX", encoded(4), url="http://4"),
-        row("b", "SIMPLE", encoded(5)),
+        row("a", "SIMPLE", jpeg(1), url="http://2", captions=["second"]),
+        row("a", "SIMPLE", jpeg(0), url="http://1", captions=["first", "other"]),
+        row("a", "PARTIAL_COMPLEX", jpeg(2), url="http://0"),
+        row("a", "COMPLEX", jpeg(3)[:-30], url="http://3"),
+        row("a", "COMPLEX", jpeg(4), url="http://4"),
+        row("b", "SIMPLE", jpeg(5)),
         row("b", "COMPLEX", None),
-        row("c", "SIMPLE", encoded(6), category=None),
-        row("c", "COMPLEX", encoded(7)),
-        row("d", "SIMPLE", encoded(8), category="Feet", captions=[]),
-        row("d", "COMPLEX", encoded(9)),
-        row("x", "SIMPLE", encoded(90), split="train"),
+        row("c", "SIMPLE", jpeg(6), category=None),
+        row("c", "COMPLEX", jpeg(7)),
+        row("d", "SIMPLE", jpeg(8), category="Feet", captions=[]),
+        row("d", "COMPLEX", jpeg(9)),
+        row("x", "SIMPLE", jpeg(90), split="train"),
     ]
-    rows += [row(f"n{i}", "SIMPLE", encoded(10 + i), split="test_distractors") for i in range(4)]
+    rows += [row(f"n{i}", "SIMPLE", jpeg(10 + i), split="test_distractors") for i in range(4)]
     rows += [row("n4", "SIMPLE", None, split="test_distractors")]
     # A distractor needs neither a product nor a type.
-    rows += [row(None, None, encoded(15), split="test_distractors", url="http://loose")]
+    rows += [row(None, None, jpeg(15), split="test_distractors", url="http://loose")]
     rows += [row("n6", "SIMPLE", b"\x89PNG nothing", split="test_distractors")]
     write_download(tmp_path / "in/0.parquet", rows[::2])
     write_download(tmp_path / "in/1.parquet", rows[1::2])
     return tmp_path / "in"
 
 
-def test_layout_and_choice(folder, tmp_path, encoded, monkeypatch):
+def test_layout_and_choice(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("lrvsf.prepare.laion.write_testset.TestSetWriter", partial(TestSetWriter, distractor_rows=2))
     report = make_testset(folder, tmp_path / "out", processes=1)
     found = ProductTestSet(tmp_path / "out/test")
     products = {p.category: p for p in found.products()}
     assert products.keys() == {"Bags", "Feet"}
     # a: of the SIMPLE images the first by URL; of the scenes a readable COMPLEX one before a PARTIAL_COMPLEX
-    assert products["Bags"].target_image == encoded(0) and products["Bags"].query_image == encoded(4)
+    assert products["Bags"].target_image == jpeg(0) and products["Bags"].query_image == jpeg(4)
     assert (products["Bags"].caption, products["Feet"].caption) == ("first", None)
-    assert {image for _, image in found.distractors()} == {encoded(i) for i in (10, 11, 12, 13, 15)}
+    assert {image for _, image in found.distractors()} == {jpeg(i) for i in (10, 11, 12, 13, 15)}
     assert [len(pq.read_table(f)) for f in sorted((tmp_path / "out/test/distractors").iterdir())] == [2, 2, 1]
     further = pq.read_table(tmp_path / "out/test/products.parquet").to_pylist()
     assert {(row["PRODUCT_ID"], row["TYPE"]) for row in further} == {("a", "COMPLEX"), ("d", "COMPLEX")}
@@ -75,9 +76,9 @@ def test_layout_and_choice(folder, tmp_path, encoded, monkeypatch):
     assert make_testset(folder, tmp_path / "out") == report  # it is done
 
 
-def test_validation_has_no_published_number(folder, tmp_path, write_download, downloaded_row, encoded):
-    rows = [downloaded_row("v", kind, encoded(i), split="validation") for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
-    rows.append(downloaded_row("w", "SIMPLE", encoded(3), split="validation_distractors"))
+def test_validation_has_no_published_number(folder, tmp_path):
+    rows = [download_row("v", kind, jpeg(i), split="validation") for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
+    rows.append(download_row("w", "SIMPLE", jpeg(3), split="validation_distractors"))
     write_download(folder / "2.parquet", rows)
     report = make_testset(folder, tmp_path / "out", split="validation", processes=1)
     assert report["distractors"] == {"listed": 1, "kept": 1}
@@ -85,8 +86,8 @@ def test_validation_has_no_published_number(folder, tmp_path, write_download, do
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
-def test_published_products(folder, tmp_path, encoded, as_struct):
-    images = [encoded(i) for i in range(8)]
+def test_published_products(folder, tmp_path, as_struct):
+    images = [jpeg(i) for i in range(8)]
     images[5] = b"no image"
     if as_struct:
         images = [{"bytes": image, "path": None} for image in images]
@@ -103,7 +104,7 @@ def test_published_products(folder, tmp_path, encoded, as_struct):
     report = make_testset(folder, tmp_path / "out", products=tmp_path / "products.parquet", processes=1)
     found = list(ProductTestSet(tmp_path / "out/test").products())
     assert [(p.category, p.caption) for p in found] == [("Bags", "a"), ("Neck", None)]
-    assert (found[1].target_image, found[1].query_image) == (encoded(2), encoded(6))
+    assert (found[1].target_image, found[1].query_image) == (jpeg(2), jpeg(6))
     assert report["products"] == {
         "listed": 4,
         "complete": 2,
@@ -129,7 +130,7 @@ def test_refusals(folder, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_rows_stand_in_the_order_of_the_metadata(tmp_path, encoded, write_download, processes):
+def test_rows_stand_in_the_order_of_the_metadata(tmp_path, processes):
     """Three files of metadata; images that arrive shuffled, in two rounds, one in five never."""
     for number in range(3):
         cells = [
@@ -152,7 +153,7 @@ def test_rows_stand_in_the_order_of_the_metadata(tmp_path, encoded, write_downlo
     images = {}
     for image, row in enumerate(listed):
         dead = row["split"] != "test" and image % 5 == 0
-        images[row["url"]] = None if dead else encoded(image)
+        images[row["url"]] = None if dead else jpeg(image)
         row |= {"jpg": images[row["url"]], "status": "failed_to_download" if dead else "success", "sha256": None}
     write_download(tmp_path / "in/1.parquet", listed[::2])
     write_download(tmp_path / "in/2.parquet", listed[1::2])
@@ -166,11 +167,11 @@ def test_rows_stand_in_the_order_of_the_metadata(tmp_path, encoded, write_downlo
     assert not any("without a place" in title for title in report)
 
 
-def test_rows_without_a_place_come_last_and_are_counted(tmp_path, encoded, downloaded_row, write_download):
-    rows = [downloaded_row("a", kind, encoded(i), split="test") for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
+def test_rows_without_a_place_come_last_and_are_counted(tmp_path):
+    rows = [download_row("a", kind, jpeg(i), split="test") for i, kind in enumerate(("SIMPLE", "COMPLEX"))]
     places = {"old1": None, "new9": 9, "old2": None, "new2": 2}
     rows += [
-        downloaded_row(name, "SIMPLE", encoded(10 + i), split="test_distractors", metadata_row=place)
+        download_row(name, "SIMPLE", jpeg(10 + i), split="test_distractors", metadata_row=place)
         for i, (name, place) in enumerate(places.items())
     ]
     write_download(tmp_path / "in/0.parquet", rows)
