@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
@@ -98,18 +99,71 @@ def _in_use(folder: Path, file: TextIO) -> str:
     return f"{folder} is in use by {by} Wait until it has ended, end it, or take another folder."
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file aside, flushes it, and only then gives it its name. A killed writer's leftover is overwritten.
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a place beside a file; what is written there gets the file's name, flushed, when the block has ended well.
+
+    Whatever else happens, what was there before stays. The file's folder is made.
 
     Raises OSError: the disk is full, the folder cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")  # the same each time, so a killed writer's is overwritten
+    try:
+        yield part
+        flush(part)  # before the name: else a power cut may leave a name without bytes
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):  # the first error counts
+            part.unlink(missing_ok=True)
+        raise
     flush(path.parent)
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Writes a file, whole or not at all. Raises OSError as `whole_file` does."""
+    with whole_file(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, which takes its place when the block has ended well, and goes if it has not.
+
+    A link is followed: what it leads to is written beside its place there.
+
+    Raises OSError: as `publish_folder` does, the new folder is then kept.
+    """
+    folder = Path(path).resolve()
+    writing = folder.with_name(f"{folder.name}.writing")
+    shutil.rmtree(writing, ignore_errors=True)  # a killed writer's
+    writing.mkdir(parents=True)
+    try:
+        yield writing
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    publish_folder(writing, folder)
+
+
+def publish_folder(finished: Path, folder: Path) -> None:
+    """Flushes all that a folder holds, and gives it its name, in place of one that was there.
+
+    Raises OSError: it cannot be renamed, as from one disk to another, or to a mount point.
+    """
+    for place, _, names in os.walk(finished):
+        for path in (*(Path(place, name) for name in names), Path(place)):
+            if path.is_file() or path.is_dir():  # not a link to nowhere
+                flush(path)
+    shutil.rmtree(folder, ignore_errors=True)  # from here to the next line there is none: no folder is half a new one
+    try:
+        os.replace(finished, folder)
+    except OSError as error:
+        raise OSError(
+            f"{finished} is whole, but cannot be renamed to {folder} ({error.strerror}); rename it"
+        ) from error
+    flush(folder.parent)
 
 
 def follow_umask(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lrvsf.durable import LOCK, InUse, locked, write_whole
+from lrvsf.durable import LOCK, InUse, locked, whole_file, whole_folder, write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,34 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, step):
     monkeypatch.setattr(os, step, fails)
     with pytest.raises(OSError, match="no space"):
         write_whole(path, b"after")
-    assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["shard"]
+
+
+def test_a_failed_block_leaves_what_was_there(tmp_path):
+    write_whole(tmp_path / "new/file", b"before")
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for place, name in ((whole_file, "new/file"), (whole_folder, "link")):
+        with pytest.raises(KeyboardInterrupt), place(tmp_path / name) as written:
+            (written if place is whole_file else written / "other").write_bytes(b"half")
+            raise KeyboardInterrupt
+        assert (tmp_path / "new/file").read_bytes() == b"before" and sorted(os.listdir(tmp_path)) == ["link", "new"]
+
+
+def test_a_folder_is_replaced_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    write_whole(tmp_path / "set/old", b"before")
+    write_whole(tmp_path / "set.writing/leftover", b"of a killed run")
+    flushed, fsync = set(), os.fsync
+
+    def flush(descriptor):
+        flushed.add(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        fsync(descriptor)
+
+    with whole_folder(tmp_path / "set") as writing:
+        (writing / "part").mkdir()
+        (writing / "part/file").write_bytes(b"new")
+        monkeypatch.setattr(os, "fsync", flush)
+    assert flushed == {"set.writing", "set.writing/part", "set.writing/part/file", "."}
+    assert os.listdir(tmp_path) == ["set"] and os.listdir(tmp_path / "set") == ["part"]
 
 
 @pytest.fixture
