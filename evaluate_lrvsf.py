@@ -1,6 +1,7 @@
 """Measures a model on a test set: R@K at several gallery sizes, as a table, results.json, queries.parquet and plots.
 
-    accelerate launch evaluate_lrvsf.py --model DIR --data_root DATA/test --output_dir RESULTS
+    accelerate launch evaluate_lrvsf.py --model DIR --data_root DATA/test \\
+        --output_dir RESULTS
 
 It takes what train_hf.py wrote, or CLIP, SigLIP or DINO as an unconditioned baseline, and a test set as
 prepare_lrvsf.py makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N`
@@ -26,7 +27,7 @@ CLASSES = (EvaluateArguments, PictureArguments)
 
 def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
     """The flags, and what they ask for: nothing known to be wrong."""
-    usage = "%(prog)s --model MODEL --data_root FOLDER --output_dir FOLDER [--flag value ...]"
+    usage = "%(prog)s --model MODEL --data_root FOLDER --output_dir FOLDER\n    [--flag value ...]"
     parser = FlagParser(usage, __doc__, *((one.__module__, one.__name__) for one in CLASSES))
     flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
     check_evaluation(asked)

@@ -107,6 +107,16 @@ def script_name() -> str:
     return Path(sys.argv[0]).name
 
 
+def called(step: str) -> list[str]:
+    """The words that start a script from here: its file's in a checkout, else the installed command's.
+
+    >>> called("publish")
+    ['python', 'publish_lrvsf.py']
+    """
+    file = {"train": "train_hf.py"}.get(step, f"{step}_lrvsf.py")
+    return ["python", file] if Path(file).is_file() else [f"lrvsf-{step}"]
+
+
 def is_refusal(error: BaseException) -> bool:
     """Whether an error is a user's matter: raised on purpose by this project, or told by the system.
 

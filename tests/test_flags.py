@@ -1,10 +1,5 @@
 """The flags that are read from the source are those that HfArgumentParser makes of the classes."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -74,32 +69,3 @@ def test_a_wrong_flag_is_one_line(words, says):
 def test_both_spellings_and_the_negative_ones_are_taken():
     asked = parser("train_hf.py").parse_args(["--max-steps=3", "--no-dataloader-pin-memory", "--output-dir", "a-b"])
     assert (asked.max_steps, asked.dataloader_pin_memory, asked.output_dir) == (3, False, "a-b")
-
-
-def test_help_and_mistakes_come_before_torch(tmp_path):
-    """In one process: what `--help`, a wrong flag and a wrong path of both scripts import, run as scripts."""
-    code = """
-import contextlib, io, json, runpy, sys, time
-said = []
-place = ["--model", sys.argv[1], "--output_dir", "x"]
-for script, flag in (("train_hf.py", "--data"), ("evaluate_lrvsf.py", "--data_root")):
-    for words in (["--help"], ["--nonsense"], [*place, flag, "nowhere"]):
-        sys.argv = [script, *words]
-        out = io.StringIO()
-        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            runpy.run_path(script, run_name="__main__")
-        said.append(out.getvalue())
-print(json.dumps([said, [name for name in ("torch", "transformers", "datasets") if name in sys.modules],
-    time.process_time()]))
-"""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root / "assets/mini-condvit")],
-        cwd=root, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    said, imported, seconds = json.loads(done.stdout)
-    assert imported == [] and seconds < 1
-    assert "--matryoshka_dims" in said[0] and "--gallery_sizes" in said[3] and "Did you mean" not in said[0]
-    assert said[1] == "train_hf.py: there is no flag --nonsense. --help lists them.\n"
-    assert said[2].startswith("train_hf.py: nowhere has no train/ folder") and said[2].count("\n") == 1
-    assert said[5].startswith("evaluate_lrvsf.py: nowhere has no products.parquet") and said[5].count("\n") == 1

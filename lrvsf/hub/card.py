@@ -1,4 +1,4 @@
-"""The model card of a trained CondViT: what it is, how to use it, how it was trained."""
+"""The model card of a CondViT: what it is, how to use it, and how it was trained or where it was converted from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.hub.leaderboard import DATASET as LRVSF
+from lrvsf.hub.leaderboard import EVAL_RESULTS
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.resuming import final_evaluation
 from modeling_condvit import CondViTModel
 
 logger = logging.getLogger(__name__)
 
-EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")  # what lrvsf.hub.leaderboard writes beside the card
-
-LRVSF = "Slep/LAION-RVS-Fashion"
 LRVSF_LICENSE = "cc-by-nc-4.0"  # of the data set and of the published weights, and so of what is trained from them
 
 CARD = """---
@@ -51,16 +50,12 @@ Products are indexed once and without a condition. `SentenceTransformer(path, tr
 `pipeline("image-feature-extraction", path, trust_remote_code=True)` give the same rows. An image is read as it is
 stored: turn a photo with an EXIF orientation upright before, by `PIL.ImageOps.exif_transpose`.
 
-## Training
+## {heading}
 
 | | |
 | --- | --- |
-| started from | {start} |
-| data | {data} |
-| steps | {steps} of {batch} pairs |
-| peak learning rate | {learning_rate} |
-| seed | {seed} |
-{license}{validation}
+{facts}
+
 ## Source
 
 The method is CondViT: [LRVS-Fashion: Extending Visual Search with Referring Instructions](https://arxiv.org/abs/2306.02928).
@@ -75,6 +70,8 @@ The method is CondViT: [LRVS-Fashion: Extending Visual Search with Referring Ins
 ```
 """
 
+ABOUT = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction"}
+TAGS = ("sentence-transformers", "custom_code", "arxiv:2306.02928")
 CONDITIONED = (
     "A referred visual search model: a scene and a category give one embedding of the thing meant, which finds the "
     "product in a catalog.\n\nCategories, in index order: {categories}."
@@ -97,41 +94,56 @@ def write_training_card(
     if (folder / EVAL_RESULTS).is_file():
         (folder / EVAL_RESULTS).unlink()
         logger.warning(
-            "%s held results of the model that was there before; `python -m lrvsf.hub.leaderboard` writes this one's.",
+            "%s held results of the model that was there before; `publish_lrvsf.py leaderboard` writes this one's.",
             folder / EVAL_RESULTS,
         )
-    conditioned, categories = model.config.condition == "category", model.config.categories
     name = training.hub_model_id or folder.resolve().name
     dataset = args.dataset_name or hub_dataset(args.data)
     license, license_row = license_of(args, dataset)
     entry = None if validation is None else final_evaluation(state, training)
     metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        **ABOUT,
         license=license,
         base_model=None if Path(args.model).exists() else args.model,  # a folder is no Hub name
         datasets=None if dataset is None else [dataset],
         tags=[
             *(["visual-search", "lrvsf-benchmark", "fashion"] if is_lrvsf(args.data, dataset) else ["visual-search"]),
-            *("sentence-transformers", "custom_code", "arxiv:2306.02928"),
+            *TAGS,
         ],
         model_name=None if entry is None else name.split("/")[-1],
         eval_results=None if entry is None else eval_results(entry, validation, dataset),
     )
+    facts = {
+        "started from": plain(shown(args.model)),
+        "data": plain(shown(args.data)),
+        "steps": f"{state.global_step} of {training.per_device_train_batch_size * training.world_size} pairs",
+        "peak learning rate": training.learning_rate,
+        "seed": training.seed,
+        **license_row,
+        **({} if entry is None else {"validation": validation_row(entry, validation)}),
+    }
+    _write_card(folder, metadata, name, model, "Training", facts)
+
+
+def write_converted_card(folder: Path, source: Path, model: CondViTModel, license: str) -> None:
+    """Writes README.md into the folder of a model that was converted from a published checkpoint."""
+    metadata = ModelCardData(**ABOUT, license=license, tags=["visual-search", *TAGS])
+    facts = {"converted from": plain(source.name), "licence": plain(license)}
+    _write_card(folder, metadata, folder.resolve().name, model, "Origin", facts)
+
+
+def _write_card(
+    folder: Path, metadata: ModelCardData, name: str, model: CondViTModel, heading: str, facts: dict[str, Any]
+) -> None:
+    conditioned, categories = model.config.condition == "category", model.config.categories
     card = CARD.format(
         metadata=metadata.to_yaml(),
         name=plain(name),
         path=python_string(name),
         what=CONDITIONED.format(categories=", ".join(map(plain, categories))) if conditioned else UNCONDITIONED,
         condition=f", categories={python_string(categories[0])}" if conditioned else "",
-        start=plain(shown(args.model)),
-        data=plain(shown(args.data)),
-        steps=state.global_step,
-        batch=training.per_device_train_batch_size * training.world_size,
-        learning_rate=training.learning_rate,
-        seed=training.seed,
-        license=license_row,
-        validation="" if entry is None else validation_row(entry, validation),
+        heading=heading,
+        facts="\n".join(f"| {fact} | {value} |" for fact, value in facts.items()),
     )
     ModelCard(card).save(folder / "README.md")
 
@@ -157,18 +169,18 @@ def is_lrvsf(data: str, dataset: str | None) -> bool:
     return dataset.lower() == LRVSF.lower() if dataset else Path(data).name.lower().startswith("lrvsf")
 
 
-def license_of(args: ModelArguments, dataset: str | None) -> tuple[str | None, str]:
+def license_of(args: ModelArguments, dataset: str | None) -> tuple[str | None, dict[str, str]]:
     """The card's licence, and its row in the table: the owner's word, or else what data or start bind the model to."""
     lrvsf, start = is_lrvsf(args.data, dataset), start_license(args.model)
     bound, source = (LRVSF_LICENSE, "LRVS-Fashion") if lrvsf else (start, shown(args.model))
     if args.license is None and bound is not None:
-        return bound, f"| licence | {plain(bound)}, because {plain(source)} has it |\n"
+        return bound, {"licence": f"{plain(bound)}, because {plain(source)} has it"}
     if bound is not None and not binds(args.license):
         logger.warning(
             "The card says license=%s, but %s is under %s, which holds for what is made from it.",
             *(args.license, source, bound),
         )
-    return args.license, ""
+    return args.license, {}
 
 
 def binds(license: str) -> bool:
@@ -224,4 +236,4 @@ def validation_row(entry: dict[str, Any], validation: ProductTestSet) -> str:
     """The evaluation as a row of the card's table."""
     recall = ", ".join(f"R@{k} {100 * entry[f'eval_R@{k}']:.1f} %" for k in telling(validation))
     gallery = f"{validation.n_products:,} products, {validation.n_distractors:,} distractors"
-    return f"| validation | {recall} ({gallery}, step {entry['step']}) |\n"
+    return f"{recall} ({gallery}, step {entry['step']})"

@@ -1,16 +1,13 @@
 """The leaderboard's results of a model -> its model card, in the form that the leaderboard reads.
 
-    python -m lrvsf.hub.leaderboard MODEL_FOLDER RESULTS_FOLDER [--dataset OWNER/NAME]
-
-RESULTS_FOLDER is what evaluate_lrvsf.py --protocol leaderboard wrote. Two things change in the model folder, and
-`lrvsf.hub.push_model` pushes both:
+Two things change in the model folder, and `publish_lrvsf.py push` pushes both:
 
 README.md                 the `model-index` gets the results as the leaderboard's own code writes them: types such as
                           recall_at_1|10000, values such as "93.44 ± 0.83", n_dists, embedding_dim, conditioning, and
                           the tag lrvsf-benchmark on LRVS-F. Other entries, such as the validation's, and the text stay.
 .eval_results/lrvsf.yaml  the same recalls as numbers, in the Hub's newer form.
 
-It is a command of its own, not a flag of the evaluation: an evaluation does not change what it measures, and a score is
+It is a step of its own, not a flag of the evaluation: an evaluation does not change what it measures, and a score is
 published after somebody has looked at it.
 """
 
@@ -19,23 +16,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
+from typer import Argument, Option
 
-from lrvsf.command import OneLineParser, run
-from lrvsf.embedding.encoder import load_model
-from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.evaluation.results import load_results
-from lrvsf.hub.card import EVAL_RESULTS
-from lrvsf.hub.card import LRVSF as DATASET
 
+DATASET = "Slep/LAION-RVS-Fashion"
+EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")
 DATASET_NAME = "LAION - Referred Visual Search - Fashion"
 SOURCE = {"source_name": "LRVSF Leaderboard", "source_url": "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"}
 TAG = "lrvsf-benchmark"
 TASK = "Retrieval"
 PUBLISHED_FOLDS = 20, 1000  # of products, and how many in each
+
+
+def leaderboard(
+    model: Annotated[Path, Argument(help="model folder that train_hf.py, or the step convert, left")],
+    results: Annotated[Path, Argument(help="folder that evaluate_lrvsf.py --protocol leaderboard wrote")],
+    dataset: Annotated[str, Option(help="the test set's name on the Hub, OWNER/NAME")] = DATASET,
+) -> str:
+    """Put an evaluation's results into the model's card, as the leaderboard reads them."""
+    left_out = add_results(model, load_results(results / "results.json"), dataset)
+    lines = [f"Wrote {model / 'README.md'} and {model / EVAL_RESULTS}."]
+    lines += [f"Left out: {int(size):,} distractors, which this test set cannot fill." for size in left_out]
+    return "\n".join(lines)
 
 
 def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET) -> list[str]:
@@ -157,6 +164,9 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
         raise ValueError(
             "These results do not say of which weights they are: an older version made them. Evaluate again."
         )
+    from lrvsf.embedding.encoder import load_model  # and torch: what is wrong is told before
+    from lrvsf.embedding.fingerprint import weights_digest
+
     if results["model_weights"] != weights_digest(load_model(str(folder))):
         raise ValueError(
             f"These are results of {results['model']}, whose weights are not {folder}'s. Evaluate {folder}."
@@ -179,19 +189,3 @@ def _is_ours(one: EvalResult, dataset: str) -> bool:
 
 def _mean_and_std(recall: Mapping[str, float]) -> str:
     return f"{100 * recall['mean']:.2f} ± {100 * recall['std']:.2f}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
-    parser.add_argument("model", type=Path, help="what train_hf.py left")
-    parser.add_argument("results", type=Path, help="what evaluate_lrvsf.py --protocol leaderboard wrote")
-    parser.add_argument("--dataset", default=DATASET, help=f"the test set's name on the Hub; {DATASET} by default")
-    args = parser.parse_args(arguments)
-    left_out = add_results(args.model, load_results(args.results / "results.json"), args.dataset)
-    print(f"Wrote {args.model / 'README.md'} and {args.model / EVAL_RESULTS}.")
-    for size in left_out:
-        print(f"Left out: {int(size):,} distractors, which this test set cannot fill.")
-
-
-if __name__ == "__main__":
-    run(main, "lrvsf.hub.leaderboard")

@@ -59,7 +59,7 @@ def from_published(
     if "c_pos_embedding" in network and "c_embedding.weight" not in network:
         raise ValueError(
             "This checkpoint has a condition position but no category table (c_embedding.weight): its conditions are "
-            "texts, which are not supported by this version. Give a checkpoint of the categorical or the plain model."
+            "texts, which are not supported yet. Give a checkpoint of the categorical or the plain model."
         )
     config = CondViTConfig(**_shape(network, num_attention_heads), **_condition(network, categories))
     converted: dict[str, torch.Tensor] = {}
@@ -72,23 +72,38 @@ def from_published(
     missing = set(model.state_dict()) - set(converted) - {"logit_scale"}
     if missing:
         raise ValueError(f"The checkpoint is incomplete: it brings nothing for {sorted(missing)}.")
+    for name, tensor in model.state_dict().items():
+        if name in converted and converted[name].shape != tensor.shape:  # torch's own error fills a screen
+            shapes = f"{tuple(converted[name].shape)}, but the other tensors ask for {tuple(tensor.shape)}"
+            raise ValueError(f"The checkpoint does not fit together: {name} has the shape {shapes}.")
     model.load_state_dict(converted, strict=False)
     return model.eval()
 
 
+def prefix_of(state_dict: Mapping[str, object]) -> str | None:
+    """What stands before every name of a published network's state dict; None if this is no such state dict."""
+    return next((prefix for prefix in PREFIXES if f"{prefix}conv1.weight" in state_dict), None)
+
+
 def _strip_prefix(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The network's tensors by their names without prefix. Keys that are not the network's are an error."""
-    prefix = next((prefix for prefix in PREFIXES if f"{prefix}conv1.weight" in state_dict), None)
+    prefix = prefix_of(state_dict)
     if prefix is None:
+        keys = sorted(map(str, state_dict))
+        if theirs := [key for key in keys if "vision_model." in key]:
+            raise ValueError(
+                f"Its keys, such as {theirs[0]}, are those of a CLIP or CondViT of transformers, which train_hf.py and "
+                "evaluate_lrvsf.py read as it is. Give them its folder."
+            )
         raise ValueError(
-            f"No conv1.weight, model.conv1.weight or condvit.conv1.weight among the keys {sorted(state_dict)}. "
-            "Give the state dict of a published CondViT itself, not a dictionary that holds it."
+            f"No conv1.weight, model.conv1.weight or condvit.conv1.weight among its {len(keys)} keys {keys[:5]}. Give "
+            "the state dict of a published CondViT itself, not a dictionary that holds it."
         )
     outside = sorted(key for key in state_dict if not key.startswith(prefix))
     if outside:
         raise ValueError(
-            f"The network's keys begin with {prefix!r}, but these do not: {outside}. If they are a text encoder's, the "
-            "checkpoint is the textual model's, which is not supported by this version."
+            f"The network's keys begin with {prefix!r}, but these do not: {outside[:5]}. If they are a text encoder's, "
+            "the checkpoint is the textual model's, which is not supported yet."
         )
     return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
 

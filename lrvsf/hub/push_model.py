@@ -1,7 +1,5 @@
 """A finished model folder -> its repository on the Hub, in one commit.
 
-    python -m lrvsf.hub.push_model FOLDER OWNER/NAME [--private] [--revision BRANCH]
-
 It is what `train_hf.py --push_to_hub` does last, and what repeats it when that failed. The token is that of
 `hf auth login` or of HF_TOKEN. Not by Trainer.push_to_hub, which would write a pickle of the arguments and a card of
 its own over ours first, and not by upload_folder, which may make several commits: a model is there whole or not at all.
@@ -9,17 +7,18 @@ its own over ours first, and not by upload_folder, which may make several commit
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 from pathlib import Path
+from typing import Annotated
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, set_client_factory
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
+from typer import Argument, Option
 
-from lrvsf.command import OneLineParser, fold, run
+from lrvsf.command import called, fold
 
 # What a model repository is made of. All else stays here: checkpoints, optimizers, pickles, a copied validation set.
 PUSHED = (
@@ -30,6 +29,16 @@ NEEDED = ("README.md", "config.json", "preprocessor_config.json", "*.safetensors
 
 ANSWER_WITHIN = 90.0  # seconds without a byte from the Hub; its own gateway gives up after 60
 LONGEST_WAIT = 60  # seconds that the Hub may ask for before a next attempt; huggingface_hub makes up to five
+
+
+def push(
+    folder: Annotated[Path, Argument(help="model folder that train_hf.py, or the step convert, left")],
+    repo: Annotated[str, Argument(help="OWNER/NAME, or NAME in your account; made if it is not there")],
+    private: Annotated[bool | None, Option(help="of a new repository; by default the account's choice")] = None,
+    revision: Annotated[str | None, Option(help="a branch that exists; main by default")] = None,
+) -> str:
+    """Commit a finished model folder to its repository on the Hub."""
+    return push_model(folder, repo, private, revision=revision)
 
 
 class PushError(RuntimeError):
@@ -148,21 +157,7 @@ def _remedy(error: BaseException, repo: str) -> str:
 
 
 def _command(folder: Path, repo: str, private: bool | None, revision: str | None) -> str:
-    words = ["python", "-m", "lrvsf.hub.push_model", str(folder.resolve()), repo]
-    words += [] if private is None else ["--private" if private else "--no-private"]
+    words = [*called("publish"), "push", str(folder.resolve()), repo]
+    words += [] if private is None else ["--private" if private else "--no_private"]
     words += [] if revision is None else ["--revision", revision]
     return fold(words, indent="    ")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
-    parser.add_argument("folder", type=Path, help="what train_hf.py left")
-    parser.add_argument("repo", help="OWNER/NAME; it is made if it is not there")
-    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="a new repository, not an old one")
-    parser.add_argument("--revision", help="a branch that exists; main by default")
-    args = parser.parse_args(arguments)
-    print(push_model(args.folder, args.repo, args.private, revision=args.revision))
-
-
-if __name__ == "__main__":
-    run(main, "lrvsf.hub.push_model")

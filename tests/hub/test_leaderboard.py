@@ -7,8 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, parse_eval_result_entries
 
 from lrvsf.embedding.fingerprint import weights_digest
-from lrvsf.hub import leaderboard
-from lrvsf.hub.leaderboard import add_results, short
+from lrvsf.hub.leaderboard import add_results, leaderboard, short
 
 
 @pytest.fixture
@@ -110,12 +109,11 @@ def test_a_card_without_model_index_and_tags_gets_them(folder, results):
     assert data.model_name == "bags" and data.tags == ["lrvsf-benchmark"] and len(data.eval_results) == 23
 
 
-def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, results, tmp_path, capsys):
+def test_a_size_that_the_test_set_cannot_fill_is_left_out(folder, results, tmp_path):
     short_of = results(n_distractors=600_000)
     short_of["galleries"]["1000000"]["marked"] = "drawn with repeats from only 600000 distractors"
     (tmp_path / "results.json").write_text(json.dumps(short_of))
-    leaderboard.main([str(folder), str(tmp_path)])
-    assert "Left out: 1,000,000 distractors" in capsys.readouterr().out
+    assert "Left out: 1,000,000 distractors" in leaderboard(folder, tmp_path)
     types = [one.metric_type for one in ModelCard.load(folder / "README.md").data.eval_results]
     assert "recall_at_1|500000" in types and "recall_at_1|1000000" not in types and len(entries(folder)) == 15
 
@@ -139,7 +137,7 @@ def test_other_results_are_refused_and_nothing_is_written(folder, results, tmp_p
     before = (folder / "README.md").read_text()
     (tmp_path / "results.json").write_text(json.dumps(results(**changes)))
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        leaderboard.main([str(folder), str(tmp_path)])
+        leaderboard(folder, tmp_path)
     assert (folder / "README.md").read_text() == before and not (folder / ".eval_results").exists()
 
 

@@ -96,7 +96,7 @@ def test_what_the_hub_will_not_take_ends_with_reason_remedy_and_command(
         push.push_model(folder, "me/bags", private=False, token=TOKEN)
     said = str(raised.value)
     assert hub.commits == [] and remedy in said and f"The model is safe in {folder}." in said
-    again = ["python", "-m", "lrvsf.hub.push_model", folder, "me/bags", "--no-private"]
+    again = ["python", "publish_lrvsf.py", "push", folder, "me/bags", "--no_private"]
     assert said.endswith("\n" + fold(again, "    ")) and TOKEN not in said
     if status == SILENCE:
         assert "timed out" in said
@@ -179,7 +179,9 @@ def test_the_command_that_the_message_gives_repeats_the_push(hub, folder, run):
     command = shlex.split(str(raised.value).partition("    python")[2].replace("\\\n", ""))
     failed = run(command)
     assert failed.returncode == 2 and failed.stdout == "" and "Traceback" not in failed.stderr
-    assert failed.stderr.rstrip().endswith(str(raised.value).replace(", with that token in HF_TOKEN", ""))
+    assert "publish_lrvsf.py push: me/bags" in failed.stderr and failed.stderr.rstrip().endswith(
+        str(raised.value).replace(", with that token in HF_TOKEN", "")
+    )
     hub.faults.clear()
     done = run(command)
     assert done.returncode == 0 and done.stdout.startswith(f"{hub.url}/me/bags/commit/") and len(hub.commits) == 1
@@ -197,7 +199,10 @@ def test_a_branch_is_pushed_to_and_named_in_the_command(hub, folder):
 @pytest.mark.parametrize("status, remedy", [(403, "take a token that may write"), (SILENCE, "see whether this")])
 def test_through_hf_xet_a_push_ends_too(hub, folder, run, status, remedy):
     hub.faults["xet"] = (status, {})
-    hurry = f"from lrvsf.hub import push_model as push; push.ANSWER_WITHIN = 0.2; push.main(['{folder}', 'me/bags'])"
+    hurry = (
+        "from pathlib import Path; from lrvsf.hub import push_model as push; push.ANSWER_WITHIN = 0.2; "
+        f"push.push(Path('{folder}'), 'me/bags')"
+    )
     failed = run(["-c", hurry], HF_HUB_DISABLE_XET="0")
     assert failed.returncode == 1 and remedy in failed.stderr and f"The model is safe in {folder}." in failed.stderr
     assert hub.asked["xet"] and not hub.asked["batch"] and not hub.commits

@@ -1,0 +1,22 @@
+"""Takes models across the border: published checkpoints in, finished models and their results out to the Hub.
+
+python publish_lrvsf.py STEP --help
+"""
+
+from __future__ import annotations
+
+from lrvsf import command
+from lrvsf.hub.convert_checkpoint import convert
+from lrvsf.hub.leaderboard import leaderboard
+from lrvsf.hub.push_model import push
+from lrvsf.steps import run_step, step_name
+
+STEPS = (convert, push, leaderboard)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run_step(__doc__, STEPS, arguments)
+
+
+if __name__ == "__main__":
+    command.run(main, step_name())
