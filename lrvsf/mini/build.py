@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from lrvsf.data.schema import PRODUCT_FEATURES
-from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
+from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.workers import worker_map
 from lrvsf.mini.attributes import CATEGORIES, Garment, all_looks, near_miss, random_garment
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
+from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
+from lrvsf.prepare.step_report import write_report
+from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from
 
+MANIFEST = "mini.json"
+# Each picture's seed is (seed, code of its set, row), so that no set's pictures depend on how many another one has.
+TRAIN, TEST_SETS = 1, {"validation": 2, "test": 4}  # 3 and 5 are their distractors
 JPEG_QUALITY = 88
 SHARD_ROWS = 2000
-ROW_GROUP = 64
 NEAR_MISSES = 0.1  # share of a set's distractors that are near-misses of its products
 CROPPED = 0.25  # share of scenes whose frame moves in on the target
 SHOWN = 0.75  # share of a query's cloth, and of its emblems, in sight; in training it may be less, as in the wild
@@ -100,10 +101,10 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1) -> tuple[bytes, str, str]:
-    """(encoded picture, TYPE, caption) of a figure that wears the garment among others.
+def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1) -> Picture:
+    """A figure that wears the garment among others; the caption names all of them.
 
-    Of `tries` the first one that shows at least `SHOWN` of the garment is drawn, or the one that shows most.
+    The first of `tries` that shows at least `SHOWN` of the garment is drawn, or the one that shows most.
     """
     best = None
     for _ in range(tries):
@@ -120,125 +121,94 @@ def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1)
     names = [g.caption for g in worn]
     rng.shuffle(names)
     caption = f"a person wearing {', '.join(names[:-1])} and {names[-1]}"
-    return jpeg(picture), "PARTIAL_COMPLEX" if cropped else "COMPLEX", caption
+    return Picture(SCENES[cropped], None, [caption], jpeg(picture))  # True is 1: a part of the figure
 
 
-def product_row(size: MiniSize, job: tuple[int, Garment]) -> dict:
-    """One training product: a SIMPLE image and two scenes (see lrvsf.data.schema)."""
+def simple(garment: Garment, size: int, rng: np.random.Generator) -> Picture:
+    """The garment alone, with its category and caption."""
+    return Picture(SIMPLE, garment.category, [garment.caption], jpeg(simple_picture(garment, size, rng)))
+
+
+def draw_product(size: MiniSize, job: tuple[int, Garment]) -> dict:
+    """One training product: a SIMPLE image and two scenes."""
     row, garment = job
-    rng = np.random.default_rng([size.seed, 1, row])
-    name = f"mini-{size.seed}-train-{row:06d}"
-    pictures = [(jpeg(simple_picture(garment, size.image_size, rng)), "SIMPLE", garment.category, garment.caption)]
-    for _ in range(2):
-        encoded, kind, caption = scene(garment, size.image_size, rng)
-        pictures.append((encoded, kind, None, caption))
-    images = [
-        {"image": {"bytes": encoded, "path": f"{name}.{i}.jpg"}, "type": kind, "category": category}
-        | {"captions": [caption]}
-        for i, (encoded, kind, category, caption) in enumerate(pictures)
-    ]
-    return {"product_id": name, "images": images}
+    rng = np.random.default_rng([size.seed, TRAIN, row])
+    pictures = [simple(garment, size.image_size, rng), *(scene(garment, size.image_size, rng) for _ in range(2))]
+    return product_row(f"mini-{size.seed}-train-{row:06d}", pictures)
 
 
-def query_row(size: MiniSize, split: int, job: tuple[int, Garment]) -> dict:
-    """One product of a test set: query and target."""
+def draw_query(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
+    """One product of a test set: query and target. `code`: of the set, as in TEST_SETS."""
     row, garment = job
-    rng = np.random.default_rng([size.seed, split, row])
-    encoded, kind, _ = scene(garment, size.image_size, rng, tries=QUERY_TRIES)
-    return {
-        "PRODUCT_ID": f"mini-{size.seed}-{split}-{row:06d}",
-        "TYPE": kind,
-        "CATEGORY": garment.category,
-        "blip2_caption1": garment.caption,
-        "SIMPLE_IMG": jpeg(simple_picture(garment, size.image_size, rng)),
-        "COMPLEX_IMG": encoded,
-    }
+    rng = np.random.default_rng([size.seed, code, row])
+    # The scene first: an argument's order is the order of the draws, and so of every later byte.
+    worn = scene(garment, size.image_size, rng, tries=QUERY_TRIES)
+    return query_row(f"mini-{size.seed}-{code}-{row:06d}", [worn, simple(garment, size.image_size, rng)])
 
 
-def distractor_row(size: MiniSize, split: int, job: tuple[int, Garment]) -> dict:
+def draw_distractor(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
+    """One distractor. `code`: of its test set, plus 1."""
     row, garment = job
-    rng = np.random.default_rng([size.seed, split, row])
-    return {
-        "PRODUCT_ID": f"mini-{size.seed}-{split}-{row:06d}",
-        "TYPE": "SIMPLE",
-        "CATEGORY": garment.category,
-        "blip2_caption1": garment.caption,
-        "jpg": jpeg(simple_picture(garment, size.image_size, rng)),
-    }
-
-
-def write_shard(path: Path, rows: Iterator[dict], count: int, schema: pa.Schema) -> None:
-    """Takes `count` rows and writes them in groups; the file appears under its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with pq.ParquetWriter(temporary, schema, compression="none") as writer:  # JPEG does not compress further
-        for start in range(0, count, ROW_GROUP):
-            group = [next(rows) for _ in range(min(ROW_GROUP, count - start))]
-            writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=ROW_GROUP)
-    os.replace(temporary, path)
+    rng = np.random.default_rng([size.seed, code, row])
+    return distractor_row(f"mini-{size.seed}-{code}-{row:06d}", simple(garment, size.image_size, rng))
 
 
 def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) -> bool:
     """Draws Mini LRVS-F into a folder; False if it is there already, drawn with the same settings.
 
+    A drawing that was interrupted goes on with the first folder that is not whole.
+
     Args:
         out: folder; gets train/*.parquet, validation/, test/ and mini.json (settings and files, written last).
         processes: how many draw; the machine's cores by default.
+
+    Raises:
+        ValueError: the folder holds other data, or some of its files are cut or missing.
     """
     out = Path(out)
     settings = {"format": FORMAT, **asdict(size)}
-    manifest = out / "mini.json"
-    if manifest.is_file():
-        found = json.loads(manifest.read_text())
-        files = found.pop("files", {})
-        if found == settings:
-            if lost := [name for name, bytes_ in files.items() if _size(out / name) != bytes_]:
-                raise ValueError(f"{out} is not whole: {lost[0]} is missing or cut; remove {manifest} to draw it again")
-            return False
-        raise ValueError(f"{out} holds a Mini LRVS-F drawn with {found}; remove it or choose another folder")
-    started = out / "mini.started"
-    stale = _shards(out)
-    if stale and not started.is_file():
-        raise ValueError(f"{out} holds other data, such as {stale[0]}; choose another folder")
-    for path in stale:  # of a drawing that was interrupted
-        path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    started.touch()
-    product_schema = PRODUCT_FEATURES.arrow_schema
+    if _is_drawn(out, settings):
+        return False
+    source = json.dumps(settings)
+    missing = [name for name in ("train", *TEST_SETS) if not made_from(out / name, source)]
     looks = draw_looks(size)
-    train_job = partial(product_row, size)
-    plan = [("train/%05d.parquet", looks["train"], train_job, product_schema)]
-    for code, name in ((2, "validation"), (4, "test")):
-        plan.append((name + "/products.parquet", looks[name], partial(query_row, size, code), QUERY_SCHEMA))
-        rows = looks[name + "_distractors"]
-        plan.append(
-            (name + "/distractors/%05d.parquet", rows, partial(distractor_row, size, code + 1), DISTRACTOR_SCHEMA)
-        )
-    with (
-        worker_map(processes) as mapper,
-        tqdm(total=sum(len(garments) for _, garments, _, _ in plan), desc="drawing", unit="product") as bar,
-    ):
-        for pattern, garments, job, schema in plan:
-            rows = advance(bar, mapper(job, enumerate(garments), chunksize=32))
-            per_file = SHARD_ROWS if "%" in pattern else len(garments)
-            for shard, start in enumerate(range(0, len(garments), per_file)):
-                path = out / (pattern % shard if "%" in pattern else pattern)
-                write_shard(path, rows, min(per_file, len(garments) - start), schema)
-    drawn = {str(path.relative_to(out)): _size(path) for path in _shards(out)}
-    manifest.write_text(json.dumps({**settings, "files": drawn}, indent=1) + "\n")
-    started.unlink()
+    # Small shards, and a dictionary of equal cells: the bytes that the published models were trained on.
+    layout = {"shard_rows": SHARD_ROWS, "dictionary": True}
+    bar = tqdm(total=sum(map(len, looks.values())), desc="drawing", unit="product")
+    with worker_map(processes) as mapper, bar:
+
+        def rows(draw: Callable, name: str) -> Iterator[dict]:
+            for row in mapper(draw, enumerate(looks[name]), chunksize=32):
+                bar.update()
+                yield row
+
+        for name in missing:
+            with (ProductShardWriter if name == "train" else TestSetWriter)(out / name, **layout) as writer:
+                writer.note = {"input": source}
+                if name == "train":
+                    for row in rows(partial(draw_product, size), name):
+                        writer.add(row)
+                    continue
+                for row in rows(partial(draw_query, size, TEST_SETS[name]), name):
+                    writer.add_query(row)
+                for row in rows(partial(draw_distractor, size, TEST_SETS[name] + 1), f"{name}_distractors"):
+                    writer.add_distractor(row)
+    files = sorted(path for name in ("train", *TEST_SETS) for path in (out / name).rglob("*.parquet"))
+    sizes = {str(path.relative_to(out)): path.stat().st_size for path in files}
+    write_report(out / MANIFEST, {**settings, "files": sizes})
     return True
 
 
-def _shards(out: Path) -> list[Path]:
-    return sorted(path for name in ("train", "validation", "test") for path in (out / name).rglob("*.parquet"))
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def advance(bar: tqdm, rows: Iterator[dict]) -> Iterator[dict]:
-    for row in rows:
-        bar.update()
-        yield row
+def _is_drawn(out: Path, settings: dict[str, int]) -> bool:
+    """Whether a folder holds all of a Mini LRVS-F of these settings."""
+    manifest = out / MANIFEST
+    if not manifest.is_file():
+        return False
+    found = json.loads(manifest.read_text())
+    files = found.pop("files", {})
+    if found != settings:
+        raise ValueError(f"{out} holds a Mini LRVS-F drawn with {found}; remove it or choose another folder")
+    for name, size in files.items():
+        if not (out / name).is_file() or (out / name).stat().st_size != size:
+            raise ValueError(f"{out} is not whole: {name} is missing or cut; remove {out} to draw it again")
+    return True

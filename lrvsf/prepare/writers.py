@@ -192,7 +192,7 @@ class TestSetWriter(FolderWriter):
 
     Args:
         folder: must not exist, or be empty.
-        distractor_rows: rows of one file of distractors.
+        shard_rows: rows of one file of distractors.
         dictionary: see `parquet_writer`.
 
     Attributes:
@@ -206,7 +206,7 @@ class TestSetWriter(FolderWriter):
 
     __test__ = False  # for pytest: a class that begins with Test and holds no tests
 
-    def __init__(self, folder: str | Path, distractor_rows: int = DISTRACTOR_ROWS, dictionary: bool = False) -> None:
+    def __init__(self, folder: str | Path, shard_rows: int = DISTRACTOR_ROWS, dictionary: bool = False) -> None:
         super().__init__(folder)
         self.queries = self.distractors = 0
         self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
@@ -216,7 +216,7 @@ class TestSetWriter(FolderWriter):
         def distractors(path: Path, _: int) -> RowWriter:
             return parquet_writer(path, DISTRACTOR_SCHEMA, dictionary=dictionary)
 
-        self._distractors = NumberedFiles(self.writing / "distractors", distractors, distractor_rows)
+        self._distractors = NumberedFiles(self.writing / "distractors", distractors, shard_rows)
 
     def __enter__(self) -> Self:
         super().__enter__()

@@ -101,7 +101,9 @@ def test_written_layout(tmp_path):
     assert pq.read_table(tmp_path / "validation/distractors").num_rows == 4
     assert json.loads((tmp_path / "mini.json").read_text())["seed"] == 0
     (tmp_path / "train/00000.parquet").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="is not whole: train/00000.parquet is missing or cut; remove .*mini.json"):
+    with pytest.raises(
+        ValueError, match="is not whole: train/00000.parquet is missing or cut; remove .* to draw it again"
+    ):
         build_mini(tmp_path, SMALL)
 
 
@@ -131,10 +133,31 @@ def test_queries_show_what_they_ask_for_and_training_scenes_may_not(monkeypatch)
     garments = [random_garment(category, rng) for category in CATEGORIES for _ in range(6)]
     size = MiniSize(image_size=48)
     for row, garment in enumerate(garments):
-        build.query_row(size, 4, (row, garment))
+        build.draw_query(size, 4, (row, garment))
         assert drawn[-1].shown(garment) >= 0.75 or garment.silhouette == "high boots"
     drawn.clear()
     for row, garment in enumerate(garments):
-        build.product_row(size, (row, garment))
+        build.draw_product(size, (row, garment))
     shown = [place.shown(garment) for place, garment in zip(drawn, np.repeat(garments, 2), strict=True)]
     assert min(shown) < 0.25 and 0.05 < np.mean(np.array(shown) < 0.5) < 0.3
+
+
+def test_an_interrupted_drawing_goes_on_and_what_lies_there_is_kept(tmp_path, monkeypatch):
+    build_mini(tmp_path / "whole", SMALL, processes=1)
+
+    def dies(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "draw_query", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_mini(tmp_path / "cut", SMALL, processes=1)
+    assert [path.name for path in sorted((tmp_path / "cut").iterdir())] == ["train"]
+    first = (tmp_path / "cut/train/00000.parquet").stat().st_mtime_ns
+    assert build_mini(tmp_path / "cut", SMALL, processes=1) and digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    assert (tmp_path / "cut/train/00000.parquet").stat().st_mtime_ns == first, "a whole folder is not drawn again"
+    (tmp_path / "other/test").mkdir(parents=True)
+    (tmp_path / "other/test/mine.parquet").write_bytes(b"data")
+    with pytest.raises(ValueError, match="other/test holds something made from other input"):
+        build_mini(tmp_path / "other", SMALL, processes=1)
+    assert not (tmp_path / "other/train").exists()

@@ -122,7 +122,7 @@ def test_rows_that_are_refused(tmp_path, row, message):
 
 
 def test_test_set(tmp_path):
-    with TestSetWriter(tmp_path / "test", distractor_rows=2) as writer:
+    with TestSetWriter(tmp_path / "test", shard_rows=2) as writer:
         for i in range(4):
             writer.add_distractor({"jpg": b"%d" % i})
         writer.add_query({"CATEGORY": "Bags", "SIMPLE_IMG": b"target", "COMPLEX_IMG": b"query"})

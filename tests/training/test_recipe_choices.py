@@ -13,7 +13,7 @@ from transformers import AutoModel, CLIPModel
 
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.schema import PRODUCT_FEATURES
-from lrvsf.mini.build import MiniSize, build_mini, draw_looks, product_row
+from lrvsf.mini.build import MiniSize, build_mini, draw_looks, draw_product
 from lrvsf.training.loss import info_nce
 from modeling_condvit import CondViTModel
 
@@ -98,7 +98,7 @@ def test_products_of_one_photo_have_nothing_to_learn_from_each_other(train, tmp_
 def test_bf16_loss_is_close_to_float32():
     """Mini CLIP on a full batch of 128 drawn pairs: the relative difference is about 1e-4."""
     size = MiniSize(products=128, test_products=1, distractors=1, image_size=96)
-    rows = [product_row(size, job) for job in enumerate(draw_looks(size)["train"])]
+    rows = [draw_product(size, job) for job in enumerate(draw_looks(size)["train"])]
     torch.manual_seed(0)
     model = CondViTModel.from_clip(str(MINI_CLIP), attn_implementation="eager")
     batch = PairMaker(96, model.config.categories, seed=0).batch(0, rows, [])

@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def test_layout_and_choice(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lrvsf.prepare.laion.write_testset.TestSetWriter", partial(TestSetWriter, distractor_rows=2))
+    monkeypatch.setattr("lrvsf.prepare.laion.write_testset.TestSetWriter", partial(TestSetWriter, shard_rows=2))
     report = make_testset(folder, tmp_path / "out", processes=1)
     found = ProductTestSet(tmp_path / "out/test")
     products = {p.category: p for p in found.products()}
