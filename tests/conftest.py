@@ -32,12 +32,6 @@ def golden() -> Path:
 
 
 @pytest.fixture
-def tiny_shape() -> dict[str, int]:
-    """The fields of CLIPVisionConfig that make a tower of 16 patches and 2 layers."""
-    return dict(made.TINY)
-
-
-@pytest.fixture
 def make_model() -> Callable[..., CondViTModel]:
     """`make_model(**config_overrides)`: `made.tiny_condvit`."""
     return made.tiny_condvit

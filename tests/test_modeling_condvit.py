@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from made import TINY, tiny_clip
 from PIL import Image
 from torch.nn.functional import normalize
 from transformers import (
-    CLIPConfig,
     CLIPModel,
-    CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -28,15 +27,9 @@ INDICES = torch.tensor([0, 9, 4])
 
 
 @pytest.fixture
-def whole_clip(tiny_shape: dict[str, int], tmp_path: Path) -> str:
+def whole_clip(tmp_path: Path) -> str:
     """A folder with a whole CLIP, whose vision_config states another projection_dim than CLIP goes by."""
-    torch.manual_seed(1)
-    text = CLIPTextConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    vision = CLIPVisionConfig(**{**tiny_shape, "projection_dim": 99, "hidden_act": "gelu"})
-    clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16))
-    clip.save_pretrained(tmp_path / "clip")
+    tiny_clip(vision={"projection_dim": 99, "hidden_act": "gelu"}).save_pretrained(tmp_path / "clip")
     return str(tmp_path / "clip")
 
 
@@ -194,18 +187,16 @@ def test_from_a_whole_clip(whole_clip: str, pixel_values: torch.Tensor) -> None:
     assert not model.training
 
 
-def test_from_a_vision_tower(tiny_shape: dict[str, int], tmp_path: Path, pixel_values: torch.Tensor) -> None:
-    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**tiny_shape)).eval()
+def test_from_a_vision_tower(tmp_path: Path, pixel_values: torch.Tensor) -> None:
+    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**TINY)).eval()
     clip.save_pretrained(tmp_path)
     model = CondViTModel.from_clip(str(tmp_path))
     assert torch.equal(embed(model, pixel_values), normalize(embed(clip, pixel_values), dim=-1))
     assert len(model.condition_embedding) == 10
 
 
-def test_from_a_tower_without_projection(
-    tiny_shape: dict[str, int], tmp_path: Path, pixel_values: torch.Tensor
-) -> None:
-    clip = CLIPVisionModel(CLIPVisionConfig(**tiny_shape)).eval()
+def test_from_a_tower_without_projection(tmp_path: Path, pixel_values: torch.Tensor) -> None:
+    clip = CLIPVisionModel(CLIPVisionConfig(**TINY)).eval()
     clip.save_pretrained(tmp_path)
     model = CondViTModel.from_clip(str(tmp_path))
     with torch.no_grad():
@@ -234,9 +225,9 @@ def test_from_clip_sets_the_temperature(whole_clip: str) -> None:
     assert CondViTModel.from_clip(whole_clip, logit_scale_init_value=3.0).logit_scale.item() == 3.0
 
 
-def test_from_pretrained_reads_clip_too(whole_clip: str, tiny_shape: dict[str, int]) -> None:
+def test_from_pretrained_reads_clip_too(whole_clip: str) -> None:
     """The low road: the caller states the configuration, and a whole CLIP's own temperature comes along."""
-    config = CondViTConfig(**tiny_shape, hidden_act="gelu")
+    config = CondViTConfig(**TINY, hidden_act="gelu")
     model, info = CondViTModel.from_pretrained(whole_clip, config=config, output_loading_info=True)
     assert set(info["missing_keys"]) == {"condition_embedding", "condition_position_embedding"}
     assert all(key.startswith("text_") for key in info["unexpected_keys"])
@@ -304,11 +295,9 @@ def test_bfloat16(make_model: Make, pixel_values: torch.Tensor, autocast: bool) 
     assert (embeds * expected).sum(dim=-1).min() > 0.999
 
 
-def test_other_resolutions_equal_clips(
-    make_model: Make, tiny_shape: dict[str, int], pixel_values: torch.Tensor
-) -> None:
+def test_other_resolutions_equal_clips(make_model: Make, pixel_values: torch.Tensor) -> None:
     model = make_model(condition="none")
-    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**tiny_shape)).eval()
+    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**TINY)).eval()
     clip.load_state_dict({key: value for key, value in model.state_dict().items() if key != "logit_scale"})
     wide = torch.randn(2, 3, 48, 64)
     expected = normalize(embed(clip, wide, interpolate_pos_encoding=True), dim=-1)

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from made import tiny_clip
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
 
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.testset import ProductTestSet
@@ -95,15 +95,8 @@ def test_conditioning_must_fit_the_model(make_model):
         Encoder(make_model(), "text")
 
 
-def test_a_clip_folder_is_an_unconditioned_baseline(tiny_shape, tmp_path, pixel_values):
-    text = {
-        "vocab_size": 20,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=tiny_shape, projection_dim=16)).eval()
+def test_a_clip_folder_is_an_unconditioned_baseline(tmp_path, pixel_values):
+    clip = tiny_clip()
     clip.save_pretrained(tmp_path / "clip")
     model = load_model(str(tmp_path / "clip")).eval()
     assert model.config.condition == "none"

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard, constants
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from made import as_flags, tiny_clip
+from transformers import AutoModel
 
 import train_hf
 from lrvsf.data.testset import ProductTestSet
@@ -19,7 +19,6 @@ from lrvsf.hub.push_model import PushError
 from lrvsf.mini.build import MiniSize, build_mini
 
 ROOT = Path(__file__).parent.parent.parent
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.fixture
@@ -43,18 +42,12 @@ def run(hub):
 @pytest.fixture
 def flags(tmp_path):
     build_mini(tmp_path / "mini", MiniSize(products=8, test_products=5, distractors=6, image_size=48), processes=1)
-    vision = {**TOWER, "image_size": 32, "patch_size": 8}
-    text = {**TOWER, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
-    flags = {
-        "model": tmp_path / "clip", "data": tmp_path / "mini", "output_dir": tmp_path / "run", "use_cpu": True,
-        "max_steps": 4, "phase1_steps": 1, "per_device_train_batch_size": 4, "dataloader_num_workers": 0,
-        "bf16": False, "disable_tqdm": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
-        "push_to_hub": True, "hub_model_id": "bags", "hub_private_repo": True,
-    }  # fmt: skip
-    return [word for name, value in flags.items() for word in (f"--{name}", value)]
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    return as_flags(
+        model=tmp_path / "clip", data=tmp_path / "mini", output_dir=tmp_path / "run", use_cpu=True, max_steps=4,
+        phase1_steps=1, per_device_train_batch_size=4, dataloader_num_workers=0, bf16=False, disable_tqdm=True,
+        eval_strategy="steps", eval_steps=2, save_steps=2, push_to_hub=True, hub_model_id="bags", hub_private_repo=True,
+    )  # fmt: skip
 
 
 def test_a_push_that_fails_is_an_exit_status_and_its_command_completes_it(hub, run, flags, tmp_path):
@@ -99,5 +92,5 @@ def test_what_the_hub_refuses_it_refuses_before_the_training(hub, flags, tmp_pat
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(PushError, match="write to they/bags, or another repository.\nNothing was trained yet"):
-        train_hf.main([*map(str, flags), "--hub_model_id", "they/bags", "--hub_token", TOKEN])
+        train_hf.main([*flags, "--hub_model_id", "they/bags", "--hub_token", TOKEN])
     assert not (tmp_path / "run").exists()

@@ -2,17 +2,11 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import CLIPConfig, CLIPModel
+from made import as_flags, edit_rows, tiny_clip
 
 import train_hf
-from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.mini.build import MiniSize, build_mini
-
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="session")
@@ -20,26 +14,21 @@ def mini(tmp_path_factory):
     """24 products, one with corrupt scene images, one without a scene; a test query is corrupt too."""
     folder = tmp_path_factory.mktemp("mini")
     build_mini(folder, MiniSize(products=24, test_products=10, distractors=20, image_size=48), processes=1)
-    shard = folder / "train/00000.parquet"
-    rows = pq.read_table(shard).to_pylist()
-    for image in rows[3]["images"][1:]:
-        image["image"]["bytes"] = image["image"]["bytes"][:200]
-    del rows[5]["images"][1:]
-    pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), shard)
-    products = pq.read_table(folder / "test/products.parquet")
-    rows = products.to_pylist()
-    rows[2]["COMPLEX_IMG"] = b"<html>404</html>"
-    pq.write_table(pa.Table.from_pylist(rows, schema=products.schema), folder / "test/products.parquet")
+
+    def spoil(rows):
+        for image in rows[3]["images"][1:]:
+            image["image"]["bytes"] = image["image"]["bytes"][:200]
+        del rows[5]["images"][1:]
+
+    edit_rows(folder / "train/00000.parquet", spoil)
+    edit_rows(folder / "test/products.parquet", lambda rows: rows[2].update(COMPLEX_IMG=b"<html>404</html>"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    vision = {**TOWER, "image_size": 32, "patch_size": 8}
-    text = {**TOWER, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    tiny_clip().save_pretrained(folder)
     return folder
 
 
@@ -53,8 +42,7 @@ def train(mini, clip):
             "per_device_train_batch_size": 7, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False,
             "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", **flags,
         }  # fmt: skip
-        flags = {name: value for name, value in flags.items() if name not in without}
-        train_hf.main([token for name, value in flags.items() for token in (f"--{name}", str(value))])
+        train_hf.main(as_flags(**{name: value for name, value in flags.items() if name not in without}))
         checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         log = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"] if checkpoints else []
         return [entry["loss"] for entry in log if "loss" in entry]

@@ -10,20 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import CLIPConfig, CLIPModel
+from made import as_flags, rows_of, tiny_clip, write_products
 
 from lrvsf.data.products import ProductShards
-from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
 from lrvsf.mini.build import MiniSize, build_mini
 from lrvsf.training import checkpoints
 
 SCRIPT = Path(__file__).parent / "trainings.py"
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 STEPS = 7  # of 3 an epoch: two whole epochs and a step of the third
 SEVERAL = pytest.mark.parametrize("processes", [1, 2])
 
@@ -33,16 +28,12 @@ def flags(tmp_path_factory):
     """The flags of a small run: 13 products, 12 of which fill three global batches of 4."""
     folder = tmp_path_factory.mktemp("killed")
     build_mini(folder / "mini", MiniSize(products=13, test_products=1, distractors=1, image_size=32), processes=1)
-    torch.manual_seed(0)
-    vision = {**TOWER, "image_size": 16, "patch_size": 8}
-    text = {**TOWER, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder / "clip")
-    flags = {
-        "model": folder / "clip", "data": folder / "mini", "max_steps": STEPS, "phase1_steps": 2, "use_cpu": True,
-        "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 1, "bf16": False, "disable_tqdm": True,
-        "report_to": "none", "resume_from_checkpoint": "auto",
-    }  # fmt: skip
-    return [token for name, value in flags.items() for token in (f"--{name}", str(value))]
+    tiny_clip(8, {"num_hidden_layers": 1, "image_size": 16}).save_pretrained(folder / "clip")
+    return as_flags(
+        model=folder / "clip", data=folder / "mini", max_steps=STEPS, phase1_steps=2, use_cpu=True,
+        learning_rate=1e-2, logging_steps=1, save_steps=1, bf16=False, disable_tqdm=True, report_to="none",
+        resume_from_checkpoint="auto",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -270,12 +261,10 @@ def test_a_dead_worker_is_an_error(run, flags, tmp_path):
 def test_three_processes_share_what_one_trains_on(run, flags, tmp_path):
     """13 products in two shards, one product unreadable: two global batches of 6 an epoch, STEPS of them."""
     data = Path(flags[flags.index("--data") + 1])
-    rows = pq.read_table(data / "train/00000.parquet").to_pylist()
+    rows = rows_of(data / "train")
     rows[4]["images"] = [image | {"image": {"bytes": b"<html>", "path": None}} for image in rows[4]["images"]]
     for number in range(2):
-        (tmp_path / "data/train").mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_pylist(rows[number::2], schema=PRODUCT_FEATURES.arrow_schema)
-        pq.write_table(table, tmp_path / f"data/train/{number}.parquet", row_group_size=3)
+        write_products(tmp_path / f"data/train/{number}.parquet", rows[number::2], row_group_size=3)
     flags = [*flags, "--data", str(tmp_path / "data"), "--max_bad_fraction", "0.5"]
     run(tmp_path, flags, processes=3, workers=1, global_batch=6)
     ranks = logged(tmp_path, 3)

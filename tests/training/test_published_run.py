@@ -5,13 +5,10 @@ over the projection and the condition for the first epoch, a fresh one over ever
 schedulers, and decay of every parameter.
 """
 
-import io
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from made import encode, product, write_products
 from PIL import Image
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
@@ -19,7 +16,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from benchmarks.published_model import PublishedCondViT
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
-from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.stream import ProductBatches
 from lrvsf.hub.published import from_published
 from lrvsf.training.arguments import CondViTTrainingArguments
@@ -38,17 +34,11 @@ def shards(tmp_path_factory):
     """Products of coarse noise, one SIMPLE image and one scene each."""
     folder, rng = tmp_path_factory.mktemp("products"), np.random.default_rng(0)
 
-    def image(kind, category=None):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((40, 32)).save(buffer, "PNG")
-        data = {"bytes": buffer.getvalue(), "path": None}
-        return {"image": data, "type": kind, "category": category, "captions": []}
+    def coarse():
+        return encode(Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((40, 32)))
 
-    rows = [
-        {"product_id": f"p{i}", "images": [image("SIMPLE", CATEGORIES[i % 3]), image("COMPLEX")]}
-        for i in range(PRODUCTS)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), folder / "0.parquet")
+    rows = [product(f"p{i}", coarse(), coarse(), CATEGORIES[i % 3]) for i in range(PRODUCTS)]
+    write_products(folder / "0.parquet", rows)
     return ProductShards.scan(str(folder), CATEGORIES)
 
 

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, set_seed
+from made import tiny_clip
+from transformers import set_seed
 
 from configuration_condvit import CATEGORIES
 from lrvsf.training.arguments import ModelArguments
@@ -14,8 +15,8 @@ from modeling_condvit import CondViTModel
 
 
 @pytest.fixture
-def clip(tiny_shape, tmp_path):
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**{**tiny_shape, "hidden_size": 64})).save_pretrained(tmp_path / "c")
+def clip(tmp_path):
+    tiny_clip(vision={"hidden_size": 64}).save_pretrained(tmp_path / "c")
     return str(tmp_path / "c")
 
 

@@ -5,11 +5,9 @@ import json
 import shlex
 
 import pytest
-import torch
 import yaml
-from made import jpeg, write_csv, write_file, write_shop
+from made import as_flags, jpeg, tiny_clip, write_csv, write_file, write_shop
 from shops import distractors_of, place, queries_of, same_parquet, shards_of
-from transformers import CLIPConfig, CLIPModel
 
 import evaluate_lrvsf
 import lrvsf.prepare.catalog.catalog as step
@@ -111,23 +109,17 @@ def test_shares_are_rounded_and_a_few_products_are_enough_for_one_of_each():
 
 def test_it_trains_and_evaluates_by_the_commands_it_prints(shop, tmp_path, monkeypatch):
     report = catalog(shop, tmp_path / "my data [spring]*", validation=0.2, test=0.3, processes=1)
-    torch.manual_seed(0)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**tower, "vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
-    config = CLIPConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=16)
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    tiny_clip().save_pretrained(tmp_path / "clip")
     command = shlex.split(report["to train"])
     assert command == ["accelerate", "launch", "train_hf.py", str(tmp_path / "my data [spring]*/train.yaml")]
-    flags = {
-        "model": tmp_path / "clip", "max_steps": 3, "phase1_steps": 1, "use_cpu": True, "bf16": False,
-        "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none", "eval_steps": 3, "save_steps": 3,
-    }  # fmt: skip
+    flags = as_flags(
+        model=tmp_path / "clip", max_steps=3, phase1_steps=1, use_cpu=True, bf16=False, dataloader_num_workers=0,
+        disable_tqdm=True, report_to="none", eval_steps=3, save_steps=3,
+    )  # fmt: skip
     monkeypatch.chdir(tmp_path)  # the commands write to runs/
-    train_hf.main([*command[3:], *(token for name, value in flags.items() for token in (f"--{name}", str(value)))])
-    assert json.loads((tmp_path / "runs/my data [spring]*/config.json").read_text())["categories"] == [
-        "Hand bags",
-        "Men's shoes",
-    ]
+    train_hf.main([*command[3:], *flags])
+    config = json.loads((tmp_path / "runs/my data [spring]*/config.json").read_text())
+    assert config["categories"] == ["Hand bags", "Men's shoes"]
     command = shlex.split(report["to evaluate"])
     assert command[:3] == ["accelerate", "launch", "evaluate_lrvsf.py"]
     evaluate_lrvsf.main([*command[3:], "--folds", "2"])
