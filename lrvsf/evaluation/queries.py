@@ -15,7 +15,6 @@ many queries, as they do unless draws are missing, that is the mean of hit_at_K 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lrvsf.data.parquet import open_parquet
+from lrvsf.durable import whole_file
 from lrvsf.evaluation.recall import GalleryRanks
 
 HITS = (1, 5, 10)
@@ -70,11 +70,8 @@ class QueryTable:
 
     def save(self, path: str | Path) -> None:
         """Writes queries.parquet so that a reader never sees half of it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        pq.write_table(self.table(), part)
-        part.replace(path)
+        with whole_file(path) as part:
+            pq.write_table(self.table(), part)
 
 
 def load_queries(folder: str | Path) -> pa.Table:

@@ -49,8 +49,6 @@ MOST_NAMES = 30  # categories listed, those with the fewest items first
 
 def save_results(results: Results, path: str | Path) -> None:
     """Writes results.json so that a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 

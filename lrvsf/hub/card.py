@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState
 
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.durable import whole_file
 from lrvsf.hub.leaderboard import DATASET as LRVSF
 from lrvsf.hub.leaderboard import EVAL_RESULTS
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
@@ -145,7 +146,8 @@ def _write_card(
         heading=heading,
         facts="\n".join(f"| {fact} | {value} |" for fact, value in facts.items()),
     )
-    ModelCard(card).save(folder / "README.md")
+    with whole_file(folder / "README.md") as part:
+        ModelCard(card).save(part)
 
 
 def plain(text: str) -> str:

@@ -22,6 +22,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from typer import Argument, Option
 
+from lrvsf.durable import whole_file, write_whole
 from lrvsf.evaluation.results import load_results
 
 DATASET = "Slep/LAION-RVS-Fashion"
@@ -79,10 +80,9 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
     if dataset == DATASET and TAG not in (card.data.tags or []):  # the leaderboard lists models by it
         card.data.tags = [*(card.data.tags or []), TAG]
     entries = eval_result_entries_to_yaml(eval_entries(results, galleries, dataset))
-    path = folder / EVAL_RESULTS
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(entries, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    card.save(readme)
+    write_whole(folder / EVAL_RESULTS, yaml.safe_dump(entries, allow_unicode=True, sort_keys=False).encode())
+    with whole_file(readme) as part:
+        card.save(part)
     return [size for size in results["galleries"] if size not in galleries]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
+from lrvsf.durable import whole_file
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.pages.picture import FRAME, GAP, INK, LINE, TILE
 from modeling_condvit import CondViTModel
@@ -146,6 +147,5 @@ def write_attention(
         raise ValueError(f"Unknown category {unknown[0]!r}. This model knows {', '.join(known)}.")
     products = [next(test_set.products(row, row + 1)) for row in rows]
     queries = [(product, attention_maps(encoder, product.query_image)) for product in products]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_attention(queries, known, shown).save(path, optimize=True)
+    with whole_file(path) as part:
+        draw_attention(queries, known, shown).save(part, "PNG", optimize=True)

@@ -19,6 +19,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
+from lrvsf.durable import write_whole
 from lrvsf.embedding.pipeline import THREADS, prefetch_map
 from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.embedded import EmbeddedTestSet
@@ -169,6 +170,4 @@ def write_conditions(measured: dict[str, Any], path: str | Path, model: str) -> 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.1f}"
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(model=model, **measured), encoding="utf-8")
+    write_whole(path, template.render(model=model, **measured).encode())

@@ -7,7 +7,6 @@ ranks.png       how many queries have their target at which rank, in the same ga
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lrvsf.data.names import printable
+from lrvsf.durable import whole_file
 from lrvsf.evaluation.results import is_trivial
 
 KS = ("1", "5", "10")
@@ -140,8 +140,5 @@ def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
 def _finish(figure: Figure, legend_in: Axes, path: str | Path) -> None:
     """Writes a PNG so that a reader never sees half of it."""
     legend_in.legend(frameon=False)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    figure.savefig(part, format="png")
-    part.replace(path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png")

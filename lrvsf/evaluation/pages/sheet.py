@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
+from lrvsf.durable import write_whole
 from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import ranks_among_all
@@ -100,9 +101,7 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
         "seed": seed,
     }
     page = render_sheet(retrievals[: len(successes)], retrievals[len(successes) :], facts)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
 
 
 def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) -> list[list[int]]:
