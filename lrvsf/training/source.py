@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 from lrvsf.data.folders import place_of
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.durable import whole_folder
 from lrvsf.paths import TRAINING, no_training_folder
 
 COPIED_FROM = "copied-from.txt"  # in a copy of a validation set: its root
@@ -56,10 +57,9 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
     with PartialState().local_main_process_first():
         if not copy.is_dir():
             filesystem, path = place_of(root)
-            temporary = copy.with_name(copy.name + ".tmp")
-            filesystem.get(f"{path}/validation/", f"{temporary}/", recursive=True)
-            (temporary / COPIED_FROM).write_text(root, encoding="utf-8")
-            temporary.rename(copy)
+            with whole_folder(copy) as writing:
+                filesystem.get(f"{path}/validation/", f"{writing}/", recursive=True)
+                (writing / COPIED_FROM).write_text(root, encoding="utf-8")
     source = (copy / COPIED_FROM).read_text(encoding="utf-8") if (copy / COPIED_FROM).is_file() else "another place"
     if source != root:
         raise ValueError(f"{copy} is a copy from {source}, not from {root}; remove it, or take another --output_dir")
