@@ -1,7 +1,5 @@
 """CondViT: CLIP's vision tower, told what to look for (arXiv 2306.02928).
 
-What is special here:
-
 - a condition is a learned token that joins the image's patches, so that every layer can attend to it; without one, the
   tower is CLIP's, bit for bit;
 - CLIP's parameter names are kept, so that any CLIP checkpoint is an initialisation;
@@ -86,7 +84,14 @@ class CondViTVisionTower(CLIPPreTrainedModel):
 
 
 class CondViTModel(CLIPPreTrainedModel):
-    """Embeds an image, or the thing in it that a category names, for retrieval by dot product."""
+    """Embeds an image, or the thing in it that a category names, for retrieval by dot product.
+
+    >>> model = CondViTModel(CondViTConfig(num_hidden_layers=1)).eval()  # or CondViTModel.from_pretrained(PATH)
+    >>> gallery = model(torch.rand(5, 3, 224, 224)).image_embeds  # products: (5, 512), once for all conditions
+    >>> bag = model(torch.rand(1, 3, 224, 224), category_indices=torch.tensor([0])).image_embeds  # in a scene: (1, 512)
+    >>> (bag @ gallery.T).shape  # cosines
+    torch.Size([1, 5])
+    """
 
     config: CondViTConfig
     base_model_prefix = "vision_model"
@@ -122,11 +127,9 @@ class CondViTModel(CLIPPreTrainedModel):
     def from_clip(cls, name_or_path: str, categories: list[str] | None = None, **kwargs: Any) -> "CondViTModel":
         """Starts from a CLIP checkpoint, whole or vision tower; without a condition it then embeds exactly as CLIP.
 
-        New are the condition tokens, drawn from torch's generator, and `logit_scale`, which starts at the configured
-        value: CLIP's own is a temperature between images and texts. A tower saved without a projection gets a new one.
-
         Args:
-            name_or_path: a folder or a Hub repository, as for `from_pretrained`.
+            name_or_path: a folder or a Hub repository, as for `from_pretrained`. Condition tokens are new, and so is a
+                projection where it has none.
             categories: the conditions' names; by default LRVS-F's ten.
             kwargs: CondViTConfig's other own fields, and `from_pretrained`'s arguments, such as `attn_implementation`.
                 `dtype` is float32 unless given, because half-precision weights do not train well.
@@ -145,7 +148,7 @@ class CondViTModel(CLIPPreTrainedModel):
         model, info = cls.from_pretrained(name_or_path, **kwargs)
         if missing := sorted(key for key in info["missing_keys"] if key.startswith("vision_model.")):
             raise ValueError(f"{name_or_path} lacks {missing}. Give a checkpoint with CLIP's complete vision tower.")
-        init.constant_(model.logit_scale.detach(), config.logit_scale_init_value)
+        init.constant_(model.logit_scale.detach(), config.logit_scale_init_value)  # CLIP's is between images and texts
         return model
 
     def add_categories(self, names: list[str], like: str | None = None) -> None:
@@ -175,9 +178,9 @@ class CondViTModel(CLIPPreTrainedModel):
         if self.config.condition == "none":
             raise ValueError('This model has condition="none". Call it without category_indices.')
         count, tokens, _ = self.condition_embedding.shape
-        # Only where looking is free: an accelerator would wait, a tracer is blind. There the lookup itself fails.
-        free = category_indices.device.type == "cpu" and not torch.compiler.is_compiling()
-        if free and (wrong := [index for index in category_indices.tolist() if not 0 <= index < count]):
+        # On the CPU only: reading the values would make a GPU wait and break tracing. There the lookup itself fails.
+        readable = category_indices.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and (wrong := [index for index in category_indices.tolist() if not 0 <= index < count]):
             raise IndexError(f"category_indices holds {wrong}. This model's categories are 0 to {count - 1}.")
         chosen = F.embedding(category_indices, self.condition_embedding.flatten(1))  # (B, C * D)
         return chosen.unflatten(1, (tokens, -1)) + self.condition_position_embedding

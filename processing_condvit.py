@@ -1,9 +1,7 @@
 """CondViT's processor: images and category names become the model's inputs.
 
-Orientation: an image is embedded as its file stores it, by every door (path, bytes, PIL image, array, `pipeline`,
-sentence-transformers). EXIF does not turn it, as it does not in the published training and evaluation: the same bytes
-give one embedding everywhere. An image that asks to be turned is warned of; `PIL.ImageOps.exif_transpose` turns it.
-`pad_and_resize` and `to_pixel_values` are the image path as plain functions, for evaluation. No torchvision.
+An image is embedded as its file stores it, whichever way it comes. EXIF does not turn it, as it does not in the
+published training and evaluation. Such an image is warned of; `PIL.ImageOps.exif_transpose` turns it.
 """
 
 import io
@@ -29,7 +27,7 @@ except ImportError:
     from configuration_condvit import CATEGORIES  # in a checkout they are top-level modules
 
 IMAGE_MEAN, IMAGE_STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
-SETTINGS = ("size", "image_mean", "image_std", "return_tensors", "input_data_format")  # of one call; the rest is fixed
+SETTINGS = ("size", "image_mean", "image_std", "return_tensors", "input_data_format")  # what a call may change
 FIXED = {"resample": Image.Resampling.BILINEAR, "rescale_factor": 1 / 255, "do_center_crop": False}
 # Without these two files sentence-transformers would average the last layer's tokens, which are no embedding.
 INPUTS = dict.fromkeys(("image", "image+text"), {"method": "forward", "method_output_name": "image_embeds"})
@@ -72,7 +70,7 @@ def read_image(source: Any, channels: str | None = None) -> Image.Image:
     if not isinstance(source, Image.Image | str | Path) and not hasattr(source, "read"):
         raise ValueError(f"{source!r:.80} is no image. Give a path, bytes, an open file, a PIL image or an array.")
     image = source if isinstance(source, Image.Image) else Image.open(source)
-    with suppress(Exception):  # of a damaged tag, while the pixels may be good
+    with suppress(Exception):  # a damaged tag is no reason to refuse good pixels
         if (turn := image.getexif().get(0x0112, 1)) != 1:
             warnings.warn(f"EXIF orientation {turn} is ignored; ImageOps.exif_transpose(image) obeys it.", stacklevel=2)
     return image
@@ -108,7 +106,7 @@ class CondViTProcessor(PilBackend):
         Args:
             images: one or a list of what `read_image` reads, or an array of images.
             categories: what to look for: one name for all images, or a list with one for each.
-            kwargs: SETTINGS for this call; `text` is `categories` as sentence-transformers says it.
+            kwargs: SETTINGS for this call; `text` is sentence-transformers' word for `categories`.
         """
         categories = kwargs.pop("text", None) if categories is None else categories
         if unknown := [key for key in kwargs if key not in self.valid_kwargs.__annotations__]:
@@ -134,7 +132,7 @@ class CondViTProcessor(PilBackend):
     def _preprocess(self, images: list, size: Any, image_mean: Any, image_std: Any, **kwargs: Any) -> BatchFeature:
         """Replaces PilBackend's chain of general steps, which is slower and cannot pad to a square first."""
         if not size.height or size.height != size.width:
-            raise ValueError(f'size={size} is not a square. Give one integer, or "height" and "width" alike.')
+            raise ValueError(f'size={size} is not a square. Give one integer, or an equal "height" and "width".')
         for key, value in kwargs.items():
             if key not in SETTINGS and value not in (None, FIXED.get(key, True)):
                 raise ValueError(f"{key}={value!r} is not how the model was trained. Leave it out.")

@@ -42,8 +42,8 @@ def test_defaults_are_saved_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"condition": "text"}, "'text' cannot be used, text not yet"),
-        ({"condition": "colour"}, "'colour' cannot be used"),
+        ({"condition": "text"}, "'text' is not supported .text is planned.. Use category or none"),
+        ({"condition": "colour"}, "'colour' is not supported"),
         ({"num_condition_tokens": 0}, "num_condition_tokens=0"),
         ({"num_condition_tokens": 10**6}, "num_condition_tokens=1000000 is not from 1 to 1000"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000 is not from 1 to 1000"),

@@ -31,13 +31,12 @@ class CondViTConfig(CLIPVisionConfig):
     num_condition_tokens: int = 1
     logit_scale_init_value: float = 4.6052
 
-    # Where `pipeline(TASK, trust_remote_code=True)` finds the class that knows conditions; anew, as it is written into.
+    # The class that `pipeline(TASK, trust_remote_code=True)` makes. A new dict at each call: transformers changes it.
     custom_pipelines = property(
         lambda _: {"image-feature-extraction": {"impl": "processing_condvit.CondViTPipeline", "pt": ["AutoModel"]}}
     )
 
-    def validate_architecture(self) -> None:
-        """Run by `@strict` when a configuration is made, as every `validate_*`."""
+    def validate_architecture(self) -> None:  # `@strict` calls every `validate_*` of a new configuration
         super().validate_architecture()
         image, patch = self.image_size, self.patch_size
         if not isinstance(image, int) or not isinstance(patch, int) or patch < 1 or image < patch or image % patch:
@@ -46,7 +45,7 @@ class CondViTConfig(CLIPVisionConfig):
 
     def validate_condition(self) -> None:
         if self.condition not in ("category", "none"):
-            raise ValueError(f"condition={self.condition!r} cannot be used, text not yet. Give category or none.")
+            raise ValueError(f"condition={self.condition!r} is not supported (text is planned). Use category or none.")
         for name, most in (("num_condition_tokens", 1000), ("num_hidden_layers", 1000)):  # a config.json can say 10**6
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} is not from 1 to {most}. Correct config.json.")
