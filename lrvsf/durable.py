@@ -166,6 +166,24 @@ def publish_folder(finished: Path, folder: Path) -> None:
     flush(folder.parent)
 
 
+def check_one_disk(work: Path, folder: Path) -> None:
+    """Finds out before hours of work whether a folder can be renamed from `work` into another one. Makes `work`.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    probe = work / "probe"
+    probe.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(probe, folder / "probe")  # two mounts of one disk have one device number: only trying tells
+    except OSError as error:
+        raise ValueError(
+            f"what is written in {work} cannot be moved to {folder} ({error.strerror}), as into a mount point it "
+            "cannot; name a folder within it"
+        ) from error
+    (folder / "probe").rmdir()
+
+
 def follow_umask(folder: Path) -> None:
     """Gives a saved model's weights the rights of its config.json: safetensors 0.8 lets nobody else read them."""
     rights = (folder / "config.json").stat().st_mode

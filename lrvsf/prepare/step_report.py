@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from lrvsf.command import WIDTH, Command
 from lrvsf.data.names import printable
+from lrvsf.durable import write_whole
 
 
 def write_report(path: str | Path, report: dict[str, Any]) -> None:
     """Writes the report as JSON, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     # A name that is not UTF-8 has halves of characters in it; their escapes are JSON too.
-    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def as_table(report: dict[str, Any], indent: int = 0) -> str:

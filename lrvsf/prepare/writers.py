@@ -1,7 +1,6 @@
 """Writing product shards and test sets: what every step that ends in a data set ends with.
 
-A folder appears whole or not at all: it is written beside its place, under a name that ends in ".writing", and renamed
-when its last file is closed. What a killed run left there is thrown away by the next one.
+A folder appears whole or not at all (see `durable.whole_folder`). What a killed run left is thrown away by the next.
 
     FOLDER/00000.parquet, ...   rows of PRODUCT_FEATURES, image bytes as they came (photographs do not compress further)
     FOLDER/manifest.json        the files, their sizes, a digest of the rows of each, and one of the whole list
@@ -16,15 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
+from lrvsf.durable import whole_folder
 from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parquet_writer
 from lrvsf.prepare.rows import unjoined_categories
 
@@ -36,8 +34,6 @@ DISTRACTOR_ROWS = 20_000
 class FolderWriter:
     """A context manager that gives `self.writing`, a folder that becomes `self.folder` if the block succeeds.
 
-    A link is followed: what it leads to is written beside its place there.
-
     Raises:
         ValueError: the folder is there already, and not empty; or it cannot be replaced, as a mount point cannot.
         OSError: it is written, but could not be renamed; `writing` is then kept.
@@ -45,37 +41,30 @@ class FolderWriter:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
-        self.writing = self.folder.with_name(self.folder.name + ".writing")
 
     def __enter__(self) -> Self:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f"{self.folder} is in use; remove it or choose another folder")
         _refuse_irreplaceable(self.folder)
-        shutil.rmtree(self.writing, ignore_errors=True)
-        self.writing.mkdir(parents=True)
+        self._whole = whole_folder(self.folder)
+        self.writing = self._whole.__enter__()
+        self.begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self.close()
-                self.finish()
-            else:
-                # On a full disk closing fails too, which would hide the first failure.
-                with suppress(Exception):
-                    self.close()
-        except BaseException:
-            shutil.rmtree(self.writing, ignore_errors=True)
-            raise
         if kind is not None:
-            shutil.rmtree(self.writing, ignore_errors=True)
+            # On a full disk closing fails too, which would hide the first failure.
+            with suppress(Exception):
+                self.close()
+            self._whole.__exit__(kind, error, trace)
             return
-        try:
-            os.replace(self.writing, self.folder)
-        except OSError as failed:
-            raise OSError(
-                f"{self.writing} is whole, but cannot be renamed to {self.folder} ({failed.strerror}); rename it"
-            ) from failed
+        with ExitStack() as stack:
+            stack.push(self._whole)  # which sees what closing and finishing raise, as if the block had
+            self.close()
+            self.finish()
+
+    def begin(self) -> None:
+        """Opens what is written to, in `writing`."""
 
     def close(self) -> None:
         """Closes what is open, whether or not the block succeeded."""
@@ -134,13 +123,16 @@ class ProductShardWriter(FolderWriter):
         self.ids: set[str] = set()
         self.note: dict[str, Any] = {}
 
-        def shard(path: Path, _: int) -> RowWriter:
-            return parquet_writer(path, PRODUCT_FEATURES.arrow_schema, row_group, dictionary)
-
-        self._shards = NumberedFiles(self.writing, shard, shard_rows, shard_bytes)
+        self._limits, self._format = (shard_rows, shard_bytes), (row_group, dictionary)
         self._digest = hashlib.sha256()
         self._files: list[dict[str, Any]] = []
         self._images = 0
+
+    def begin(self) -> None:
+        def shard(path: Path, _: int) -> RowWriter:
+            return parquet_writer(path, PRODUCT_FEATURES.arrow_schema, *self._format)
+
+        self._shards = NumberedFiles(self.writing, shard, *self._limits)
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes one row of PRODUCT_FEATURES.
@@ -211,19 +203,16 @@ class TestSetWriter(FolderWriter):
         self.queries = self.distractors = 0
         self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
         self.note: dict[str, Any] = {}
-        self._dictionary = dictionary
+        self._shard_rows, self._dictionary = shard_rows, dictionary
 
+    def begin(self) -> None:
         def distractors(path: Path, _: int) -> RowWriter:
-            return parquet_writer(path, DISTRACTOR_SCHEMA, dictionary=dictionary)
+            return parquet_writer(path, DISTRACTOR_SCHEMA, dictionary=self._dictionary)
 
-        self._distractors = NumberedFiles(self.writing / "distractors", distractors, shard_rows)
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self._distractors.folder.mkdir()
         self._products = parquet_writer(self.writing / "products.parquet", QUERY_SCHEMA, dictionary=self._dictionary)
+        self._distractors = NumberedFiles(self.writing / "distractors", distractors, self._shard_rows)
+        self._distractors.folder.mkdir()
         self._distractors.begin()
-        return self
 
     def add_query(self, row: dict[str, Any]) -> None:
         """Writes one row of QUERY_SCHEMA; PRODUCT_ID, TYPE and blip2_caption1 may be missing or None.

@@ -18,8 +18,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,14 +28,16 @@ import pyarrow.parquet as pq
 from typer import Argument, Option
 
 from lrvsf.data.parquet import open_parquet
-from lrvsf.durable import locked
+from lrvsf.durable import check_one_disk, locked, publish_folder, whole_file
 from lrvsf.prepare.laion.img2dataset import VERSION, ensure_environment, run_img2dataset
 from lrvsf.prepare.laion.outcomes import ARRIVED, FINAL, host, outcomes, shard_sizes
-from lrvsf.prepare.laion.url_lists import PLACE, ListWriter, is_web, list_files
+from lrvsf.prepare.laion.url_lists import PLACE, is_web, list_files, write_list
+from lrvsf.prepare.row_writer import NumberedFiles
 from lrvsf.prepare.step_report import write_report
 
 ENVIRONMENT = Path("~/.cache/lrvsf") / f"img2dataset-{VERSION}"
 FAILURE_COLUMNS = ("url", "product_id", "type", "split", "round", "reason", "error")
+HOST_COLUMNS = ("host", "outcome", "urls")
 TOP_HOSTS = 20
 
 
@@ -77,23 +79,26 @@ def download(
         pace = {"processes_count": processes, "thread_count": threads, "timeout": timeout, "retries": retries}
         settings = {**_settings(image_size, file_rows), **pace}
         work = out.with_name(out.name + ".unfinished")
-        _check_one_disk(work, out)
-        tally = Tally()
-        with Failures(out / "failures.csv") as failures:
+        check_one_disk(work, out)
+        became = Became()
+        with csv_file(out / "failures.csv", FAILURE_COLUMNS) as failures:
             number = 1
             while lists:
                 folder = out / f"round-{number}"
                 if not folder.is_dir():
                     _fetch(lists, folder, work / folder.name, python, settings)
                 again = number < rounds or (out / f"round-{number + 1}").is_dir()
-                retry = ListWriter(work / f"list-{number + 1}")
-                split_outcomes(outcomes(lists, folder, file_rows), number, again, tally, failures, retry)
-                retry.close()
-                lists = list_files(retry.folder) if retry.rows else []
+                # The next round's list follows from the outcomes alone, so a killed run makes the same one again.
+                retry_folder = work / f"list-{number + 1}"
+                with write_list(retry_folder) as retry:
+                    split_outcomes(outcomes(lists, folder, file_rows), number, again, became, failures, retry)
+                lists = list_files(retry_folder) if retry.rows else []
                 number += 1
-        tally.write_hosts(out / "hosts.csv")
+        with csv_file(out / "hosts.csv", HOST_COLUMNS) as hosts:
+            for (name, outcome), count in sorted(became.outcomes.items()):
+                hosts({"host": name, "outcome": outcome, "urls": count})
         shutil.rmtree(work)
-        report = {"folder": str(out), **tally.report()}
+        report = {"folder": str(out), **became.report()}
         write_report(out / "download.json", report)
     return report
 
@@ -111,31 +116,18 @@ def _fetch(lists: list[Path], folder: Path, unfinished: Path, python: Path, sett
     }
     sizes = shard_sizes(lists, settings["number_sample_per_shard"])
     run_img2dataset(python, here, sizes, folder.with_suffix(".log"), folder.name.replace("-", " "))
-    os.replace(unfinished, folder)
-
-
-def _check_one_disk(work: Path, out: Path) -> None:
-    """Finds out before hours of downloading whether a finished round can be renamed from one folder into the other.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    probe = work / "probe"
-    probe.mkdir(parents=True, exist_ok=True)
-    try:
-        os.replace(probe, out / "probe")
-    except OSError as error:
-        raise ValueError(
-            f"what is downloaded into {work} cannot be moved to {out} ({error.strerror}), as into a mount point it "
-            "cannot; name a folder within it"
-        ) from error
-    (out / "probe").rmdir()
+    publish_folder(unfinished, folder)
 
 
 def split_outcomes(
-    rows: Iterable[dict[str, Any]], number: int, again: bool, tally: Tally, failures: Failures, retry: ListWriter
+    rows: Iterable[dict[str, Any]],
+    number: int,
+    again: bool,
+    became: Became,
+    failures: Callable[[dict[str, Any]], None],
+    retry: NumberedFiles,
 ) -> None:
-    """Sorts the outcomes of one round into the tally, the failures and the next round's list.
+    """Sorts the outcomes of one round into the counts, the failures and the next round's list.
 
     Args:
         rows: rows of a URL list with `reason` and `error`.
@@ -144,21 +136,21 @@ def split_outcomes(
     """
     for row in rows:
         outcome, error = row.pop("reason"), row.pop("error")
-        tally.tried[number] += 1
+        became.tried[number] += 1
         if again and outcome not in FINAL:
-            retry.write(row)
+            retry.add(row)
             continue
-        tally.outcomes[host(row["url"]), outcome] += 1
-        tally.splits[row["split"], outcome == ARRIVED] += 1
+        became.outcomes[host(row["url"]), outcome] += 1
+        became.splits[row["split"], outcome == ARRIVED] += 1
         if outcome == ARRIVED:
-            tally.arrived[number] += 1
+            became.arrived[number] += 1
         else:
-            failures.write({**row, "round": number, "reason": outcome, "error": error})
+            failures({**row, "round": number, "reason": outcome, "error": error})
 
 
 @dataclass
-class Tally:
-    """Counts over all rounds, each URL once, by what became of it in the end.
+class Became:
+    """What became of URLs in the end, each counted once over all rounds.
 
     Attributes:
         tried, arrived: round -> URLs.
@@ -200,40 +192,14 @@ class Tally:
             or 0,
         }
 
-    def write_hosts(self, path: Path) -> None:
-        """URLs by host and outcome as CSV, whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["host", "outcome", "urls"])
-            rows = sorted(self.outcomes.items())
-            writer.writerows([_no_formula(name), outcome, count] for (name, outcome), count in rows)
-        os.replace(temporary, path)
 
-
-class Failures:
-    """A CSV of the URLs that did not arrive, which appears under its name when the `with` block ends well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._temporary = path, path.with_name(path.name + ".tmp")
-
-    def __enter__(self) -> Failures:
-        self._file = self._temporary.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, FAILURE_COLUMNS, extrasaction="ignore")
-        self._writer.writeheader()
-        return self
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._writer.writerow({name: _no_formula(cell) for name, cell in row.items()})
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self._file.close()
-            os.replace(self._temporary, self.path)
-            return
-        with suppress(OSError):  # of a full disk, whose first error is on its way
-            self._file.close()
-        self._temporary.unlink()
+@contextmanager
+def csv_file(path: Path, columns: Iterable[str]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Gives what writes a row to a CSV file, which is there when the block has ended well."""
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        yield lambda row: writer.writerow({name: _no_formula(cell) for name, cell in row.items()})
 
 
 def _no_formula(cell: Any) -> Any:

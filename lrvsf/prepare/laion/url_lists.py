@@ -6,10 +6,9 @@ through to its output unread, nulls and lists of strings included.
 
 from __future__ import annotations
 
-import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
 from lrvsf.data.parquet import DAMAGE
+from lrvsf.durable import whole_folder
 from lrvsf.prepare.row_writer import NumberedFiles, RowWriter
 
 # The order in which overlap is resolved: what a split holds, no later one gets.
@@ -37,39 +37,25 @@ URL_SCHEMA = pa.schema(
 )
 
 
-class ListWriter:
-    """Writes rows into FOLDER as 00000.parquet, 00001.parquet, ...; the folder appears, whole, when `close` is called.
+@contextmanager
+def write_list(folder: Path, shuffle: bool = False) -> Iterator[NumberedFiles]:
+    """Gives what rows of URL_SCHEMA are added to; FOLDER/00000.parquet, ... are there, whole, when the block has ended.
 
     Args:
+        folder: one that is there before is replaced.
         shuffle: whether the rows of one file are put into a fixed random order. Neighbours in the metadata come from
             one shop, and a shop that is asked for 100,000 pictures in a row answers with errors.
     """
 
-    def __init__(self, folder: Path, shuffle: bool = False) -> None:
-        self.folder = folder.resolve()
-        self._temporary = self.folder.with_name(self.folder.name + ".tmp")
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+    def writer(path: Path, number: int) -> RowWriter:
+        # One batch a file, shuffled by the file's number. URLs, unlike pictures, compress.
+        file = pq.ParquetWriter(path, URL_SCHEMA, compression="snappy")
+        return RowWriter(file, URL_SCHEMA, FILE_ROWS, shuffle=number if shuffle else None)
 
-        def list_file(path: Path, number: int) -> RowWriter:
-            # One batch a file, shuffled by the file's number. URLs, unlike pictures, compress.
-            file = pq.ParquetWriter(path, URL_SCHEMA, compression="snappy")
-            return RowWriter(file, URL_SCHEMA, FILE_ROWS, shuffle=number if shuffle else None)
-
-        self._files = NumberedFiles(self._temporary, list_file, FILE_ROWS)
-
-    @property
-    def rows(self) -> int:
-        return self._files.rows
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._files.add(row)
-
-    def close(self) -> None:
-        """Puts the folder in its place, instead of one that was there before."""
-        self._files.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.replace(self._temporary, self.folder)
+    with whole_folder(folder) as writing:
+        files = NumberedFiles(writing, writer, FILE_ROWS)
+        yield files
+        files.close()
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows
 from lrvsf.data.schema import SCENES, SIMPLE
-from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, ListWriter, is_web
+from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, is_web, write_list
 from lrvsf.prepare.step_report import write_report
 
 BATCH_ROWS = 8192
@@ -71,11 +71,10 @@ def urls(
             np.frombuffer(ranks, np.uint8),
             has_product,
         )
-        writer = ListWriter(out / "urls", shuffle=True)
-        for kept, row in zip(keep, usable_rows(files, Counter(), bar), strict=True):
-            if kept:
-                writer.write(row)
-    writer.close()
+        with write_list(out / "urls", shuffle=True) as written:
+            for kept, row in zip(keep, usable_rows(files, Counter(), bar), strict=True):
+                if kept:
+                    written.add(row)
     ranks_kept = np.frombuffer(ranks, np.uint8)[keep]
     products_kept = np.frombuffer(product_hashes, np.uint64)[keep]
     report = {
@@ -83,13 +82,13 @@ def urls(
         "rows": total,
         "skipped": dict(skipped.most_common()) or 0,
         **overlap,
-        "URLs to download": writer.rows,
+        "URLs to download": written.rows,
         "splits": {
             split: {"URLs": int(chosen.sum()), "products": len(np.unique(products_kept[chosen & has_product[keep]]))}
             for rank, split in enumerate(SPLITS)
             if (chosen := ranks_kept == rank).any()
         },
-        "list": str(writer.folder),
+        "list": str((out / "urls").resolve()),
     }
     write_report(out / "urls.json", report)
     return report

@@ -25,7 +25,7 @@ from lrvsf.prepare.laion import img2dataset, url_lists
 from lrvsf.prepare.laion.download import download
 from lrvsf.prepare.laion.img2dataset import ensure_environment, run_img2dataset
 from lrvsf.prepare.laion.outcomes import outcomes, reason, shard_sizes
-from lrvsf.prepare.laion.url_lists import ListWriter, list_files
+from lrvsf.prepare.laion.url_lists import list_files, write_list
 
 
 @pytest.fixture
@@ -33,11 +33,10 @@ def make_list(tmp_path):
     """`make_list(urls)`: a list as the step `urls` writes it, three URLs a file; product ids are the last parts."""
 
     def make(urls, folder="urls"):
-        writer = ListWriter(tmp_path / folder)
-        for url in urls:
-            row = {"product_id": url.split("/")[-1], "type": "SIMPLE", "split": "train", "category": None}
-            writer.write({"url": url, **row, "captions": ["a", "b"]})
-        writer.close()
+        with write_list(tmp_path / folder) as written:
+            for url in urls:
+                row = {"product_id": url.split("/")[-1], "type": "SIMPLE", "split": "train", "category": None}
+                written.add({"url": url, **row, "captions": ["a", "b"]})
         return tmp_path / folder
 
     return make
@@ -371,10 +370,9 @@ def wait_for(condition, seconds=60):
 @pytest.mark.survives("a list of URLs with file:// or ftp://", "refused before anything is fetched")
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "FILE:///etc/passwd", "ftp://a/1", "//a/1", "", None])
 def test_urls_of_no_web_server_are_refused(tmp_path, monkeypatch, url):
-    lists = ListWriter(tmp_path / "lists/urls")
-    for address in ("http://a/1", url):
-        lists.write({name: None for name in url_lists.URL_SCHEMA.names} | {"url": address, "captions": []})
-    lists.close()
+    with write_list(tmp_path / "lists/urls") as written:
+        for address in ("http://a/1", url):
+            written.add({name: None for name in url_lists.URL_SCHEMA.names} | {"url": address, "captions": []})
     monkeypatch.setattr(step, "ensure_environment", None)
     with pytest.raises(ValueError, match=f"has 1 URLs of no web server, such as {url!r}"):
         download(tmp_path / "lists", tmp_path / "out")
@@ -382,17 +380,14 @@ def test_urls_of_no_web_server_are_refused(tmp_path, monkeypatch, url):
 
 @pytest.mark.survives("ids and errors that a spreadsheet would take for formulas", "quoted in failures.csv, hosts.csv")
 def test_no_cell_is_a_formula(tmp_path):
-    with step.Failures(tmp_path / "failures.csv") as file:
-        file.write(
-            {"url": "http://=1/", "product_id": "=1+1", "type": "-2", "round": -3, "reason": "@x", "error": "+x"}
-        )
+    with step.csv_file(tmp_path / "failures.csv", step.FAILURE_COLUMNS) as write:
+        write({"url": "http://=1/", "product_id": "=1+1", "type": "-2", "round": -3, "reason": "@x", "error": "+x"})
     (row,) = csv.DictReader((tmp_path / "failures.csv").open(newline=""))
     assert [row[name] for name in ("url", "product_id", "type", "round", "reason", "error")] == [
         *("http://=1/", "'=1+1", "'-2", "-3", "'@x", "'+x")
     ]
-    tally = step.Tally()
-    tally.outcomes["=cmd", "arrived"] = 2
-    tally.write_hosts(tmp_path / "hosts.csv")
+    with step.csv_file(tmp_path / "hosts.csv", step.HOST_COLUMNS) as write:
+        write({"host": "=cmd", "outcome": "arrived", "urls": 2})
     assert (tmp_path / "hosts.csv").read_text().splitlines()[1] == "'=cmd,arrived,2"
 
 
@@ -442,9 +437,8 @@ def test_a_folder_on_another_disk_is_refused_at_once(tmp_path, monkeypatch):
     def across(*_):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
-    lists = ListWriter(tmp_path / "lists/urls")
-    lists.write({name: None for name in url_lists.URL_SCHEMA.names} | {"url": "http://a/1", "captions": []})
-    lists.close()
+    with write_list(tmp_path / "lists/urls") as written:
+        written.add({name: None for name in url_lists.URL_SCHEMA.names} | {"url": "http://a/1", "captions": []})
     monkeypatch.setattr(step, "ensure_environment", lambda _: Path("python"))
     monkeypatch.setattr(step, "run_img2dataset", None)
     replace = os.replace

@@ -21,7 +21,7 @@ from PIL import Image
 
 from lrvsf.prepare.laion.download import ENVIRONMENT, download
 from lrvsf.prepare.laion.img2dataset import _installed
-from lrvsf.prepare.laion.url_lists import ListWriter
+from lrvsf.prepare.laion.url_lists import write_list
 
 FOLDER = Path(os.environ.get("LRVSF_IMG2DATASET", ENVIRONMENT)).expanduser()
 pytestmark = pytest.mark.skipif(
@@ -145,13 +145,12 @@ def place(i):
     return 2**53 + 1 + i if i % 3 else None
 
 
-def write_list(folder, shop, kinds):
-    writer = ListWriter(folder)
-    for i, kind in enumerate(kinds):
-        category, captions = (None, []) if i % 2 else ("Bags", ["a 'bag'", 'in "red", é'])
-        row = {"product_id": str(i), "type": "SIMPLE", "split": "test_distractors", "metadata_row": place(i)}
-        writer.write({"url": f"{shop.root}/{kind}/{i}", **row, "category": category, "captions": captions})
-    writer.close()
+def list_of(folder, shop, kinds):
+    with write_list(folder) as written:
+        for i, kind in enumerate(kinds):
+            category, captions = (None, []) if i % 2 else ("Bags", ["a 'bag'", 'in "red", é'])
+            row = {"product_id": str(i), "type": "SIMPLE", "split": "test_distractors", "metadata_row": place(i)}
+            written.add({"url": f"{shop.root}/{kind}/{i}", **row, "category": category, "captions": captions})
     return folder
 
 
@@ -161,7 +160,7 @@ def write_list(folder, shop, kinds):
 )
 def test_good_images_arrive_and_bad_ones_have_reasons(tmp_path, shop):
     kinds = list(EXPECTED)
-    report = download(write_list(tmp_path / "urls", shop, kinds), tmp_path / "out", rounds=2, file_rows=10, **QUICK)
+    report = download(list_of(tmp_path / "urls", shop, kinds), tmp_path / "out", rounds=2, file_rows=10, **QUICK)
 
     reasons = Counter(outcome for outcome, _ in EXPECTED.values())
     assert report["arrived"] == reasons.pop("arrived")
@@ -186,7 +185,7 @@ def test_good_images_arrive_and_bad_ones_have_reasons(tmp_path, shop):
 
 
 def test_a_killed_download_goes_on_where_it_was(tmp_path, shop):
-    urls = write_list(tmp_path / "urls", shop, ["slow"] * 40)
+    urls = list_of(tmp_path / "urls", shop, ["slow"] * 40)
     code = (
         "import sys; from pathlib import Path; from lrvsf.prepare.laion.download import download\n"
         "urls, out, environment = map(Path, sys.argv[1:])\n"

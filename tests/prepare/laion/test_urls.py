@@ -151,15 +151,15 @@ def test_resolution_equals_its_naive_twin():
 def test_lists_are_cut_shuffled_and_always_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(url_lists, "FILE_ROWS", 4)
     meta = write(tmp_path / "meta", train=[simple(f"http://a/{i}.jpg", i) for i in range(10)])
-    (tmp_path / "out/urls.tmp").mkdir(parents=True)  # of a run that was killed
-    (tmp_path / "out/urls.tmp/00009.parquet").touch()
+    (tmp_path / "out/urls.writing").mkdir(parents=True)  # of a run that was killed
+    (tmp_path / "out/urls.writing/00009.parquet").touch()
     for out in ("out", "again", "out"):
         urls(str(meta), tmp_path / out)
     assert [len(pq.read_table(f)) for f in sorted((tmp_path / "out/urls").iterdir())] == [4, 4, 2]
     assert read(tmp_path / "out") == read(tmp_path / "again")
     first = [row["product_id"] for row in pq.read_table(tmp_path / "out/urls/00000.parquet").to_pylist()]
     assert sorted(first) == list("0123") != first
-    assert [p.name for p in (tmp_path / "out").iterdir() if p.name.endswith(".tmp")] == []
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.name.endswith(".writing")] == []
 
 
 def test_the_hub_is_asked_for_what_is_no_folder(tmp_path, monkeypatch):

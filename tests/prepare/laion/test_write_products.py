@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,7 +210,12 @@ def _kill_at(patch, moment):
     elif moment == "named":
         patch.setattr("lrvsf.prepare.laion.write_products.read_manifest", kill)
     else:
-        patch.setattr(shutil, "rmtree", lambda path, **kw: kill() if str(path).endswith("partitions") else None)
+
+        def kill_when_reported(path, **_):
+            if Path(path).name == "train.partitions" and Path(path).with_name("products-train.json").exists():
+                kill()
+
+        patch.setattr(shutil, "rmtree", kill_when_reported)
     return killed
 
 
