@@ -7,19 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CATEGORIES = (
-    "Bags",
-    "Feet",
-    "Hands",
-    "Head",
-    "Lower Body",
-    "Neck",
-    "Outwear",
-    "Upper Body",
-    "Waist",
-    "Whole Body",
-)
-
 COLORS = {
     "red": (208, 38, 44),
     "orange": (242, 134, 32),
@@ -51,6 +38,7 @@ SILHOUETTES = {
     "Waist": ("belt", "sash", "corset", "fanny pack"),
     "Whole Body": ("dress", "gown", "jumpsuit", "tunic"),
 }
+CATEGORIES = tuple(SILHOUETTES)  # those of configuration_condvit, whose import takes transformers and seconds
 PLURAL = frozenset(
     {"boots", "sneakers", "clogs", "high boots", "mittens", "gloves", "gauntlets", "cuffs"}
     | {"trousers", "flared trousers", "shorts"}

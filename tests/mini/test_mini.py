@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import configuration_condvit
 from lrvsf.data.images import decode_image
 from lrvsf.mini import build
 from lrvsf.mini.attributes import CATEGORIES, SILHOUETTES, Garment, all_looks, near_miss, random_garment
@@ -29,6 +30,10 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_processes(tmp_path)
     assert not build_mini(tmp_path / "a", SMALL), "what exists is picked up"
     with pytest.raises(ValueError, match="remove it"):
         build_mini(tmp_path / "a", MiniSize(products=21, test_products=10, distractors=20, image_size=48))
+
+
+def test_the_categories_are_the_model_s_in_the_model_s_order():
+    assert CATEGORIES == configuration_condvit.CATEGORIES
 
 
 def test_no_two_products_look_alike_and_near_misses_are_near():
