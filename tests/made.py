@@ -220,7 +220,11 @@ def tar_of(members, mode="w"):
 
 
 def tar_product(name, *images, category="Bags"):
-    """The members of a product in a tar, as published: images, given as (type, bytes), and then their JSON."""
+    """The members of a product in a tar, as published: images, given as (type, bytes), and then their JSON.
+
+    Without images it has one of each type, of bytes that are no image.
+    """
+    images = images or (("SIMPLE", f"simple {name}".encode()), ("COMPLEX", f"scene {name}".encode()))
     described = {
         str(i): {"TYPE": kind, "CATEGORY": category if kind == "SIMPLE" else None, "blip2_caption1": f"{name} {kind}"}
         for i, (kind, _) in enumerate(images)
