@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from waiting import wait_for
 
 from lrvsf import signals
 from lrvsf.signals import Watch
@@ -18,14 +19,6 @@ def ended(monkeypatch):
     statuses = []
     monkeypatch.setattr(os, "_exit", statuses.append)
     return statuses
-
-
-def wait_for(condition):
-    for _ in range(1000):
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def send(number):

@@ -4,10 +4,10 @@ import signal
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
-from made import product, write_shards
+from made import product, spoil_page, write_shards
+from waiting import is_alive, wait_for
 
 from lrvsf.data import stream
 from lrvsf.data.images import Tolerance
@@ -153,12 +153,7 @@ def test_what_is_read_and_held_is_bounded(tmp_path):
 def test_a_damaged_row_group_costs_its_products_only(tmp_path, caplog):
     folder = write_shards(tmp_path / "t", [product(f"p{i:02d}") for i in range(40)], 2)
     shards = ProductShards.scan(folder)
-    file = folder / "1.parquet"
-    data = bytearray(file.read_bytes())
-    column = pq.ParquetFile(file).metadata.row_group(2).column(1)
-    assert column.path_in_schema == "images.list.element.image.bytes"
-    data[column.data_page_offset : column.data_page_offset + 8] = b"\xff" * 8
-    file.write_bytes(bytes(data))
+    spoil_page(folder / "1.parquet", 2, "images.list.element.image.bytes")
     maker = PairMaker(16, ["Bags"], 0)
     batches = ProductBatches(shards, 4, seed=0)
     made = [maker.batch(*batch) for batch in batches]
@@ -242,18 +237,3 @@ def test_a_stall_is_explained(folder, monkeypatch):
         explained_stall(),
     ):
         next(iter(loader))
-
-
-def wait_for(condition):
-    for _ in range(1000):
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    return False
-
-
-def is_alive(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

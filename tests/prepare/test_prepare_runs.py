@@ -9,6 +9,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 from made import download_row, jpeg, write_download, write_shop
+from waiting import is_alive, wait_for
 
 from lrvsf.data.workers import worker_map
 from lrvsf.durable import InUse, locked
@@ -30,15 +31,6 @@ def work_for_ever(pids):
         list(mapper(time.sleep, [100] * 6))
 
 
-def gone(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    with open(f"/proc/{pid}/stat") as file:  # one that nobody waits for is dead all the same
-        return file.read().rpartition(")")[2].split()[0] == "Z"
-
-
 @pytest.mark.survives("a step of prepare_lrvsf.py is killed (SIGKILL, SIGTERM)", "its workers end with it")
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(kill):
@@ -46,13 +38,10 @@ def test_workers_end_with_their_parent(kill):
     parent = FORK.Process(target=work_for_ever, args=(pids,))
     parent.start()
     workers = pids.get()
-    assert len(workers) == 3 and not any(map(gone, workers))
+    assert len(workers) == 3 and all(map(is_alive, workers))
     os.kill(parent.pid, kill)
     parent.join(10)
-    deadline = time.monotonic() + 10
-    while not all(map(gone, workers)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert all(map(gone, workers))
+    assert wait_for(lambda: not any(map(is_alive, workers)))
 
 
 @pytest.mark.survives("Ctrl-C while images are decoded", "ends the step; no worker dies with the queue's lock")

@@ -5,25 +5,17 @@ test_img2dataset.py runs the real one.
 
 import csv
 import errno
-import http.client
-import io
 import json
 import os
-import runpy
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from made import rows_of, write_rows, write_table
 
 from lrvsf.prepare.laion import download as step
-from lrvsf.prepare.laion import img2dataset, url_lists
+from lrvsf.prepare.laion import url_lists
 from lrvsf.prepare.laion.download import download
-from lrvsf.prepare.laion.img2dataset import ensure_environment, run_img2dataset
 from lrvsf.prepare.laion.outcomes import outcomes, reason, shard_sizes
 from lrvsf.prepare.laion.url_lists import list_files, write_list
 
@@ -56,8 +48,7 @@ def web(monkeypatch):
     def fake(python, settings, sizes, log, label):
         round_number = int(label.split()[-1])
         folder = Path(settings["output_folder"])
-        folder.mkdir(parents=True)
-        rows = [r for f in list_files(Path(settings["url_list"])) for r in pq.read_table(f).to_pylist()]
+        rows = [row for file in list_files(Path(settings["url_list"])) for row in rows_of(file)]
         answers["asked"].append([row["url"] for row in rows])
         answers["columns"] = settings["save_additional_columns"]
         start = 0
@@ -82,7 +73,7 @@ def web(monkeypatch):
             for name, kind in (("key", "str"), ("status", "str"), ("error_message", "str"), ("jpg", "binary")):
                 schema = schema.append(pa.field(name, kind))
             # img2dataset writes in the order in which downloads end
-            pq.write_table(pa.Table.from_pylist(written[::-1], schema), folder / f"{shard:05d}.parquet")
+            write_rows(folder / f"{shard:05d}.parquet", written[::-1], schema)
             start += size
 
     monkeypatch.setattr(step, "run_img2dataset", fake)
@@ -141,7 +132,7 @@ def test_a_row_that_img2dataset_lost_is_an_outcome(tmp_path, make_list):
     schema = pa.schema({"key": "str", "status": "str", "error_message": "str"})
     for shard, places in enumerate(([1], [], [0])):
         rows = [{"key": f"{shard * 10 + place:06d}", "status": "success"} for place in places]
-        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / f"{shard:05d}.parquet")
+        write_rows(tmp_path / f"{shard:05d}.parquet", rows, schema)
     found = [(row["product_id"], row["reason"]) for row in outcomes(lists, tmp_path, 2)]
     assert found == [("0", "not recorded"), ("1", "arrived"), ("2", "not recorded"), ("3", "arrived")]
 
@@ -242,8 +233,7 @@ def test_the_place_in_the_metadata_is_carried_where_the_list_has_it(tmp_path, we
     web["http://a/1"] = ["ok"]
     table = pa.Table.from_pylist([row | {"metadata_row": 7}], url_lists.URL_SCHEMA)
     for name, kept in (("new", table), ("old", table.drop_columns("metadata_row"))):
-        (tmp_path / name).mkdir()
-        pq.write_table(kept, tmp_path / name / "0.parquet")
+        write_table(tmp_path / name / "0.parquet", kept)
         assert download(tmp_path / name, tmp_path / f"{name}-out", rounds=1)["arrived"] == 1
         assert ("metadata_row" in web["columns"]) == (name == "new")
 
@@ -251,120 +241,13 @@ def test_the_place_in_the_metadata_is_carried_where_the_list_has_it(tmp_path, we
 def test_lists_that_are_none_are_refused(tmp_path, make_list, web):
     with pytest.raises(FileNotFoundError, match="nothing has no .*parquet; give what the step `urls` wrote"):
         download(tmp_path / "nothing", tmp_path / "out")
-    (tmp_path / "other").mkdir()
-    pq.write_table(pa.table({"url": ["http://a/1"], "TEXT": ["a"]}), tmp_path / "other/x.parquet")
+    write_table(tmp_path / "other/x.parquet", {"url": ["http://a/1"], "TEXT": ["a"]})
     with pytest.raises(ValueError, match=r"lacks the column\(s\) product_id, type, split, category, captions"):
         download(tmp_path / "other", tmp_path / "out")
-    pq.write_table(url_lists.URL_SCHEMA.empty_table(), tmp_path / "other/x.parquet")
+    write_table(tmp_path / "other/x.parquet", url_lists.URL_SCHEMA.empty_table())
     with pytest.raises(ValueError, match="hold no URL"):
         download(tmp_path / "other", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_an_environment_is_made_only_where_nothing_is(tmp_path, monkeypatch):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").touch()
-    with pytest.raises(ValueError, match="mine is not empty and has no img2dataset 1.47.0; name another folder"):
-        ensure_environment(tmp_path / "mine")
-    called = []
-    monkeypatch.setattr(img2dataset, "_call", called.append)
-    for _ in range(2):  # a half-made one of ours is made again
-        with pytest.raises(OSError, match="no img2dataset 1.47.0; delete"):
-            ensure_environment(tmp_path / "new")
-    assert (
-        called[2:]
-        == called[:2]
-        == [
-            [sys.executable, "-m", "venv", str(tmp_path / "new")],
-            [str(tmp_path / "new/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            + list(img2dataset.PINS),
-        ]
-    )
-    assert img2dataset.PINS[0] == "img2dataset==1.47.0"
-
-
-def test_a_failing_installation_shows_pip_s_words():
-    with pytest.raises(OSError, match="(?s)exit code 1:.*No matching distribution.*name it with --environment"):
-        img2dataset._call([sys.executable, "-c", "import sys; sys.exit('ERROR: No matching distribution')"])
-
-
-@pytest.fixture(scope="module")
-def fake_environment(tmp_path_factory):
-    """A virtual environment whose `img2dataset.download` marks file 0 as done and then sleeps, or ends at once."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    site = next(folder.glob("lib/python*/site-packages"))
-    (site / "img2dataset.py").write_text(
-        "import multiprocessing, os, pathlib, time\n"
-        "def download(output_folder, sleep):\n"
-        "    folder = pathlib.Path(output_folder)\n"
-        "    child = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(sleep,))\n"
-        "    child.start()\n"
-        "    (folder / 'pids').write_text(f'{os.getpid()} {child.pid}')\n"
-        "    print('hello from img2dataset')\n"
-        "    (folder / '00000.parquet').write_bytes((folder / 'template').read_bytes())\n"
-        "    (folder / '00000_stats.json').write_text('{}')\n"
-        "    child.join()\n"
-    )
-    return folder / "bin/python"
-
-
-@pytest.fixture
-def output(tmp_path):
-    folder = tmp_path / "round-1"
-    folder.mkdir()
-    pq.write_table(pa.table({"key": ["0"]}), folder / "template")
-    return folder
-
-
-def test_files_that_img2dataset_leaves_undone_end_the_run(tmp_path, fake_environment, output):
-    settings = {"output_folder": str(output), "sleep": 0}
-    run_img2dataset(fake_environment, settings, [5], tmp_path / "log", "round 1")
-    (output / "pids").unlink()
-    run_img2dataset(fake_environment, settings, [5], tmp_path / "log", "round 1")
-    assert not (output / "pids").exists()  # all was there: nothing was started
-    with pytest.raises(OSError, match="(?s)code 0 and left 1 of 2 files undone.*number 1.*hello from img2dataset"):
-        run_img2dataset(fake_environment, settings, [5, 5], tmp_path / "log", "round 1")
-    with pytest.raises(OSError, match="(?s)code 1 .*No module named 'img2dataset'"):
-        run_img2dataset(Path(sys.executable), settings, [5, 5], tmp_path / "log", "round 1")
-
-
-def test_a_file_without_its_end_is_fetched_again(tmp_path, fake_environment, output):
-    (output / "00000.parquet").write_bytes(b"PAR1 cut")
-    (output / "00000_stats.json").write_text("{}")
-    run_img2dataset(fake_environment, {"output_folder": str(output), "sleep": 0}, [5], tmp_path / "log", "round 1")
-    assert pq.read_metadata(output / "00000.parquet").num_rows == 1
-
-
-def test_no_process_outlives_a_killed_run(tmp_path, fake_environment, output):
-    code = (
-        "import sys; from pathlib import Path; from lrvsf.prepare.laion.img2dataset import run_img2dataset\n"
-        "python, out, log = map(Path, sys.argv[1:])\n"
-        "run_img2dataset(python, {'output_folder': str(out), 'sleep': 600}, [5], log, 'round 1')"
-    )
-    command = [sys.executable, "-c", code, str(fake_environment), str(output), str(tmp_path / "log")]
-    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_for(lambda: (output / "00000_stats.json").exists())
-    pids = [int(pid) for pid in (output / "pids").read_text().split()]
-    assert all(alive(pid) for pid in pids)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    wait_for(lambda: not any(alive(pid) for pid in pids))
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # a zombie nobody reaps does nothing
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.survives("a list of URLs with file:// or ftp://", "refused before anything is fetched")
@@ -389,47 +272,6 @@ def test_no_cell_is_a_formula(tmp_path):
     with step.csv_file(tmp_path / "hosts.csv", step.HOST_COLUMNS) as write:
         write({"host": "=cmd", "outcome": "arrived", "urls": 2})
     assert (tmp_path / "hosts.csv").read_text().splitlines()[1] == "'=cmd,arrived,2"
-
-
-class Wire:
-    """A socket that has one answer in it."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def makefile(self, _):
-        return io.BytesIO(self.answer)
-
-
-@pytest.mark.survives("a server that sends without end, or a byte a second", "given up: too large, or timeout")
-def test_bodies_are_bounded(monkeypatch):
-    def body(head, content):
-        response = http.client.HTTPResponse(Wire(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + content))
-        response.begin()
-        return read(response)
-
-    monkeypatch.setattr(http.client.HTTPResponse, "read", http.client.HTTPResponse.read)  # puts it back at the end
-    read = runpy.run_path(str(img2dataset.RUNNER))["read"]
-    assert http.client.HTTPResponse.read is read
-    chunks = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
-    for head, content in (
-        (b"Content-Length: 5", b"abcde"),
-        (b"Transfer-Encoding: chunked", chunks),
-        (b"X: y", b"abcde"),
-    ):
-        assert body(head, content) == b"abcde"
-    for head, content in ((b"Content-Length: 6", b"abcde"), (b"Transfer-Encoding: chunked", chunks[:9])):
-        with pytest.raises(http.client.IncompleteRead):
-            body(head, content)
-    bounds = read.__globals__
-    monkeypatch.setitem(bounds, "MAX_BYTES", 4)
-    with pytest.raises(ValueError, match="body over 0 MiB") as error:
-        body(b"X: y", b"abcde")
-    assert reason("failed_to_download", str(error.value)) == "too large"
-    monkeypatch.setitem(bounds, "MAX_SECONDS", -1)
-    with pytest.raises(TimeoutError) as error:
-        body(b"X: y", b"abcd")
-    assert reason("failed_to_download", str(error.value)) == "timeout"
 
 
 @pytest.mark.survives("images are downloaded into a mount point", "refused before anything is fetched")

@@ -6,7 +6,6 @@ img2dataset lives in a virtual environment of its own, which these tests do not 
 import http.server
 import io
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,10 +13,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from made import encode, noise, rows_of
 from PIL import Image
+from waiting import wait_for
 
 from lrvsf.prepare.laion.download import ENVIRONMENT, download
 from lrvsf.prepare.laion.img2dataset import _installed
@@ -31,20 +30,7 @@ pytestmark = pytest.mark.skipif(
 QUICK = {"processes": 1, "threads": 4, "timeout": 1, "retries": 0, "environment": FOLDER}
 
 
-def jpeg(width, height):
-    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def png():
-    buffer = io.BytesIO()
-    Image.new("RGBA", (40, 30), (255, 0, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-GOOD, SMALL = jpeg(300, 400), jpeg(100, 50)
+GOOD, SMALL = (encode(noise(*size), "JPEG") for size in ((300, 400), (100, 50)))
 
 
 class Shop(http.server.BaseHTTPRequestHandler):
@@ -88,7 +74,7 @@ class Shop(http.server.BaseHTTPRequestHandler):
 BODIES = {
     "good": {"body": GOOD, "Content_Type": "image/jpeg"},
     "small": {"body": SMALL, "Content_Type": "image/jpeg"},
-    "png": {"body": png(), "Content_Type": "image/png"},
+    "png": {"body": encode(Image.new("RGBA", (40, 30), (255, 0, 0, 0))), "Content_Type": "image/png"},
     "mislabelled": {"body": GOOD, "Content_Type": "text/html"},  # still an image
     "html": {"body": b"<html>Sold out</html>", "Content_Type": "image/jpeg"},
     "svg": {"body": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "Content_Type": "image/svg+xml"},
@@ -102,28 +88,18 @@ BODIES = {
 }
 # What the last try of each ends with, and how often it is tried in two rounds.
 EXPECTED = {
-    "good": ("arrived", 1),
-    "small": ("arrived", 1),
-    "png": ("arrived", 1),
-    "mislabelled": ("arrived", 1),
-    "nofollow": ("arrived", 1),
-    "redirect": ("arrived", 1),
+    **dict.fromkeys(("good", "small", "png", "mislabelled", "nofollow", "redirect"), ("arrived", 1)),
     "second-time": ("arrived", 2),
-    "noai": ("opted out", 1),
-    "noindex": ("opted out", 1),
+    **dict.fromkeys(("noai", "noindex"), ("opted out", 1)),
     "404": ("HTTP 404", 1),
     "410": ("HTTP 410", 1),
     "403": ("HTTP 403", 2),
     "500": ("HTTP 500", 2),
     "loop": ("HTTP 302", None),  # urllib follows it a few times each try
-    "stall": ("timeout", 2),
-    "stall-inside": ("timeout", 2),
+    **dict.fromkeys(("stall", "stall-inside"), ("timeout", 2)),
     "drop": ("connection", 2),
     "cut": ("cut short", 2),
-    "half": ("not an image", 2),
-    "html": ("not an image", 2),
-    "svg": ("not an image", 2),
-    "empty": ("not an image", 2),
+    **dict.fromkeys(("half", "html", "svg", "empty"), ("not an image", 2)),
     "huge": ("too large", 1),
 }
 
@@ -168,7 +144,7 @@ def test_good_images_arrive_and_bad_ones_have_reasons(tmp_path, shop):
     asked = {kind: shop.asked[f"/{kind}/{i}"] for i, kind in enumerate(kinds) if EXPECTED[kind][1]}
     assert asked == {kind: times for kind, (_, times) in EXPECTED.items() if times}
 
-    rows = [row for file in sorted((tmp_path / "out").rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    rows = [row for round_number in (1, 2) for row in rows_of(tmp_path / f"out/round-{round_number}")]
     assert all(row["metadata_row"] == place(int(row["product_id"])) for row in rows)
     arrived = {kinds[int(row["product_id"])]: row for row in rows if row["status"] == "success"}
     assert set(arrived) == {kind for kind, (outcome, _) in EXPECTED.items() if outcome == "arrived"}
@@ -193,16 +169,12 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path, shop):
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(urls), str(tmp_path / "out"), str(FOLDER)])
     first = tmp_path / "out.unfinished/round-1/00000_stats.json"
-    deadline = time.monotonic() + 120
-    while not first.exists():
-        assert time.monotonic() < deadline and parent.poll() is None
-        time.sleep(0.05)
-    parent.send_signal(signal.SIGKILL)
+    assert wait_for(lambda: first.exists() or parent.poll() is not None, 120) and parent.poll() is None
+    parent.kill()
     parent.wait()
     assert not list((tmp_path / "out").rglob("*.parquet"))  # nothing half done is where the next step looks
 
     report = download(urls, tmp_path / "out", rounds=1, file_rows=10, **{**QUICK, "timeout": 5})
     assert report["arrived"] == 40
     assert [shop.asked[f"/slow/{i}"] for i in range(10)] == [1] * 10  # the file that was done
-    files = sorted((tmp_path / "out/round-1").glob("*.parquet"))
-    assert [i for f in files for i in sorted(map(int, pq.read_table(f)["product_id"].to_pylist()))] == list(range(40))
+    assert sorted(int(row["product_id"]) for row in rows_of(tmp_path / "out/round-1")) == list(range(40))
