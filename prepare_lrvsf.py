@@ -6,10 +6,12 @@ python prepare_lrvsf.py STEP --help
 from __future__ import annotations
 
 from lrvsf import command
+from lrvsf.mini.contact_sheet import mini_sheet
+from lrvsf.mini.draw_mini import mini
+from lrvsf.mini.train_clip import mini_clip
 from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.check import check
 from lrvsf.prepare.convert_tars import tars
-from lrvsf.prepare.draw_mini import mini
 from lrvsf.prepare.laion.download import download
 from lrvsf.prepare.laion.urls import urls
 from lrvsf.prepare.laion.write_products import products
@@ -18,7 +20,7 @@ from lrvsf.prepare.push_dataset import push
 from lrvsf.prepare.step_report import as_table
 from lrvsf.steps import run_step, step_name
 
-STEPS = (catalog, urls, download, products, testset, tars, check, push, mini)
+STEPS = (catalog, urls, download, products, testset, tars, check, push, mini, mini_clip, mini_sheet)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,7 +37,11 @@ def run_step(
     for step in steps:
         settings = {"token_normalize_func": _underscored, "max_content_width": WIDTH}
         first = (step.__doc__ or "").partition("\n\n")[0]  # whole: Typer would cut it after 45 letters
-        app.command(step.__name__, context_settings=settings, short_help=first)(_printed(step, show))
+        own_help = getattr(step, "reads_flags", False)
+        settings["ignore_unknown_options"] = own_help
+        app.command(step.__name__, context_settings=settings, short_help=first, add_help_option=not own_help)(
+            _printed(step, show)
+        )
     program = typer.main.get_command(app)
     for command in program.commands.values():
         for parameter in command.params:  # Typer makes --test-products of test_products
@@ -51,6 +55,12 @@ def run_step(
         raise ValueError(f"{error.format_message().rstrip('.')}. --help tells the rest") from error
     if status:
         sys.exit(status)
+
+
+def reads_flags(step: Step) -> Step:
+    """Marks a step that takes its words as they are, `--help` among them, for a FlagParser of its own."""
+    step.reads_flags = True
+    return step
 
 
 def step_name() -> str:

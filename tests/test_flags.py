@@ -5,7 +5,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments
 from lrvsf.flags import FlagParser
-from lrvsf.mini.clip import MiniClipArguments
+from lrvsf.mini.train_clip import MiniClipArguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 
 SCRIPTS = {

@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainingArguments
 
 from lrvsf.flags import FlagParser
-from lrvsf.mini.clip import MiniClipArguments
+from lrvsf.mini.train_clip import MiniClipArguments
 from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 

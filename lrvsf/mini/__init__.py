@@ -9,4 +9,5 @@ query is ambiguous, and with it it is not.
     silhouettes  the outline of each kind of garment on the figure
     scenes       the figure, the place, the two kinds of picture
     build        splits without look-alikes, near-misses, shards and test sets
+    draw_mini, train_clip, contact_sheet    the steps mini, mini_clip (a CLIP that saw nothing else), mini_sheet
 """

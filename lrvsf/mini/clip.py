@@ -1,19 +1,15 @@
 """Mini CLIP: a CLIP of four million parameters that has seen only Mini LRVS-F. Mini starts as the real recipe does.
 
-    python -m lrvsf.mini.clip recipes/mini-clip.yaml [flags that override it]
-
 Scenes are paired with captions that list what is worn, product pictures with their own. Nothing tells it where a
 garment is.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,30 +24,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from lrvsf.command import quiet_libraries, run
-from lrvsf.data.folders import files_in
 from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import open_parquet
 from lrvsf.durable import follow_umask
-from lrvsf.flags import FlagParser
-from lrvsf.recipe import parse_classes, read_arguments
+from lrvsf.mini.train_clip import MiniClipArguments
+from lrvsf.prepare.step_report import write_report
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
-USAGE = "python -m lrvsf.mini.clip [RECIPE.yaml] [--flag value ...]"
-CLASSES = (("lrvsf.mini.clip", "MiniClipArguments"), ("transformers.training_args", "TrainingArguments"))
 TEXT_TOKENS = 80  # a scene's caption has at most about 60 words
-
-
-@dataclass
-class MiniClipArguments:
-    """What Mini CLIP is made of and from."""
-
-    data: str = field(default="data/mini", metadata={"help": "folder that `prepare_lrvsf.py mini` wrote"})
-    image_size: int = field(default=96, metadata={"help": "pixels a side"})
-    patch_size: int = field(default=16, metadata={"help": "pixels a side of one patch"})
-    width: int = field(default=256, metadata={"help": "vision tower's hidden size; heads are 64 wide"})
-    layers: int = field(default=4, metadata={"help": "vision tower's layers"})
-    projection_dim: int = field(default=128, metadata={"help": "embedding dimension"})
+BATCH = 128  # images of which each must find its own caption
 
 
 def make_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
@@ -153,10 +134,10 @@ class ClampTemperature(TrainerCallback):
 
 @torch.no_grad()
 def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages, batches: int = 8) -> float:
-    """Share of images whose own caption scores highest in batches of 128, half of it scenes or more."""
+    """Share of images whose own caption scores highest in a batch; two of three are scenes."""
     model.eval()
-    batches = min(batches, len(data) // 128)
-    rows = np.random.default_rng(0).permutation(len(data))[: batches * 128].reshape(batches, 128)
+    batches = min(batches, len(data) // BATCH)
+    rows = np.random.default_rng(0).permutation(len(data))[: batches * BATCH].reshape(batches, BATCH)
     right = []
     for batch in rows:
         out = model(**collate([data[i] for i in batch]))
@@ -164,30 +145,26 @@ def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages,
     return float(np.mean(right))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = FlagParser(USAGE, __doc__, *CLASSES)
-    flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
-    shards = files_in(Path(asked.data, "train"), "*.parquet")
-    if not shards:
-        raise FileNotFoundError(
-            f"no train/*.parquet in {asked.data}: draw it with `python prepare_lrvsf.py mini {asked.data}`"
-        )
-    quiet_libraries()
-    args, training = parse_classes((MiniClipArguments, TrainingArguments), flags, asked, machine=True)
+def train(args: MiniClipArguments, training: TrainingArguments, shards: list[Path]) -> dict[str, Any]:
+    """Trains Mini CLIP and writes it, with its tokenizer and training.json, to `training.output_dir`.
+
+    Returns:
+        The report of what was trained.
+    """
+    output = Path(training.output_dir)
     data = CaptionedImages(shards, args.image_size)
     tokenizer = make_tokenizer(data.captions)
     torch.manual_seed(training.seed)
     model, collate = make_model(args, tokenizer), Collator(tokenizer)
     trainer = Trainer(model, training, data_collator=collate, train_dataset=data, callbacks=[ClampTemperature()])
     trainer.train()
-    accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= 128 else None
-    print(f"{model.num_parameters():,} parameters; the right caption among 128: {accuracy} (training images)")
-    model.half().save_pretrained(training.output_dir)
-    follow_umask(Path(training.output_dir))
-    tokenizer.save_pretrained(training.output_dir)
-    report = {"caption_accuracy": accuracy, "steps": trainer.state.global_step, "log": trainer.state.log_history}
-    Path(training.output_dir, "training.json").write_text(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    run(main, "lrvsf.mini.clip")
+    accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= BATCH else None
+    model.half().save_pretrained(output)
+    follow_umask(output)
+    tokenizer.save_pretrained(output)
+    write_report(
+        output / "training.json",
+        {"caption_accuracy": accuracy, "steps": trainer.state.global_step, "log": trainer.state.log_history},
+    )
+    report = {"folder": str(output), "parameters": model.num_parameters(), "training images": len(data)}
+    return report | ({} if accuracy is None else {f"right caption among {BATCH}, in %": 100 * accuracy})

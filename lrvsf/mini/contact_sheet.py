@@ -1,14 +1,18 @@
-"""A contact sheet of Mini LRVS-F, to look at: python -m lrvsf.mini.contact_sheet docs/mini-lrvsf.png
+"""`prepare_lrvsf.py mini_sheet`: a contact sheet of Mini LRVS-F, to look at.
 
 One column per category: the product alone, worn, and worn in a cropped scene; two products each.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import numpy as np
 from PIL import Image
+from typer import Argument
 
-from lrvsf.command import OneLineParser, run
+from lrvsf.durable import whole_file
 from lrvsf.mini.attributes import CATEGORIES, random_garment
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 
@@ -31,11 +35,8 @@ def contact_sheet(seed: int = 0) -> Image.Image:
     return sheet
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
-    parser.add_argument("picture", help="PNG to write")
-    contact_sheet().save(parser.parse_args(arguments).picture, optimize=True)
-
-
-if __name__ == "__main__":
-    run(main, "lrvsf.mini.contact_sheet")
+def mini_sheet(picture: Annotated[Path, Argument(help="PNG to write")]) -> dict[str, Any]:
+    """Draw a contact sheet of Mini LRVS-F: products of each category, alone and worn."""
+    with whole_file(picture) as part:
+        contact_sheet().save(part, "PNG", optimize=True)
+    return {"picture": str(picture)}
