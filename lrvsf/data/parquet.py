@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +63,12 @@ class BoundedFile(pq.ParquetFile):
         for group in range(self.metadata.num_row_groups) if row_groups is None else row_groups:
             size = min(batch_size, self._rows_in_memory(group, columns))
             yield from super().iter_batches(size, [group], columns, use_threads=use_threads)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The row where each row group begins, and the number of rows."""
+        sizes = (self.metadata.row_group(group).num_rows for group in range(self.num_row_groups))
+        return list(accumulate(sizes, initial=0))
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """A few small columns as a whole. Raises ParquetBomb as `iter_batches`, and for more than `MAX_BYTES`."""
@@ -160,6 +169,51 @@ def open_parquet(path: str | Path) -> BoundedFile:
     return BoundedFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
+@contextmanager
+def opened(path: str | Path, remedy: str, needed: Iterable[str] = ()) -> Iterator[BoundedFile]:
+    """The file, for a reader whom damage stops.
+
+    Args:
+        remedy: a sentence, with which all messages end.
+        needed: columns that it must have.
+
+    Raises:
+        OSError: it is not a whole Parquet file, or the block came upon damage.
+        ValueError: it lacks a column.
+    """
+    try:
+        file = open_parquet(path)
+    except DAMAGE as error:
+        raise OSError(f"{path} is not a readable Parquet file: {error}. {remedy}") from error
+    with file:
+        present = file.schema_arrow.names
+        if missing := [name for name in needed if name not in present]:
+            raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. {remedy}")
+        try:
+            yield file
+        except DAMAGE as error:
+            raise OSError(f"{path} is damaged: {error}. {remedy}") from error
+
+
+def read_rows(
+    file: BoundedFile, columns: list[str] | None, batch_rows: int, groups: Iterable[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file, or of some of its row groups, `batch_rows` of them in memory, fewer where cells are large.
+
+    Raises OSError: damage, with the row near which it is. A damaged page takes its neighbours with it.
+    """
+    for group in range(file.num_row_groups) if groups is None else groups:
+        row = file.starts[group]
+        try:
+            # In this thread: those who read many files read them side by side.
+            for batch in file.iter_batches(batch_rows, [group], columns, use_threads=False):
+                for cells in rows_of(batch):
+                    yield cells
+                    row += 1
+        except DAMAGE as error:
+            raise OSError(f"near row {row}: {error}") from error
+
+
 def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Collection[str]) -> str | None:
     """Why some leaf columns cannot hold texts, or encoded images, or None if they can; texts may be missing.
 
@@ -198,7 +252,7 @@ def describe_files(files: Iterable[Path]) -> str:
     return f"{count} files of {size} bytes, footers {footers.hexdigest()[:16]}"
 
 
-def rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """`batch.to_pylist()`, but that of a float32 or float16 column gives numpy's numbers.
 
     Python has one float, which does not tell that 16777217 became 16777216 in the file (see `names.identifier`).

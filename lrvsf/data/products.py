@@ -28,7 +28,7 @@ from datasets.data_files import DataFilesList
 from lrvsf.data.folders import content_names, files_in, place_of
 from lrvsf.data.images import JUDGE_FROM, USUAL, Tolerance, TooManyBadImages, reasons_table
 from lrvsf.data.names import did_you_mean, lookalikes, quoted
-from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, wrong_types
+from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, read_rows, wrong_types
 from lrvsf.data.schema import MAX_IMAGES, PRODUCT_FEATURES, SCENES, SIMPLE
 from lrvsf.data.tars import read_products
 
@@ -225,8 +225,7 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
 
 def _structures(parquet: BoundedFile, group: int) -> list[Structure]:
     parquet.check_footer(group, list(UNDECODED))
-    batches = parquet.iter_batches(SCAN_ROWS, [group], STRUCTURE, use_threads=False)
-    return [_structure_of(row) for batch in batches for row in batch.to_pylist()]
+    return [_structure_of(row) for row in read_rows(parquet, STRUCTURE, SCAN_ROWS, [group])]
 
 
 def wrong_columns(parquet: pq.ParquetFile) -> str | None:

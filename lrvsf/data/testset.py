@@ -9,6 +9,7 @@ A row's number is its position in the files sorted by name, so any process can r
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
 from lrvsf.data.names import UnusableCell, did_you_mean, identifier
-from lrvsf.data.parquet import DAMAGE, open_parquet, wrong_types
-from lrvsf.data.parquet import rows as decoded
+from lrvsf.data.parquet import opened, read_rows, wrong_types
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
 DISTRACTOR_COLUMNS = ("jpg",)
@@ -29,6 +29,7 @@ _KNOWN = [(name, pa.string()) for name in ("PRODUCT_ID", "TYPE", "CATEGORY", "bl
 QUERY_SCHEMA = pa.schema([*_KNOWN, ("SIMPLE_IMG", pa.binary()), ("COMPLEX_IMG", pa.binary())])
 DISTRACTOR_SCHEMA = pa.schema([*_KNOWN, ("jpg", pa.binary())])
 
+RESTORE = "Restore this file."
 BATCH_ROWS = 64  # rows in memory at a time: some 10 MB of encoded photos
 
 
@@ -141,56 +142,25 @@ class _File:
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         self.path, self.columns = path, list(columns)
-        with self.open() as file:
+        with opened(path, _REMEDY, columns) as file:
             self.rows = file.metadata.num_rows
-            present = file.schema_arrow.names
-            self.has_ids = "PRODUCT_ID" in present
-            missing = [name for name in columns if name not in present]
-            if missing:
-                there = ", ".join(present)
-                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {there}. {_REMEDY}")
+            self.has_ids = "PRODUCT_ID" in file.schema_arrow.names
             if why := wrong_cells(file, columns):
                 raise ValueError(f"{path} {why}. {_REMEDY}")
 
-    def open(self) -> pq.ParquetFile:
-        try:
-            return open_parquet(self.path)
-        except DAMAGE as error:
-            raise OSError(f"{self.path} is not a readable Parquet file: {error}") from error
-
     def column(self, name: str) -> list[Any]:
         """All cells of a small column."""
-        try:
-            with self.open() as file:
-                return file.read([name])[name].to_pylist()
-        except DAMAGE as error:
-            raise OSError(f"{self.path}, column {name}: {error}. Restore this file.") from error
+        with opened(self.path, RESTORE) as file:
+            return file.read([name])[name].to_pylist()
 
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """(row in this file, cells) of a slice, of the columns wanted or of others; row groups outside it are not
         touched."""
-        with self.open() as file:
-            first = 0
-            for group in range(file.metadata.num_row_groups):
-                last = first + file.metadata.row_group(group).num_rows
+        with opened(self.path, RESTORE) as file:
+            for group, (first, last) in enumerate(pairwise(file.starts)):
                 if first < stop and last > start:
-                    for row, cells in self._read_group(file, group, first, columns or self.columns):
-                        if row >= stop:
-                            break
-                        if row >= start:
-                            yield row, cells
-                first = last
-
-    def _read_group(
-        self, file: pq.ParquetFile, group: int, row: int, columns: list[str]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                for cells in decoded(batch):
-                    yield row, cells
-                    row += 1
-        except DAMAGE as error:  # a damaged page takes its neighbours with it: no single row can be skipped
-            raise OSError(f"{self.path}, row group {group}, near row {row}: {error}. Restore this file.") from error
+                    cells = read_rows(file, columns or self.columns, BATCH_ROWS, [group])
+                    yield from islice(enumerate(cells, first), max(start - first, 0), stop - first)
 
 
 def _rows(files: list[_File], start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lookalikes, quoted
-from lrvsf.data.parquet import DAMAGE, open_parquet
-from lrvsf.data.testset import ProductTestSet
+from lrvsf.data.parquet import opened
+from lrvsf.data.testset import RESTORE, ProductTestSet
 
 SHOWN = 5  # names in a message
 
@@ -152,17 +152,14 @@ def _read(cell: Any) -> tuple[str | None, str]:
 
 def _chunks(files: list[Path], name: str) -> Iterator[pa.Array]:
     for file in files:
-        try:
-            with open_parquet(file) as parquet:
-                names = parquet.schema_arrow.names
-                if name not in names:
-                    raise ValueError(
-                        f"{file} has no column {name}, which this protocol needs; it has {', '.join(names)}. "
-                        "Test sets made by prepare_lrvsf.py have it; or choose another protocol."
-                    )
-                column = parquet.read([name])[name]
-        except DAMAGE as error:
-            raise OSError(f"{file}, column {name}: {error}. Restore this file.") from error
+        with opened(file, RESTORE) as parquet:
+            names = parquet.schema_arrow.names
+            if name not in names:
+                raise ValueError(
+                    f"{file} has no column {name}, which this protocol needs; it has {', '.join(names)}. "
+                    "Test sets made by prepare_lrvsf.py have it; or choose another protocol."
+                )
+            column = parquet.read([name])[name]
         if pa.types.is_nested(column.type):
             raise ValueError(f"{file} has {column.type} in {name}, where text must be. Save the column as text.")
         if pa.types.is_dictionary(column.type):

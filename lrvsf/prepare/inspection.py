@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.data.names import UnusableCell, identifier
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
@@ -106,7 +106,7 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
             if not quick:
                 columns = ["product_id", "images"] if kind == SHARD else [*columns, *_IMAGES[kind]]
             for batch in parquet.iter_batches(BATCH_ROWS, [group], list(dict.fromkeys(columns)), use_threads=False):
-                for row in rows(batch):
+                for row in rows_of(batch):
                     _look(kind, row, found, place, quick)
             if quick:
                 _count_from_footer(kind, parquet.metadata, group, found, place)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lists_of_others, lookalikes, quoted, text
-from lrvsf.data.parquet import rows
+from lrvsf.data.parquet import rows_of
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_texts():
 def test_narrow_floats_come_as_such():
     ids = pa.array([16777217.0, None], pa.float32())
     columns = {"id": ids, "coded": ids.dictionary_encode(), "wide": [1.0, None], "text": ["a", None]}
-    first, second = rows(pa.RecordBatch.from_pydict(columns))
+    first, second = rows_of(pa.RecordBatch.from_pydict(columns))
     assert isinstance(first["id"], np.float32) and isinstance(first["coded"], np.float32)
     assert type(first["wide"]) is float and first["text"] == "a"
     assert identifier(second["id"]) is None and second["wide"] is None

@@ -85,10 +85,10 @@ def test_a_test_set_with_spoilt_text_is_named(tmp_path, cell):
     one_row_group(tmp_path / "distractors/0.parquet", DISTRACTOR_SCHEMA, [{"jpg": b"d"}])
     spoil(tmp_path / "products.parquet", "spoilt text")
     test_set = ProductTestSet(tmp_path)
-    with pytest.raises(OSError, match="products.parquet, row group 0, near row 0: 'utf-8' codec.*Restore"):
+    with pytest.raises(OSError, match="products.parquet is damaged: near row 0: 'utf-8' codec.*Restore"):
         list(test_set.products())
     if cell == "CATEGORY":
-        with pytest.raises(OSError, match="products.parquet, column CATEGORY: 'utf-8' codec.*Restore"):
+        with pytest.raises(OSError, match="products.parquet is damaged: 'utf-8' codec.*Restore"):
             test_set.check_categories(["Bags"])
 
 

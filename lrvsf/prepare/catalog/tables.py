@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.names import appearance, did_you_mean, quoted
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
 
 SEPARATORS = ",;\t|"
 BATCH_ROWS = 64
@@ -162,6 +162,6 @@ def parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     try:
         with open_parquet(path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield from rows(batch)
+                yield from rows_of(batch)
     except DAMAGE as error:
         raise OSError(f"{path} is damaged: {error}. Write it again.") from error

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows, wrong_types
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of, wrong_types
 from lrvsf.data.workers import why_bad
 from lrvsf.prepare.laion.url_lists import PLACE
 from lrvsf.prepare.row_writer import RowWriter
@@ -208,7 +208,7 @@ class _PartitionWriter(FolderWriter):
                 left = parquet.metadata.row_group(group).num_rows
                 try:
                     for batch in parquet.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
-                        for row in rows(batch):
+                        for row in rows_of(batch):
                             left -= 1
                             yield row
                 except DAMAGE as error:  # a damaged page takes its neighbours with it

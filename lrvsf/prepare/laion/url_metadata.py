@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from lrvsf.data.names import UnusableCell, identifiers
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
 from lrvsf.data.tars import captions_of
 
 ROWS = 8192  # read at a time
@@ -40,7 +40,7 @@ class UrlMetadata:
         """The rows of these URLs: COLUMNS as text or None (a URL as it is), and `captions`."""
         for batch in self._batches():
             batch = batch.filter(pc.is_in(_text(batch["URL"]), urls))
-            for url, row in zip(_text(batch["URL"]).to_pylist(), rows(batch), strict=True):
+            for url, row in zip(_text(batch["URL"]).to_pylist(), rows_of(batch), strict=True):
                 try:
                     names = dict(zip(COLUMNS, identifiers(row, COLUMNS), strict=True))
                 except UnusableCell as error:

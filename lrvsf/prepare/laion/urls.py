@@ -27,7 +27,7 @@ from typer import Argument
 
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
-from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows
+from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows_of
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, is_web, write_list
 from lrvsf.prepare.step_report import write_report
@@ -176,7 +176,7 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
         columns = [name for name in COLUMNS if name in names] + captions
         try:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-                for cells, place in zip(rows(batch), places, strict=False):  # the places never end
+                for cells, place in zip(rows_of(batch), places, strict=False):  # the places never end
                     row = _row(cells, captions, file.name.startswith("products"), skipped)
                     if isinstance(row, str):
                         skipped[row] += 1

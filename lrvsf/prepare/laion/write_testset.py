@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from lrvsf.data.names import UnusableCell, identifiers
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows
+from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
 from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
@@ -169,7 +169,7 @@ def _published(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{path} {why}; give the published file")
             columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in present]
             for batch in file.iter_batches(READ_ROWS, columns=columns):
-                for row in rows(batch):
+                for row in rows_of(batch):
                     for name in PRODUCT_COLUMNS[:2]:
                         row[name] = image_bytes(row[name])
                     yield row
