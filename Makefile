@@ -59,7 +59,7 @@ runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/mini.js
 
 demo: $(MODELS:%=runs/mini/%/results.json)
 	@echo
-	@$(BIN)/python -m lrvsf.evaluation.compare --plots runs/mini \
+	@$(BIN)/python evaluate_lrvsf.py compare --plots runs/mini \
 	  "Mini CLIP=runs/mini/mini-clip" "demo, none=runs/mini/none" \
 	  "demo, category=runs/mini/category" "Mini CondViT=runs/mini/mini-condvit"
 	@echo

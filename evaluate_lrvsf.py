@@ -6,6 +6,12 @@
 It takes what train_hf.py wrote, or CLIP, SigLIP or DINO as an unconditioned baseline, and a test set as
 prepare_lrvsf.py makes them. Runs as `python evaluate_lrvsf.py` too; `accelerate launch --multi_gpu --num_processes N`
 takes N GPUs or, where there is none, N processes on the CPU, with the same draws.
+
+Three steps besides, each with a --help of its own:
+
+    evaluate_lrvsf.py compare NAME=RESULTS ...   several results in one table
+    evaluate_lrvsf.py picture --model DIR ...    one scene, several conditions
+    evaluate_lrvsf.py folds SOURCE TARGET        published folds, safe to read
 """
 
 from __future__ import annotations
@@ -13,29 +19,20 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 from lrvsf import command
-from lrvsf.evaluation.arguments import EvaluateArguments, PictureArguments, check_evaluation
-from lrvsf.flags import FlagParser
-from lrvsf.recipe import parse_classes, read_arguments
+from lrvsf.evaluation.arguments import STEPS, EvaluateArguments, PictureArguments, read_evaluation
+from lrvsf.recipe import parse_classes
 from lrvsf.signals import end_at_once
 
-CLASSES = (EvaluateArguments, PictureArguments)
-
-
-def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
-    """The flags, and what they ask for: nothing known to be wrong."""
-    usage = "%(prog)s --model MODEL --data_root FOLDER --output_dir FOLDER\n    [--flag value ...]"
-    parser = FlagParser(usage, __doc__, *((one.__module__, one.__name__) for one in CLASSES))
-    flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
-    check_evaluation(asked)
-    return flags, asked
-
-
-if __name__ == "__main__":  # the imports below take seconds: what is wrong is told before
-    command.run(read)
+if __name__ == "__main__":  # the imports below take seconds: what is wrong is told before, and `compare` does without
+    if sys.argv[1:2] and sys.argv[1] in STEPS:
+        step = sys.argv.pop(1)
+        command.run(lambda: import_module(STEPS[step]).main(), f"{command.script_name()} {step}")
+        sys.exit()
+    command.run(lambda: read_evaluation(__doc__, sys.argv[1:]))
     end_at_once("embeddings that are whole stay, and the same command goes on from them.")
 
 import torch
@@ -58,7 +55,8 @@ from lrvsf.terminal import never_refuse
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args, pictures = parse_classes(CLASSES, *read(arguments))
+    flags, asked = read_evaluation(__doc__, sys.argv[1:] if arguments is None else arguments)
+    args, pictures = parse_classes((EvaluateArguments, PictureArguments), flags, asked)
     command.quiet_libraries()
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
@@ -74,13 +72,8 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
     settings = chosen_settings(args.protocol, vars(args))
     test_set = ProductTestSet(args.data_root)
     model = load_model(args.model)
-    encoder = Encoder(
-        model,
-        conditioning=args.conditioning or model.config.condition,
-        bf16=runs_in_bf16(args.bf16, args.protocol, state.device),
-        device=state.device,
-        dims=args.dims,
-    )
+    bf16 = runs_in_bf16(args.bf16, args.protocol, state.device)
+    encoder = Encoder(model, args.conditioning or model.config.condition, bf16, state.device, args.dims)
     output = Path(args.output_dir)
     tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
     folder = args.embeds or output / "embeds"

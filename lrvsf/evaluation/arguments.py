@@ -5,9 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lrvsf.data.names import did_you_mean
+from lrvsf.flags import FlagParser
 from lrvsf.paths import PRODUCTS, check_model, check_output, near
+from lrvsf.recipe import read_arguments
 
 GALLERY_SIZES = (500, 2000, 5000)
+STEPS = {  # of evaluate_lrvsf.py, besides measuring; each module has a `main`
+    "compare": "lrvsf.evaluation.pages.compare",
+    "picture": "lrvsf.evaluation.pages.picture",
+    "folds": "lrvsf.evaluation.stored_folds",
+}
 
 
 @dataclass
@@ -37,7 +45,7 @@ class EvaluateArguments:
         default=None, metadata={"help": "leaderboard: the published bootstrapped_indices.pt. Default: from the seed."}
     )
     stored_folds: str | None = field(
-        default=None, metadata={"help": "paper: published folds, made by python -m lrvsf.evaluation.stored_folds."}
+        default=None, metadata={"help": "paper: published folds, made by evaluate_lrvsf.py folds."}
     )
     restrict_to_category: bool = field(
         default=False, metadata={"help": "Only items of the target's category in a gallery; paper measures both."}
@@ -126,6 +134,24 @@ class PictureArguments:
             raise ValueError(f"attention_categories={self.attention_categories} needs --attention, the rows to draw.")
         if self.sheet < 0:
             raise ValueError(f"sheet={self.sheet} must be at least 0.")
+
+
+def read_evaluation(description: str, arguments: list[str]) -> tuple[list[str], Namespace]:
+    """The flags of `EvaluateArguments` and `PictureArguments`, and what they ask for: nothing known to be wrong.
+
+    Raises:
+        ValueError: a step or flag that there is not, a wrong value.
+        OSError: a folder that is not there, or is not what it should be.
+    """
+    word = arguments[0] if arguments else ""
+    if not word.startswith("-") and not Path(word).exists() and (meant := did_you_mean(word, STEPS)):
+        raise ValueError(f"there is no step {word!r}.{meant}")  # else the word names a recipe
+    usage = "%(prog)s --model MODEL --data_root FOLDER --output_dir FOLDER\n    [--flag value ...]\n"
+    usage += f"    %(prog)s {{{','.join(STEPS)}}} --help"
+    classes = ((one.__module__, one.__name__) for one in (EvaluateArguments, PictureArguments))
+    flags, asked = read_arguments(FlagParser(usage, description, *classes), arguments)
+    check_evaluation(asked)
+    return flags, asked
 
 
 def check_galleries(sizes: Sequence[int], available: int) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import Folds, GalleryRanks, fold_recall, mean_and_std
+from lrvsf.evaluation.results import KS
 
 logger = logging.getLogger(__name__)
 
-KS = (1, 5, 10, 20, 50)
 TIES_WORTH_A_WARNING = 0.001
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lrvsf.evaluation.queries import HITS, load_queries
-from lrvsf.evaluation.results import is_trivial, load_results
+from lrvsf.evaluation.queries import load_queries
+from lrvsf.evaluation.results import FIRST_KS, is_trivial, load_results
 
 RESAMPLES = 10_000
 AT_A_TIME = 500  # resamples in memory: 4 MB for 1,000 products
@@ -71,9 +71,9 @@ def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
         one, two = (_rows(table, galleries, size) for table in tables)
         _check_draws(one, two, size, first, second)
         draws = one["draws"].to_numpy()
-        hits = [np.stack([table[f"hit_at_{k}"].to_numpy() for k in HITS], axis=1) for table in (one, two)]  # (P, 3)
+        hits = [np.stack([table[f"hit_at_{k}"].to_numpy() for k in FIRST_KS], axis=1) for table in (one, two)]  # (P, 3)
         lows, highs = bootstrap_interval(hits[1] - hits[0], draws)
-        for column, k in enumerate(HITS):
+        for column, k in enumerate(FIRST_KS):
             if any(is_trivial(gallery, "recall", str(k), of) for gallery, of in _measured(results, galleries, size)):
                 continue
             values = [hit[:, column] for hit in hits]

@@ -20,10 +20,11 @@ from torch import Tensor
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.evaluation.columns import distractor_ids, product_ids
 from lrvsf.evaluation.embedded import EmbeddedTestSet, positions_among
-from lrvsf.evaluation.galleries import KS, describe_items, gallery_results, over_folds
+from lrvsf.evaluation.galleries import describe_items, gallery_results, over_folds
 from lrvsf.evaluation.precision import TopShares
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
+from lrvsf.evaluation.results import KS
 from lrvsf.evaluation.stored_folds import StoredFolds
 
 SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_015)

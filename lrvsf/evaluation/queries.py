@@ -17,17 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from lrvsf.data.parquet import open_parquet
 from lrvsf.durable import whole_file
-from lrvsf.evaluation.recall import GalleryRanks
+from lrvsf.evaluation.results import FIRST_KS
 
-HITS = (1, 5, 10)
-COLUMNS = ("galleries", "size", "product_row", "category", "draws", "mean_rank", *(f"hit_at_{k}" for k in HITS))
+if TYPE_CHECKING:  # whoever only reads such a table does without torch
+    from lrvsf.evaluation.recall import GalleryRanks
+
+COLUMNS = ("galleries", "size", "product_row", "category", "draws", "mean_rank", *(f"hit_at_{k}" for k in FIRST_KS))
 
 
 class QueryTable:
@@ -46,21 +48,20 @@ class QueryTable:
         product_ids: Sequence[str | None] | None = None,
     ) -> None:
         """The P products of one gallery size: rows in products.parquet, categories and ids, in rank order."""
-        draws = ranks.weights.sum(1)  # (P,)
-        drawn = draws > 0
-        rows, categories = torch.tensor(rows)[drawn], [name for name, on in zip(categories, drawn, strict=True) if on]
-        weights, expected, draws = ranks.weights[drawn].double(), ranks.expected[drawn].double(), draws[drawn]
-        ids = [None] * len(drawn) if product_ids is None else product_ids
+        drawn = ranks.weights.sum(1).nonzero().flatten().tolist()  # what no fold drew was no query
+        weights, expected = ranks.weights[drawn].double(), ranks.expected[drawn].double()  # (p, F)
+        draws = weights.sum(1)  # (p,)
+        ids = [None] * len(rows) if product_ids is None else product_ids
         columns = {
-            "galleries": pa.array([galleries] * len(rows), pa.string()),
-            "size": pa.array([size] * len(rows), pa.int64()),
-            "product_row": rows.numpy(),
-            "product_id": pa.array([ids[place] for place in drawn.nonzero().flatten().tolist()], pa.string()),
-            "category": pa.array(categories, pa.string()),
+            "galleries": pa.array([galleries] * len(drawn), pa.string()),
+            "size": pa.array([size] * len(drawn), pa.int64()),
+            "product_row": pa.array([rows[place] for place in drawn], pa.int64()),
+            "product_id": pa.array([ids[place] for place in drawn], pa.string()),
+            "category": pa.array([categories[place] for place in drawn], pa.string()),
             "draws": draws.long().numpy(),
             "mean_rank": ((weights * expected).sum(1) / draws).numpy(),
         }
-        for k in HITS:
+        for k in FIRST_KS:
             columns[f"hit_at_{k}"] = ((weights * (expected <= k)).sum(1) / draws).numpy()
         self._parts.append(pa.table(columns))
 

@@ -41,6 +41,9 @@ from lrvsf.durable import write_whole
 
 Results = Mapping[str, Any]
 
+KS = (1, 5, 10, 20, 50)  # the K at which results.json reports
+FIRST_KS = KS[:3]  # of tables that compare, plots, pages, queries.parquet, validation and model cards
+
 TRIVIAL = "-: a gallery has at most K items, so that every query would succeed"
 GROUND = ("test_set", "skipped", "seed", "folds", "products_per_fold", "product_folds", "missing_draws")
 FEW_QUERIES = 200  # below, the table says how little a score can tell
@@ -217,7 +220,7 @@ def comparison_table(named_results: Mapping[str, Results], size: int | None = No
         raise ValueError(
             f"No gallery size in common: {dict(zip(named_results, map(sorted, have), strict=True))}; asked for {size}."
         )
-    ks, width = ("1", "5", "10"), max(map(len, [*named_results, "model"]))
+    ks, width = [str(k) for k in FIRST_KS], max(map(len, [*named_results, "model"]))
     lines = [
         " " * width + "".join(f"{f'{n:,} distractors':>{7 * len(ks)}}" for n in common),
         f"{'model':<{width}}" + "".join(f"{'R@' + k:>7}" for k in ks) * len(common),

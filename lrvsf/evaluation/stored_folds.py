@@ -1,15 +1,17 @@
 """The draws that were published: read safely, and matched with the rows of a test set.
 
-python -m lrvsf.evaluation.stored_folds bootstrap_IDs.pkl folds.safetensors [--metadata distractors_metadata.parquet]
+    evaluate_lrvsf.py folds bootstrap_IDs.pkl folds.safetensors \\
+        --metadata distractors_metadata.parquet
 
 The leaderboard's `bootstrapped_indices.pt` is a tensor (20, 1000) of row numbers of products.parquet; its distractors
 were never stored. The paper's `bootstrap_IDs.pkl` is a pickle of {"test_subsets": PRODUCT_IDs of each fold,
 "dist_N_subsets": for each size N, labels of each fold's distractors}. A pickle can run anything, so this command reads
 it once, with an unpickler that makes plain arrays and containers and refuses all else, and writes safetensors:
 
-    products.ids, distractors.ids     the different names, UTF-8, one a line, as uint8
-    products                          (F, draws) int32, positions in products.ids
-    distractors.N                     (F, N) int32, positions in distractors.ids, for each size N
+    products.ids, distractors.ids  different names, UTF-8, one a line, as uint8
+    products                       (F, draws) int32, positions in products.ids
+    distractors.N                  (F, N) int32, positions in distractors.ids,
+                                   for each size N
 
 The labels of distractors are those of the metadata's index. With --metadata each becomes its row's PRODUCT_ID, which is
 what a test set made by prepare_lrvsf.py keeps; without, the labels are taken to be the PRODUCT_IDs themselves.
@@ -28,10 +30,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lrvsf.command import OneLineParser, run
+from lrvsf.command import OneLineParser, script_name
+from lrvsf.data.bounds.safe_pickle import labels_of, load_arrays, load_tensor
 from lrvsf.data.parquet import open_parquet
 from lrvsf.durable import write_whole
-from lrvsf.evaluation.safe_pickle import labels_of, load_arrays, load_tensor
 
 MAX_NAME = 1000  # characters of a label
 
@@ -62,11 +64,11 @@ class StoredFolds:
         if self.path.suffix != ".safetensors":
             raise ValueError(
                 f"{path}: stored folds are read from safetensors only. Make the file from the published pickle once: "
-                "python -m lrvsf.evaluation.stored_folds bootstrap_IDs.pkl folds.safetensors"
+                "python evaluate_lrvsf.py folds bootstrap_IDs.pkl folds.safetensors"
             )
         self._tensors = load_file(self.path)
         if absent := {"products", "products.ids", "distractors.ids"} - self._tensors.keys():
-            raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; make it with lrvsf.evaluation.stored_folds.")
+            raise ValueError(f"{path} lacks {', '.join(sorted(absent))}; make it with evaluate_lrvsf.py folds.")
         self.sizes = sorted(int(key.split(".")[1]) for key in self._tensors if re.fullmatch(r"distractors\.\d+", key))
         self.folds = len(self._tensors["products"])
 
@@ -188,7 +190,7 @@ def _described(value: Any) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
+    parser = OneLineParser(__doc__, prog=f"{script_name()} folds")
     parser.add_argument("source", help="bootstrap_IDs.pkl")
     parser.add_argument("target", help="safetensors file to write")
     parser.add_argument("--metadata", help="the distractors' metadata, whose index the labels are of")
@@ -196,7 +198,3 @@ def main(arguments: list[str] | None = None) -> None:
     convert(args.source, args.target, args.metadata)
     folds = StoredFolds(args.target)
     print(f"{args.target}: {folds.folds} folds, sizes {', '.join(map(str, folds.sizes)) or 'none'}")
-
-
-if __name__ == "__main__":
-    run(main, "lrvsf.evaluation.stored_folds")

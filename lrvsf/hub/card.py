@@ -14,6 +14,7 @@ from transformers import TrainerState
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import whole_file
+from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.hub.leaderboard import DATASET as LRVSF
 from lrvsf.hub.leaderboard import EVAL_RESULTS
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
@@ -231,7 +232,7 @@ def eval_results(entry: dict[str, Any], validation: ProductTestSet, dataset: str
 
 def telling(validation: ProductTestSet) -> list[int]:
     """The K of R@K that the validation's gallery does not reach: from there on every model has 100 %."""
-    return [k for k in (1, 5, 10) if k < validation.n_products + validation.n_distractors]
+    return [k for k in FIRST_KS if k < validation.n_products + validation.n_distractors]
 
 
 def validation_row(entry: dict[str, Any], validation: ProductTestSet) -> str:

@@ -13,6 +13,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.pipeline import Embedded, embed_distractors, embed_products
 from lrvsf.evaluation.recall import fold_recall, ranks_among_all
+from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.processes import every
 from lrvsf.training.loss import symmetric_cross_entropy
 
@@ -32,10 +33,10 @@ def validate(
     held = every(len(distractors.rows))  # one entry per process, in order
     first_row = sum(held[: PartialState().process_index])
     ranks = ranks_among_all(queries, targets, [(distractors.embeds["distractor"], first_row)], sum(held))
-    recall = fold_recall(ranks.expected, ranks.weights, 10).flatten()  # (10,)
+    recall = fold_recall(ranks.expected, ranks.weights, max(FIRST_KS)).flatten()  # (10,)
     with torch.no_grad():
         loss = symmetric_cross_entropy(queries, targets, queries, targets, encoder.model.logit_scale)
-    return {**{f"R@{k}": recall[k - 1].item() for k in (1, 5, 10)}, "loss": loss.item()}
+    return {**{f"R@{k}": recall[k - 1].item() for k in FIRST_KS}, "loss": loss.item()}
 
 
 def all_products(

@@ -13,6 +13,7 @@ import torch
 
 try:
     from lrvsf.evaluation.recall import bootstrap_recall
+    from lrvsf.evaluation.results import KS
 except ImportError as error:
     raise ImportError(
         f"lrvsf_recall counts with the package `lrvsf`, which cannot be imported here: {error}. It comes with this "
@@ -77,7 +78,7 @@ class LrvsfRecall(evaluate.Metric):
         distractor_embeds: torch.Tensor,
         product_folds: torch.Tensor | None = None,
         distractor_folds: torch.Tensor | None = None,
-        ks: Sequence[int] = (1, 5, 10, 20, 50),
+        ks: Sequence[int] = KS,
     ) -> dict[str, float]:
         if not ks or min(ks) < 1:
             raise ValueError(f"ks={list(ks)}: give one or more numbers, each at least 1.")

@@ -8,9 +8,10 @@ import torch
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.evaluation import compare, paired
+from lrvsf.evaluation import paired
 from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.pages import compare
 from lrvsf.evaluation.paired import bootstrap_interval, compare_pair, differences_table
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import GalleryRanks

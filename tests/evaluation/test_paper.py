@@ -11,9 +11,8 @@ from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
 from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.embedded import EmbeddedTestSet
-from lrvsf.evaluation.galleries import KS
 from lrvsf.evaluation.paper import evaluate_paper, paper_metrics
-from lrvsf.evaluation.results import results_table
+from lrvsf.evaluation.results import KS, results_table
 from lrvsf.evaluation.stored_folds import convert
 
 

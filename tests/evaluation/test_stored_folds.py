@@ -133,7 +133,7 @@ def test_only_arrays_and_containers_are_unpickled(tmp_path):
 def in_little_memory(tmp_path, statement):
     """Runs a statement in a process with 1 GB of address space more than its imports take."""
     code = (
-        "import resource; from lrvsf.evaluation.stored_folds import *; from lrvsf.evaluation.safe_pickle import *\n"
+        "import resource; from lrvsf.evaluation.stored_folds import *; from lrvsf.data.bounds.safe_pickle import *\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n" + statement
     )
@@ -188,7 +188,7 @@ def test_other_contents_are_named(tmp_path):
     uneven = {**PUBLISHED, "dist_4_subsets": PUBLISHED["dist_4_subsets"][:1]}
     with pytest.raises(ValueError, match="test_subsets has 2 folds"):
         convert(pickled(tmp_path / "ids.pkl", uneven), tmp_path / "folds.safetensors")
-    with pytest.raises(ValueError, match="safetensors only.*python -m lrvsf.evaluation.stored_folds"):
+    with pytest.raises(ValueError, match="safetensors only.*evaluate_lrvsf.py folds"):
         StoredFolds(tmp_path / "ids.pkl")
 
 

@@ -26,9 +26,9 @@ from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.pages.sheet import FOUND
 from lrvsf.evaluation.paired import bootstrap_interval
 from lrvsf.evaluation.recall import RankCounter
+from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.processes import every, own_share
 
-KS = (1, 5, 10)
 WAYS = ("with the condition", "without", "without, filtered by category")
 TEMPLATE = Path(__file__).with_name("conditions.html.jinja")
 
@@ -63,7 +63,7 @@ def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmat
     ways = {}
     for way, hit in hits.items():
         by_category = {name: _mean(hit[own == number, 0]) for name, number in zip(asked, numbers, strict=True)}
-        recall = {str(k): hit[:, at].mean().item() if k < gallery[way] else None for at, k in enumerate(KS)}
+        recall = {str(k): hit[:, at].mean().item() if k < gallery[way] else None for at, k in enumerate(FIRST_KS)}
         ways[way] = {"recall": recall, "recall_at_1_by_category": by_category}
     as_meant = torch.stack([found[names[number]][1][row] for row, number in enumerate(own.tolist())])
     return {
@@ -122,7 +122,7 @@ def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
     for block in data.categorised_blocks() if filtered else data.blocks():
         counter.add(*block)
     (ranks,) = counter.ranks()
-    return torch.cat([(ranks.expected <= k).double() for k in KS], dim=1)
+    return torch.cat([(ranks.expected <= k).double() for k in FIRST_KS], dim=1)
 
 
 def top_of(data: EmbeddedTestSet, queries: Tensor) -> tuple[Tensor, Tensor]:

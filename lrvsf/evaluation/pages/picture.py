@@ -1,6 +1,8 @@
 """One scene, several conditions, what each finds: a PNG to look at.
 
-python -m lrvsf.evaluation.pages.picture --model assets/mini-condvit --data_root data/mini/test --out docs/retrieval.png
+    evaluate_lrvsf.py picture --model assets/mini-condvit \\
+        --data_root data/mini/test --product 37 \\
+        --categories Bags "Lower Body" "Upper Body" --out docs/retrieval.png
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from lrvsf.command import OneLineParser, run
+from lrvsf.command import OneLineParser, script_name
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
@@ -65,7 +67,7 @@ def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
+    parser = OneLineParser(__doc__, prog=f"{script_name()} picture")
     parser.add_argument("--model", required=True, help="a CondViT model conditioned by category")
     parser.add_argument("--data_root", required=True, help="test set folder")
     parser.add_argument("--out", required=True, help="PNG to write")
@@ -86,7 +88,3 @@ def main(arguments: list[str] | None = None) -> None:
     target = images.index(product.target_image)
     draw_retrieval(product.query_image, found, images, target).save(args.out, optimize=True)
     print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(categories)}")
-
-
-if __name__ == "__main__":
-    run(main, "lrvsf.evaluation.pages.picture")

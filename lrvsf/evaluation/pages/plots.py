@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +19,10 @@ from matplotlib.figure import Figure
 
 from lrvsf.data.names import printable
 from lrvsf.durable import whole_file
-from lrvsf.evaluation.results import is_trivial
+from lrvsf.evaluation.results import FIRST_KS, Results, is_trivial
 
-KS = ("1", "5", "10")
+KS = [str(k) for k in FIRST_KS]  # as results.json has them
 PLOTS = ("recall.png", "categories.png", "ranks.png")
-Results = Mapping[str, Any]
 
 
 def plot_all(named_results: Mapping[str, Results], queries: Mapping[str, pa.Table], folder: str | Path) -> None:
