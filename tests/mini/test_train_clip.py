@@ -13,7 +13,8 @@ from lrvsf.mini.build import MiniSize, build_mini
 def test_mini_clip_is_trained_from_what_mini_drew(tmp_path, capsys):
     build_mini(tmp_path / "mini", MiniSize(products=4, test_products=1, distractors=1, image_size=32), processes=1)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"data: {tmp_path / 'mini'}\nmax_steps: 100\nimage_size: 32\nwidth: 64\nlayers: 1\n")
+    small = "image_size: 32\nwidth: 64\nlayers: 1\nremove_unused_columns: false\n"
+    recipe.write_text(f"data: {tmp_path / 'mini'}\nmax_steps: 100\n{small}")
     flags = ["--output_dir", str(tmp_path / "clip"), "--max-steps", "1", "--per_device_train_batch_size", "2"]
     prepare_lrvsf.main(["mini_clip", str(recipe), *flags, "--use_cpu", "True", "--report_to", "none"])
     assert "training images" in capsys.readouterr().out
