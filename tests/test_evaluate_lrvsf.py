@@ -1,6 +1,5 @@
 """The script from its flags to its files, in this process and under `accelerate launch` with two."""
 
-import io
 import json
 import os
 import pickle
@@ -8,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made import as_flags, squares, write_table
 from PIL import Image
 
 import evaluate_lrvsf
@@ -26,42 +24,17 @@ from lrvsf.evaluation.stored_folds import convert
 ROOT = Path(__file__).parents[1]
 
 
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
 @pytest.fixture
-def data_root(tmp_path):
-    """9 products, one with a broken query, and 31 distractors, two of them broken; small noisy images."""
-    products = {
-        "SIMPLE_IMG": [png(i) for i in range(9)],
-        "COMPLEX_IMG": [b"broken" if i == 4 else png(50 + i) for i in range(9)],
-        "CATEGORY": ["Bags", "Feet", "Neck"] * 3,
-        "PRODUCT_ID": [f"p{i}" for i in range(9)],
-        "blip2_caption1": ["a thing"] * 9,
-    }
-    root = tmp_path / "test"
-    (root / "distractors").mkdir(parents=True)
-    pq.write_table(pa.table(products), root / "products.parquet")
-    jpg = [b"" if i in (2, 30) else png(100 + i) for i in range(31)]
-    distractors = {
-        "jpg": jpg,
-        "CATEGORY": ["Feet", "Hats", "Bags"] * 10 + ["Neck"],
-        "PRODUCT_ID": [*map(str, range(31))],
-    }
-    pq.write_table(pa.table(distractors), root / "distractors" / "0.parquet", row_group_size=10)
-    return root
+def data_root(make_test_set):
+    """9 products, one with a broken query, and 31 distractors in two files, two of them broken."""
+    return make_test_set(9, 31, bad={"COMPLEX_IMG": {4: b"broken"}, "jpg": {2: b"", 30: b""}})
 
 
 @pytest.fixture
 def flags(tmp_path, data_root, tiny_model):
     tiny_model.save_pretrained(tmp_path / "model")
-    return [
-        *("--model", str(tmp_path / "model"), "--data_root", str(data_root), "--batch_size", "4"),
-        *("--gallery_sizes", "10", "29", "--folds", "3", "--seed", "5"),
-    ]
+    places = as_flags(model=tmp_path / "model", data_root=data_root, batch_size=4)
+    return [*places, *as_flags(gallery_sizes=[10, 29], folds=3, seed=5)]
 
 
 def test_one_process(flags, tmp_path, capsys):
@@ -120,7 +93,10 @@ end(PartialState())
 
 def test_two_processes_give_the_same_results(flags, tmp_path, monkeypatch):
     """Each embeds its slices; the counts, summed, and the lists, merged, are those of one process. Both protocols."""
-    folds = {"test_subsets": [["p1", "p1"], ["p7", "p3"]], "dist_4_subsets": [list("0369"), ["20", "5", "5", "29"]]}
+    folds = {
+        "test_subsets": [["p1", "p1"], ["p7", "p3"]],
+        "dist_4_subsets": [["d0", "d3", "d6", "d9"], ["d20", "d5", "d5", "d29"]],
+    }
     (tmp_path / "ids.pkl").write_bytes(pickle.dumps(folds))
     convert(tmp_path / "ids.pkl", tmp_path / "folds.safetensors")
     paper = [*flags[:6], "--protocol", "paper", "--stored_folds", str(tmp_path / "folds.safetensors"), "--bf16", "0"]
@@ -158,7 +134,8 @@ def test_both_limits_of_bad_images_are_flags(flags, data_root, tmp_path):
     flags = [*flags, "--output_dir", str(tmp_path / "out")]
     with pytest.raises(TooManyBadImages, match="1  not an image\n1 in a row, the last one row 4 of the products"):
         evaluate_lrvsf.main([*flags, "--max_bad_in_a_row", "1"])
-    pq.write_table(pa.table({"jpg": [b""] * 5 + [png(i) for i in range(29)]}), data_root / "distractors/0.parquet")
+    (data_root / "distractors/1.parquet").unlink()
+    write_table(data_root / "distractors/0.parquet", {"jpg": [b""] * 5 + [squares(i) for i in range(29)]})
     flags[-1] += "-repaired"  # the embeddings of the products stay behind, they are of other data
     with pytest.raises(TooManyBadImages, match="5 of 34 distractors are bad:\n.*5  empty\nThat is more than 14.0%"):
         evaluate_lrvsf.main([*flags, "--max_bad_fraction", "0.14"])

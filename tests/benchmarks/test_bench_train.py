@@ -1,6 +1,5 @@
 """What bench_train.py compares with is the published network, and what it counts is what a step computes."""
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made import plain
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,11 +69,8 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_the_published_loader_pairs_scene_and_product(tmp_path):
-    grays = []  # product n is number n's gray, its scene the next one's: three levels lighter
-    for level in range(64):
-        buffer = io.BytesIO()
-        Image.new("RGB", (40, 40), (3 * level,) * 3).save(buffer, "JPEG")
-        grays.append(buffer.getvalue())
+    # product n is number n's gray, its scene the next one's: three levels lighter
+    grays = [plain((3 * level,) * 3, (40, 40), "JPEG") for level in range(64)]
     tars = [tmp_path / "0.tar", tmp_path / "1.tar"]
     for path in tars:
         write_tar(path, 260, grays)

@@ -1,14 +1,11 @@
-import io
-import json
 import logging
 import os
-import tarfile
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import plain, product, row_image, write_shards
+from made import plain, product, row_image, tar_of, tar_product, write_file, write_layout, write_shards, write_table
 
 from lrvsf.data.images import Tolerance, TooManyBadImages
 from lrvsf.data.products import ProductShards, product_files
@@ -35,13 +32,8 @@ def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
     assert "lonely" in caplog.text and "3 of 5" in caplog.text
     assert ProductShards.scan(tmp_path / "t").usable == 3, "without a condition the category does not matter"
     assert shards.rows.tolist() == [0, 3], "in the order of the files: a, lonely, odd, then b, bare"
-    assert [row["product_id"] for unit in range(2) for _, row in shards.read(unit)] == [
-        "a",
-        "lonely",
-        "odd",
-        "b",
-        "bare",
-    ]
+    names = [row["product_id"] for unit in range(2) for _, row in shards.read(unit)]
+    assert names == ["a", "lonely", "odd", "b", "bare"]
 
 
 def test_unusable_folders_are_refused(tmp_path):
@@ -54,8 +46,7 @@ def test_unusable_folders_are_refused(tmp_path):
     (tmp_path / "text" / "x.parquet").write_text("not parquet")
     with pytest.raises(TooManyBadImages, match="1 of 1 shards cannot be read; write.*\n.*x.parquet: "):
         ProductShards.scan(tmp_path / "text")
-    (tmp_path / "other").mkdir()
-    pq.write_table(pa.table({"url": ["u"]}), tmp_path / "other" / "x.parquet")
+    write_table(tmp_path / "other/x.parquet", {"url": ["u"]})
     with pytest.raises(ValueError, match=r"lacks product_id, .*it has the columns url"):
         ProductShards.scan(tmp_path / "other")
 
@@ -136,14 +127,8 @@ def test_a_shard_cut_short(tmp_path, tolerated, caplog):
     if tolerated:
         shards = ProductShards.scan(folder, tolerance=Tolerance(0.3))
         assert shards.usable == 6 and "Skipped the whole of" in caplog.text and "2.parquet" in caplog.text
-        assert [row["product_id"] for unit in range(3) for _, row in shards.read(unit)] == [
-            "p0",
-            "p4",
-            "p1",
-            "p5",
-            "p3",
-            "p7",
-        ]
+        names = [row["product_id"] for unit in range(3) for _, row in shards.read(unit)]
+        assert names == ["p0", "p4", "p1", "p5", "p3", "p7"]
     else:
         with pytest.raises(TooManyBadImages, match="1 of 4 shards"):
             ProductShards.scan(folder)
@@ -172,21 +157,11 @@ def test_shards_behind_a_url(tmp_path):
     assert [list(far.read(unit)) for unit in range(4)] == [list(near.read(unit)) for unit in range(4)]
 
 
-def add(tar, name, data):
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
 def write_tars(folder, names, files=2):
-    folder.mkdir()
+    images = (("SIMPLE", plain("white")), ("COMPLEX", plain("red")))
     for index in range(files):
-        with tarfile.open(folder / f"{index}.tar", "w") as tar:
-            for name in names[index::files]:
-                add(tar, f"{name}.0.png", plain("white"))
-                add(tar, f"{name}.1.png", plain("red"))
-                types = {"0": {"TYPE": "SIMPLE", "CATEGORY": "Bags"}, "1": {"TYPE": "COMPLEX"}}
-                add(tar, f"{name}.json", json.dumps(types).encode())
+        members = [member for name in names[index::files] for member in tar_product(name, *images)]
+        write_file(folder / f"{index}.tar", tar_of(members))
     return folder
 
 
@@ -205,11 +180,8 @@ def test_published_tars_are_read_as_they_are(tmp_path):
 
 
 def test_a_data_folder_behind_a_url(tmp_path):
-    (tmp_path / "d/validation/distractors").mkdir(parents=True)
     write_shards(tmp_path / "d/train", [product("p")], 1)
-    images = {"SIMPLE_IMG": [b"s"], "COMPLEX_IMG": [b"c"], "CATEGORY": ["Bags"], "blip2_caption1": ["a bag"]}
-    pq.write_table(pa.table(images), tmp_path / "d/validation/products.parquet")
-    pq.write_table(pa.table({"jpg": [b"d", b"e"]}), tmp_path / "d/validation/distractors/0.parquet")
+    write_layout(tmp_path / "d/validation", {}, {"jpg": [b"d", b"e"]})
     store = fsspec.filesystem("memory")
     store.put(f"{tmp_path}/d/", "/far/", recursive=True)
     assert training_folder("memory://far") == "memory://far/train"
@@ -250,21 +222,15 @@ def test_a_name_that_would_be_two_is_refused(tmp_path):
 def test_shards_of_other_types_are_refused(tmp_path):
     write_shards(tmp_path / "train", [product("p"), product("q")], files=1)
     table = pq.read_table(tmp_path / "train/0.parquet")
-    pq.write_table(table.set_column(0, "product_id", pa.array([1, 2])), tmp_path / "train/0.parquet")
+    write_table(tmp_path / "train/0.parquet", table.set_column(0, "product_id", pa.array([1, 2])))
     with pytest.raises(ValueError, match=r"0.parquet has INT64 \(NONE\) in product_id, where text must be"):
         ProductShards.scan(str(tmp_path / "train"))
 
 
 @pytest.mark.survives("a file of the name that a tar gives an image lies where training runs", "not opened")
 def test_an_image_of_a_tar_is_not_taken_from_the_disk(tmp_path, monkeypatch):
-    metadata = {str(i): {"TYPE": kind, "CATEGORY": "Bags"} for i, kind in enumerate(("SIMPLE", "COMPLEX"))}
-    members = {"p.json": json.dumps(metadata).encode(), "p.0.jpg": plain("red"), "p.1.jpg": plain("blue")}
-    (tmp_path / "train").mkdir()
-    with tarfile.open(tmp_path / "train/0.tar", "w") as tar:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+    members = tar_product("p", ("SIMPLE", plain("red")), ("COMPLEX", plain("blue")))
+    write_file(tmp_path / "train/0.tar", tar_of(members[::-1]))  # the JSON first
     (tmp_path / "p.0.jpg").write_bytes(b"another file")
     monkeypatch.chdir(tmp_path)
     ((_, row),) = ProductShards.scan(str(tmp_path / "train")).read(0)

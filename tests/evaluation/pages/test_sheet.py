@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from made import squares
 from PIL import Image
 
 import evaluate_lrvsf
@@ -16,14 +17,6 @@ from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.arguments import PictureArguments
 from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.pages.sheet import Found, Retrieval, by_product, choose, render_sheet, thumbnail, write_sheet
-
-
-def png(seed: int) -> bytes:
-    """Coloured squares, 36 x 30."""
-    squares = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(squares.repeat(6, axis=0).repeat(6, axis=1)).save(out, "PNG")
-    return out.getvalue()
 
 
 class Page(HTMLParser):
@@ -64,8 +57,8 @@ def test_choice_by_hand():
 
 
 def test_page_escapes_what_the_data_says():
-    product = Product(3, png(1), png(2), "Bags & <b>more</b>", "<script>alert(1)</script>")
-    found = [Found(False, "distractor 8", png(3), "<b>d8</b>", 2), Found(True, "product 3", png(1))]
+    product = Product(3, squares(1), squares(2), "Bags & <b>more</b>", "<script>alert(1)</script>")
+    found = [Found(False, "distractor 8", squares(3), "<b>d8</b>", 2), Found(True, "product 3", squares(1))]
     facts = {"model": "a<i>b", "conditioning": "category", "n_products": 1, "n_distractors": 1, "n_first": 0}
     page = render_sheet([], [Retrieval(product, 2.5, found)], {**facts, "recalls": {1: 0.0, 10: 1.0}, "seed": 7})
     parsed = Page(page)
@@ -82,8 +75,8 @@ def test_page_escapes_what_the_data_says():
 
 
 def test_thumbnail_is_the_picture():
-    image = Image.open(io.BytesIO(base64.b64decode(thumbnail(png(5)).removeprefix("data:image/jpeg;base64,"))))
-    original = Image.open(io.BytesIO(png(5)))
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnail(squares(5)).removeprefix("data:image/jpeg;base64,"))))
+    original = Image.open(io.BytesIO(squares(5)))
     assert image.format == "JPEG" and image.size == (128, 128)
     middle = np.asarray(image.resize((36, 36)).crop((0, 3, 36, 33)), dtype=float)
     assert np.abs(middle - np.asarray(original, dtype=float)).mean() < 25  # of 255; another picture is above 70

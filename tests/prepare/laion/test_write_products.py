@@ -3,14 +3,17 @@
 import hashlib
 import json
 import random
+import resource
 import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import download_row, jpeg, rows_of, spoil_page, write_download, write_rows, write_table
+from made import download_row, jpeg, rows_of, spoil_page, write_download, write_rows, write_shop, write_table
 
+from lrvsf.durable import InUse
+from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.laion import downloaded
 from lrvsf.prepare.laion.write_products import products
 from lrvsf.prepare.writers import ProductShardWriter
@@ -301,3 +304,33 @@ def test_downloads_of_other_types_are_refused(many, tmp_path):
     (folder / "a.parquet").unlink()
     with pytest.raises(ValueError, match="has something else in jpg, where encoded images must be"):
         products(folder, tmp_path / "out", processes=1)
+
+
+@pytest.mark.survives("two steps write one data folder at once", "the second is refused and names the first")
+def test_two_runs_in_one_folder(tmp_path, locked_elsewhere):
+    write_download(
+        tmp_path / "in/0.parquet", [download_row("a", "SIMPLE", jpeg(0)), download_row("a", "COMPLEX", jpeg(1))]
+    )
+    with locked_elsewhere(tmp_path / "out") as other:
+        for step, source in ((products, tmp_path / "in"), (catalog, write_shop(tmp_path / "shop"))):
+            with pytest.raises(InUse, match=f"is in use by a rehearsal: .*process {other} on "):
+                step(source, tmp_path / "out", processes=1)
+    assert products(tmp_path / "in", tmp_path / "out", processes=1)["products"]["complete"] == 1
+
+
+@pytest.mark.survives("few files may be open at once (ulimit -n)", "fewer partitions; the same shards")
+def test_few_open_files(tmp_path, monkeypatch):
+    kinds = ("SIMPLE", "COMPLEX")
+    rows = [download_row(f"p{i // 2}", kinds[i % 2], jpeg(i)) for i in range(200)]
+    write_download(tmp_path / "in/0.parquet", rows)
+    products(tmp_path / "in", tmp_path / "many", processes=1)
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 48))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    counts = []
+    of = downloaded.Partitions.of
+    monkeypatch.setattr(downloaded.Partitions, "of", lambda *args: counts.append(of(*args)) or counts[-1])
+    products(tmp_path / "in", tmp_path / "few", processes=1)
+    assert asked == [(48, 48)] and len(counts[0].files) == 48 - downloaded.OTHER_FILES
+    shards = [pq.read_table(tmp_path / name / "train/00000.parquet") for name in ("many", "few")]
+    assert shards[0].equals(shards[1])
