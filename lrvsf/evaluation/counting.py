@@ -7,8 +7,8 @@ Every decision is the sign of query · (item - target) in float64, whatever the 
    float32, after float32 comes float64 of the difference, which is exactly 0 for an item equal to the target.
 
 The product itself subtracts what a score must reach: queries have further coordinates, minus that limit, and items have
-ones there. What is left over 0 is looked for by its bits, several numbers at a time: negative numbers are negative as
-whole numbers too. So a score costs little more than the product, and rounding the result cannot change its sign.
+ones there. To find positive results quickly, the floats are viewed as integers, which have the same sign bit, several
+per int64. So a score costs little more than the product, and rounding the result cannot change its sign.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.nn.functional import embedding_bag
 ROWS, COLUMNS = 2048, 1024  # of one block of scores: 8 MB of float32, which a CPU's cache holds
 GPU_COLUMNS = 16384  # there a small block is over before its kernels are launched
 PAIRS = 16384  # pairs scored one by one at a time: 70 MB of float64 at 512 dimensions, three times
-SPARSE = 24  # below one win in so many scores, adding up rows of multiplicities is faster than a matrix product
-MANY_NEAR = 200  # above one pair in so many, a float32 product of the block is faster than scoring the pairs
-EXTRA = 8  # further coordinates: two are used, the others keep rows where GPUs want them
+SPARSE = 24  # below one win in this many scores, adding up rows of multiplicities is faster than a matrix product
+MANY_NEAR = 200  # if more than 1 in this many pairs is undecided, one float32 product of the block is faster
+EXTRA = 8  # further coordinates: two are used, the others are padding, so that rows stay aligned for GPU kernels
 WHOLE = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # of the same size
 
 
@@ -90,10 +90,10 @@ class _Queries:
         With `diagonal`, query i's own target is item i + diagonal.
         """
         coarse = self.bf16
-        wins, query, item = self._sorted_out(items, torch.bfloat16 if coarse else torch.float32)
+        wins, query, item = self._split_by_margin(items, torch.bfloat16 if coarse else torch.float32)
         if coarse and MANY_NEAR * len(query) > len(self.rows) * len(items.rows):
             coarse = self.bf16 = False  # for what else meets these queries too: their targets lie in the crowd
-            wins, query, item = self._sorted_out(items, torch.float32)
+            wins, query, item = self._split_by_margin(items, torch.float32)
         if isinstance(wins, Tensor):
             above += wins.float() @ items.held
         else:
@@ -104,20 +104,24 @@ class _Queries:
         for pairs in zip(query.split(PAIRS), item.split(PAIRS), strict=True):
             self._decide(items, *pairs, above, tied, in_float32=coarse)
 
-    def _sorted_out(self, items: _Items, dtype: torch.dtype) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
+    def _split_by_margin(
+        self, items: _Items, dtype: torch.dtype
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor]:
         """What is ahead of the target, as (p, b) or, where that is rare, as (queries, items); queries, items too near.
 
         Pairs are sorted by query.
         """
         factor, width = self._factor(dtype)
         over = factor @ items.factor(dtype).T  # (p, b): by how much a score is over the lower limit, rounded
-        bits = over.view(WHOLE[dtype]).clamp_(min=0)
+        bits = over.view(WHOLE[dtype]).clamp_(
+            min=0
+        )  # the bits of a positive float are a positive integer, -0.0's are not
         together = 8 // over.element_size()
-        if over.shape[1] % together:
+        if over.shape[1] % together:  # a last block whose rows do not fall into whole int64s
             together = 1
-        groups = bits.view(torch.int64) if together > 1 else bits
+        groups = bits.view(torch.int64) if together > 1 else bits  # (p, b / together): 0 where none is positive
         query, group = groups.nonzero().T
-        if SPARSE * len(query) > groups.numel():
+        if SPARSE * len(query) > groups.numel():  # many wins: to list them would cost more than to multiply
             wins = over > width[:, None]
             query, item = ((over > 0) ^ wins).nonzero().T
             return wins, query, item
@@ -136,7 +140,7 @@ class _Queries:
             margin = 2 * self.margin  # as the limit adds up too
             if dtype == torch.bfloat16:
                 margin += 1.01 * 2.0**-8 + 2.0**-16  # the last: of the limit, in two parts
-            limit = margin - self.score  # (p,), in two parts
+            limit = margin - self.score  # (p,), in two parts: rounded, and what the rounding lost
             parts = [limit.to(dtype), (limit - limit.to(dtype).float()).to(dtype)]
             parts += [torch.zeros_like(parts[0])] * (EXTRA - 2)
             factor = torch.cat([self.rows.to(dtype), torch.stack(parts, dim=1)], dim=1)
@@ -152,6 +156,7 @@ class _Queries:
             wins, near = excess > self.margin, excess.abs() <= self.margin
             _add(above, items.held, query[wins], item[wins])
             query, item = query[near], item[near]
+        # The difference is taken before the product, so that equal rows give 0 whatever the order of the sum.
         ahead = (self.rows[query].double() * (items.rows[item].double() - self.targets[query].double())).sum(1)
         for counts, chosen in ((above, ahead > 0), (tied, ahead == 0)):
             _add(counts, items.held, query[chosen], item[chosen])
@@ -160,8 +165,9 @@ class _Queries:
 def _add(counts: Tensor, held: Tensor, query: Tensor, item: Tensor) -> None:
     """Adds to each query's row of counts the multiplicities of its items; queries ascend."""
     if len(query):
-        of_each = torch.bincount(query, minlength=len(counts))
-        counts += embedding_bag(item, held, of_each.cumsum(0) - of_each, mode="sum")
+        # Each query's items are one bag, beginning where those of the queries before it end.
+        per_query = torch.bincount(query, minlength=len(counts))
+        counts += embedding_bag(item, held, per_query.cumsum(0) - per_query, mode="sum")
 
 
 @contextmanager

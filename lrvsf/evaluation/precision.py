@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lrvsf.embedding import top
 from lrvsf.embedding.top import unit_rows
-from lrvsf.evaluation.recall import Draws, Folds, as_categories, as_folds
+from lrvsf.evaluation.recall import Draws, Folds, checked_categories, checked_folds
 
 
 class TopShares:
@@ -46,10 +46,10 @@ class TopShares:
             for name, embeds in (("query_embeds", query_embeds), ("target_embeds", target_embeds))
         )
         self.device, self.max_k = self.queries.device, max_k
-        self.categories = as_categories("categories", categories, len(self.queries)).to(self.device)
-        drawn = [fold.unique(return_counts=True) for fold in as_folds("product_folds", product_folds)]
+        self.categories = checked_categories("categories", categories, len(self.queries)).to(self.device)
+        drawn = [fold.unique(return_counts=True) for fold in checked_folds("product_folds", product_folds)]
         self._products = [(rows.to(self.device), weights.to(self.device)) for rows, weights in drawn]
-        galleries = [fold for folds in distractor_folds for fold in as_folds("distractor_folds", folds)]
+        galleries = [fold for folds in distractor_folds for fold in checked_folds("distractor_folds", folds)]
         self._sizes = [len(fold) for fold in galleries]
         self._draws = Draws(galleries)
         counts = [len(self._rows(gallery)) for gallery in range(len(galleries))]
@@ -57,16 +57,17 @@ class TopShares:
 
     def add(self, embeds: Tensor, first_row: int, categories: Tensor) -> None:
         """Merges in the distractors of rows first_row, first_row + 1, ...: (B, dim) unit rows, (B,) whole numbers."""
-        categories = as_categories("categories", categories, len(embeds)).to(self.device)
+        categories = checked_categories("categories", categories, len(embeds)).to(self.device)
         for start in range(0, len(embeds), top.BLOCK):
             first = first_row + start
             items = unit_rows("distractor_embeds", embeds[start : start + top.BLOCK], first).to(self.device)
-            scores = self.queries @ top.on_grid(items).T  # (P, b)
+            scores = self.queries @ top.on_grid(items).T  # (P, b), exact: lists are the same on every machine
+            # Distractors are numbered after all products, so that products win ties.
             numbers = torch.arange(first, first + len(items), device=self.device) + len(self.queries)
-            codes = self._codes(numbers, categories[start : start + top.BLOCK])
+            codes = self._codes(numbers, categories[start : start + top.BLOCK])  # (P, b)
             for gallery, best in enumerate(self._best):
-                columns = (self._draws.of(gallery, first, first + len(items)) - first).to(self.device)
-                rows = self._rows(gallery)[:, None]
+                columns = (self._draws.between(gallery, first, first + len(items)) - first).to(self.device)
+                rows = self._rows(gallery)[:, None]  # (p, 1) against columns (n,), repeats among them
                 best.keep(scores[rows, columns], codes[rows, columns])
 
     def shares(self) -> list[Tensor]:
@@ -81,9 +82,9 @@ class TopShares:
     def _share(self, gallery: int) -> Tensor:
         rows, weights = self._products[gallery % len(self._products)]
         best = self._best[gallery]
-        best.gather()
+        best.gather()  # each process saw its own distractors; the products below are the same on all
         best.keep(self.queries[rows] @ self.targets[rows].T, self._codes(rows, self.categories[rows])[rows])
-        right = torch.nn.functional.pad(best.items % 2, (0, self.max_k - best.items.shape[1]))  # (p, max_k)
+        right = torch.nn.functional.pad(best.items % 2, (0, self.max_k - best.items.shape[1]))  # (p, max_k), 0 or 1
         items = len(rows) + self._sizes[gallery]
         among = torch.arange(1, self.max_k + 1, device=self.device).clamp(max=items)
         share = right.double().cumsum(1) / among

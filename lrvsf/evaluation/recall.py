@@ -106,23 +106,25 @@ class RankCounter:
                 f"query_embeds {tuple(self.queries.shape)} and target_embeds {tuple(self.targets.shape)} differ in "
                 "shape: row i of one must belong to row i of the other, from the same model."
             )
-        product_folds = as_folds("product_folds", product_folds)
+        product_folds = checked_folds("product_folds", product_folds)
         self.folds = len(product_folds)
-        drawn = [as_folds("distractor_folds", folds) for folds in distractor_folds]
+        drawn = [checked_folds("distractor_folds", folds) for folds in distractor_folds]
         for size, folds in enumerate(drawn):
             if len(folds) != self.folds:
                 raise ValueError(f"product_folds has {self.folds} folds but distractor_folds[{size}] has {len(folds)}.")
         products, device = len(self.queries), self.queries.device
-        of_products = Draws(product_folds)
-        if of_products.largest >= products:
-            raise IndexError(f"product_folds names row {of_products.largest}, but there are {products} products.")
-        self.weights = of_products.multiplicities(0, products).to(device)  # (P, F)
-        self.categories = None if categories is None else as_categories("categories", categories, products).to(device)
+        product_draws = Draws(product_folds)
+        if product_draws.largest >= products:
+            raise IndexError(f"product_folds names row {product_draws.largest}, but there are {products} products.")
+        self.weights = product_draws.multiplicities(0, products).to(device)  # (P, F)
+        self.categories = (
+            None if categories is None else checked_categories("categories", categories, products).to(device)
+        )
         self.bf16 = bf16
-        self._draws = Draws([fold for folds in drawn for fold in folds])
-        self._above = torch.zeros(products, len(drawn) * self.folds, dtype=torch.int64, device=device)
+        self._draws = Draws([fold for folds in drawn for fold in folds])  # S sizes x F folds, sizes outermost
+        self._above = torch.zeros(products, len(drawn) * self.folds, dtype=torch.int64, device=device)  # (P, S * F)
         self._tied = torch.zeros_like(self._above)
-        self._added = torch.zeros(1, dtype=torch.int64, device=device)
+        self._added = torch.zeros(1, dtype=torch.int64, device=device)  # a tensor, as it is summed over processes
 
     def add(self, embeds: Tensor, first_row: int, categories: Tensor | None = None) -> None:
         """Counts the distractors of rows first_row, first_row + 1, ...: (B, dim) unit rows. Add each row once.
@@ -132,8 +134,8 @@ class RankCounter:
         if (categories is None) != (self.categories is None):
             raise ValueError("Distractors need categories if the counter has them, and only then.")
         if categories is not None:
-            categories = as_categories("categories", categories, len(embeds)).to(self.queries.device)
-        for start in range(0, len(embeds), BLOCK):
+            categories = checked_categories("categories", categories, len(embeds)).to(self.queries.device)
+        for start in range(0, len(embeds), BLOCK):  # so that memory is a block's, however many rows come
             block = unit_rows("distractor_embeds", embeds[start : start + BLOCK], first_row + start)
             if block.shape[1] != self.queries.shape[1]:
                 dims = block.shape[1], self.queries.shape[1]
@@ -145,7 +147,7 @@ class RankCounter:
         self._added += len(embeds)
 
     def _count(self, items: Tensor, held: Tensor, categories: Tensor | None, own: bool = False) -> None:
-        for rows, columns in _meetings(self.categories, categories):
+        for rows, columns in _category_blocks(self.categories, categories):
             above, tied = count_above(
                 self.queries[rows], self.targets[rows], items[columns], held[columns], own, self.bf16
             )
@@ -163,7 +165,8 @@ class RankCounter:
             raise IndexError(
                 f"distractor_folds names row {self._draws.largest}, but there are {self._added.item()} distractors."
             )
-        present = (self.weights > 0).float().repeat(1, len(self._above[0]) // self.folds)  # alike for every size
+        present = (self.weights > 0).float().repeat(1, len(self._above[0]) // self.folds)  # the same for every size
+        # The other targets of a fold are items of its gallery, once each, however often their products were drawn.
         self._count(self.targets, present, self.categories, own=True)
         columns = zip(self._above.split(self.folds, dim=1), self._tied.split(self.folds, dim=1), strict=True)
         return [GalleryRanks(above.cpu(), tied.cpu(), self.weights.cpu()) for above, tied in columns]
@@ -172,15 +175,16 @@ class RankCounter:
 def fold_recall(ranks: Tensor, weights: Tensor, max_k: int) -> Tensor:
     """Recall at K = 1..max_k in each fold, as (F, max_k) float64, from ranks (P, F) and the weights of the queries (P,
     F)."""
-    weights = weights.double()
+    weights = weights.double()  # exact for any number of draws
     reached_at = ranks.ceil().long().clamp(max=max_k + 1)  # (P, F): the least K that finds the target
+    # A histogram of these K for each fold, summed up; its ends, K = 0 and beyond max_k, are cut off.
     found = weights.new_zeros(ranks.shape[1], max_k + 2).scatter_add_(1, reached_at.T, weights.T).cumsum(1)
     return found[:, 1:-1] / weights.sum(0)[:, None]
 
 
 def mean_and_std(recall: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sample standard deviation over folds (F, K) -> (K,), (K,). One fold has no deviation: 0 is given."""
-    return recall.mean(0), recall.std(0) if len(recall) > 1 else torch.zeros_like(recall[0])
+    return recall.mean(0), recall.std(0) if len(recall) > 1 else torch.zeros_like(recall[0])  # std of one is NaN
 
 
 def bootstrap_recall(
@@ -224,23 +228,25 @@ class Draws:
         self.sorted = [torch.from_numpy(np.sort(rows.numpy().astype(np.int32))) for rows in galleries]
         self.largest = max((int(rows[-1]) for rows in self.sorted if len(rows)), default=-1)
 
-    def of(self, gallery: int, start: int, stop: int) -> Tensor:
+    def between(self, gallery: int, start: int, stop: int) -> Tensor:
         """The rows start to stop (excluded) that a gallery drew, ascending, as often as it did."""
         rows = self.sorted[gallery]
+        # Two searches instead of a mask: a slice costs its own length, not that of the gallery.
         low, high = torch.searchsorted(rows, torch.tensor([start, stop], dtype=torch.int32)).tolist()
         return rows[low:high].long()
 
     def multiplicities(self, start: int, stop: int) -> Tensor:
         """(stop - start, G) float32: how often each gallery drew each of the rows start to stop (excluded)."""
         galleries = len(self.sorted)
-        cells = [(self.of(g, start, stop) - start) * galleries + g for g in range(galleries)]
+        # One count over the cells of the table, numbered row by row, in place of one for each gallery.
+        cells = [(self.between(g, start, stop) - start) * galleries + g for g in range(galleries)]
         counts = torch.bincount(
             torch.cat([torch.empty(0, dtype=torch.int64), *cells]), minlength=(stop - start) * galleries
         )
         return counts.view(stop - start, galleries).float()
 
 
-def as_folds(name: str, folds: Folds) -> list[Tensor]:
+def checked_folds(name: str, folds: Folds) -> list[Tensor]:
     """F rows of row numbers on the CPU; refused are other shapes and negative numbers."""
     if isinstance(folds, Tensor) and folds.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(folds.shape)}; one row of row numbers per fold, (F, n), is needed.")
@@ -253,7 +259,7 @@ def as_folds(name: str, folds: Folds) -> list[Tensor]:
     return rows
 
 
-def as_categories(name: str, categories: Tensor, rows: int) -> Tensor:
+def checked_categories(name: str, categories: Tensor, rows: int) -> Tensor:
     """Whole numbers (rows,); refused are other shapes and fractions."""
     categories = torch.as_tensor(categories)
     if categories.shape != (rows,) or categories.is_floating_point():
@@ -264,15 +270,17 @@ def as_categories(name: str, categories: Tensor, rows: int) -> Tensor:
     return categories
 
 
-def _meetings(of_queries: Tensor | None, of_items: Tensor | None) -> Iterator[tuple[slice | Tensor, slice | Tensor]]:
+def _category_blocks(
+    query_categories: Tensor | None, item_categories: Tensor | None
+) -> Iterator[tuple[slice | Tensor, slice | Tensor]]:
     """Which queries meet which items: all do, or for each category those that have it."""
-    if of_queries is None or of_items is None:
-        yield slice(None), slice(None)
+    if query_categories is None or item_categories is None:
+        yield slice(None), slice(None)  # views; indices would copy all rows
         return
-    for category in of_queries.unique():
-        columns = (of_items == category).nonzero().flatten()
+    for category in query_categories.unique():  # an item of another category, as -1, is met by nobody
+        columns = (item_categories == category).nonzero().flatten()
         if len(columns):
-            yield (of_queries == category).nonzero().flatten(), columns
+            yield (query_categories == category).nonzero().flatten(), columns
 
 
 def ranks_among_all(
@@ -285,6 +293,7 @@ def ranks_among_all(
         blocks: this process's distractors, as (n, dim) unit rows and the place of the first of them among all.
         n_distractors: how many all processes hold.
     """
+    # One fold in which everything is drawn once.
     counter = RankCounter(queries, targets, torch.arange(len(queries))[None], [torch.arange(n_distractors)[None]])
     for embeds, first_row in blocks:
         counter.add(embeds, first_row)

@@ -5,13 +5,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from paper_curves import paper_curves
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import paper
 from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.embedded import EmbeddedTestSet
-from lrvsf.evaluation.paper import evaluate_paper, paper_metrics
+from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.results import KS, results_table
 from lrvsf.evaluation.stored_folds import convert
 
@@ -46,7 +47,7 @@ class ByHand:
         queries, targets, kinds = (of_all[products] for of_all in self.products)
         items, others = (of_all[distractors] for of_all in self.distractors)
         weights = None if weights is None else torch.tensor(weights)
-        return paper_metrics(queries, targets, items, kinds, others, weights, max_k=50)
+        return paper_curves(queries, targets, items, kinds, others, weights, max_k=50)
 
 
 def at_ks(curve):

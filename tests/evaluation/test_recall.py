@@ -11,6 +11,35 @@ from lrvsf.evaluation import counting, recall
 from lrvsf.evaluation.recall import RankCounter, bootstrap_recall, fold_recall, mean_and_std
 
 
+def naive_recall(queries, targets, distractors, k):
+    """Recall at K from the definition: the share of queries whose target is among the K best of a sorted gallery."""
+    gallery = np.concatenate([targets, distractors])  # query i's target is item i
+    found = 0
+    for i, query in enumerate(queries):
+        gaps = (gallery - targets[i]) @ query  # exactly 0 for an equal item, as a difference of two scores need not be
+        order = np.argsort(-gaps, kind="stable")
+        first = int(np.argmax(gaps[order] == 0))  # how many are better
+        ties = int((gaps == 0).sum()) - 1  # besides the target itself; half of them count as better
+        found += first + ties / 2 + 1 <= k
+    return found / len(queries)
+
+
+@pytest.mark.parametrize("products, distractors, dim", [(1, 1, 2), (7, 0, 3), (23, 41, 3), (64, 129, 4)])
+def test_counted_ranks_give_the_recall_of_sorted_galleries(products, distractors, dim):
+    """Coordinates of -1, 0 and 1, so that many items tie; at most four, so that no sum is rounded; uneven blocks."""
+    draw = np.random.default_rng(products)
+    rows = draw.integers(-1, 2, (2 * products + distractors, dim))
+    rows[~rows.any(1), 0] = 1
+    queries, targets, others = unit(rows).split([products, products, distractors])
+    counter = RankCounter(queries, targets, torch.arange(products)[None], [torch.arange(distractors)[None]])
+    for start in range(0, distractors, 17):
+        counter.add(others[start : start + 17], first_row=start)
+    (ranks,) = counter.ranks()
+    recall_at = fold_recall(ranks.expected, ranks.weights, 50)[0].tolist()
+    exact = [embeds.double().numpy() for embeds in (queries, targets, others)]
+    assert recall_at == pytest.approx([naive_recall(*exact, k) for k in range(1, 51)])
+
+
 @pytest.fixture(scope="module")
 def published(golden):
     return load_file(golden / "bootstrap.safetensors")
