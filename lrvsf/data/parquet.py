@@ -169,6 +169,15 @@ def open_parquet(path: str | Path) -> BoundedFile:
     return BoundedFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
+def check_columns(file: BoundedFile, needed: Iterable[str], remedy: str) -> None:
+    """Raises ValueError, which ends with the remedy, if the file lacks a column."""
+    present = file.schema_arrow.names
+    if missing := [name for name in needed if name not in present]:
+        raise ValueError(
+            f"{file.source} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. {remedy}"
+        )
+
+
 @contextmanager
 def opened(path: str | Path, remedy: str, needed: Iterable[str] = ()) -> Iterator[BoundedFile]:
     """The file, for a reader whom damage stops.
@@ -186,9 +195,7 @@ def opened(path: str | Path, remedy: str, needed: Iterable[str] = ()) -> Iterato
     except DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file: {error}. {remedy}") from error
     with file:
-        present = file.schema_arrow.names
-        if missing := [name for name in needed if name not in present]:
-            raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. {remedy}")
+        check_columns(file, needed, remedy)
         try:
             yield file
         except DAMAGE as error:

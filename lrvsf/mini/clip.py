@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lrvsf.data.images import decode_image
-from lrvsf.data.parquet import open_parquet
+from lrvsf.data.parquet import opened, read_rows
 from lrvsf.durable import follow_umask
 from lrvsf.mini.train_clip import MiniClipArguments
 from lrvsf.prepare.step_report import write_report
@@ -97,10 +97,10 @@ class CaptionedImages(torch.utils.data.Dataset):
 
         with ThreadPoolExecutor() as pool:
             for shard in tqdm(shards, desc="decoding", unit="shard"):
-                for batch in open_parquet(shard).iter_batches(256, columns=["images"]):
-                    images = [image for product in batch.to_pydict()["images"] for image in product]
-                    self.captions += [image["captions"][0] for image in images]
-                    self.pixels += pool.map(load, images)
+                with opened(shard, "Draw Mini LRVS-F again.") as file:
+                    images = [image for row in read_rows(file, ["images"], 256) for image in row["images"]]
+                self.captions += [image["captions"][0] for image in images]
+                self.pixels += pool.map(load, images)
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from typer import Argument, Option
 
 from lrvsf.data.folders import files_in, matching_below
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.parquet import opened, read_rows
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
@@ -257,20 +257,12 @@ def _images(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        with open_parquet(file) as parquet:
-            if missing := [name for name in ("url", "jpg") if name not in parquet.schema_arrow.names]:
-                raise ValueError(
-                    f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}. "
-                    "Write it with jpg as its column and url as its index"
-                )
-            if why := wrong_cells(parquet, ["url", "jpg"]):
-                raise ValueError(f"{file} {why}. Write it again")
-            for batch in parquet.iter_batches(READ_ROWS, columns=columns):
-                for row in batch.to_pylist():
-                    yield row | {"jpg": image_bytes(row["jpg"])} if "jpg" in row else row
-    except DAMAGE as error:
-        raise OSError(f"{file} is damaged: {error}. Write it again, or remove it.") from error
+    remedy = "Write it again, with jpg as its column and url as its index, or remove it."
+    with opened(file, remedy, ("url", "jpg")) as parquet:
+        if why := wrong_cells(parquet, ["url", "jpg"]):
+            raise ValueError(f"{file} {why}. {remedy}")
+        for row in read_rows(parquet, columns, READ_ROWS):
+            yield row | {"jpg": image_bytes(row["jpg"])} if "jpg" in row else row
 
 
 def _described(places: dict[str, Place], metadata: UrlMetadata) -> dict[str, list[tuple[Picture, Place]]]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.data.names import UnusableCell, identifier
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
+from lrvsf.data.parquet import DAMAGE, open_parquet, read_rows
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
@@ -105,13 +105,12 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
             columns = [name for name in _NEEDED[kind] if name not in _IMAGES[kind]] + further
             if not quick:
                 columns = ["product_id", "images"] if kind == SHARD else [*columns, *_IMAGES[kind]]
-            for batch in parquet.iter_batches(BATCH_ROWS, [group], list(dict.fromkeys(columns)), use_threads=False):
-                for row in rows_of(batch):
-                    _look(kind, row, found, place, quick)
+            for row in read_rows(parquet, list(dict.fromkeys(columns)), BATCH_ROWS, [group]):
+                _look(kind, row, found, place, quick)
             if quick:
                 _count_from_footer(kind, parquet.metadata, group, found, place)
     except DAMAGE as error:
-        found.damage = f"from row {found.rows} on, {error}"
+        found.damage = str(error)
     return found
 
 

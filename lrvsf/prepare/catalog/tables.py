@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.names import appearance, did_you_mean, quoted
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
+from lrvsf.data.parquet import DAMAGE, opened, read_rows
 
 SEPARATORS = ",;\t|"
 BATCH_ROWS = 64
@@ -159,9 +159,5 @@ def image_column(path: Path) -> tuple[list[str], bool]:
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a table, a few at a time."""
-    try:
-        with open_parquet(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield from rows_of(batch)
-    except DAMAGE as error:
-        raise OSError(f"{path} is damaged: {error}. Write it again.") from error
+    with opened(path, "Write it again.") as file:
+        yield from read_rows(file, columns, BATCH_ROWS)

@@ -19,7 +19,7 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from shutil import rmtree
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of, wrong_types
+from lrvsf.data.parquet import DAMAGE, check_columns, open_parquet, read_rows, wrong_types
 from lrvsf.data.workers import why_bad
 from lrvsf.prepare.laion.url_lists import PLACE
 from lrvsf.prepare.row_writer import RowWriter
@@ -46,6 +46,7 @@ BATCH_BYTES = 2**20  # of images that wait for their batch, in each partition
 FORMAT = 3  # raise it when the partitions or what is made of them change
 DISTRACTORS = "_distractors"  # ends the name of a split in which rows need not belong to a product
 
+REMEDY = "Give the folder that `prepare_lrvsf.py download` wrote."
 NEEDED = ("url", "status", "jpg", "product_id", "type", "split")
 OPTIONAL = ("category", "captions", "sha256", PLACE)
 
@@ -196,21 +197,16 @@ class _PartitionWriter(FolderWriter):
             return
         with parquet:
             present = parquet.schema_arrow.names
-            if missing := [name for name in NEEDED if name not in present]:
-                raise ValueError(
-                    f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}. "
-                    "Give the folder that `prepare_lrvsf.py download` wrote."
-                )
+            check_columns(parquet, NEEDED, REMEDY)
             if why := wrong_types(parquet, ("url", "status", "type", "split", "sha256"), ["jpg"]):
-                raise ValueError(f"{file} {why}. Give the folder that `prepare_lrvsf.py download` wrote.")
+                raise ValueError(f"{file} {why}. {REMEDY}")
             columns = [name for name in (*NEEDED, *OPTIONAL) if name in present]
-            for group in range(parquet.metadata.num_row_groups):
-                left = parquet.metadata.row_group(group).num_rows
+            for group, (first, last) in enumerate(pairwise(parquet.starts)):
+                left = last - first
                 try:
-                    for batch in parquet.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
-                        for row in rows_of(batch):
-                            left -= 1
-                            yield row
+                    for row in read_rows(parquet, columns, BATCH_ROWS, [group]):
+                        left -= 1
+                        yield row
                 except DAMAGE as error:  # a damaged page takes its neighbours with it
                     self.unusable["rows in a damaged row group"] += left
                     logger.warning("Skipped %d rows of %s, row group %d: %s", left, file, group, error)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.parquet import open_parquet, opened
 
 ARRIVED = "arrived"
 OPTED_OUT = "opted out"
@@ -95,9 +95,6 @@ def outcomes(lists: list[Path], folder: Path, shard_rows: int) -> Iterator[dict[
 
 def _recorded(file: Path, digits: int) -> dict[int, tuple[str, str | None]]:
     """Place in the shard -> status and error message. The images are not read."""
-    try:
-        with open_parquet(file) as parquet:
-            table = parquet.read(["key", "status", "error_message"])
-    except DAMAGE as error:
-        raise OSError(f"{file} is damaged ({error}); delete {file.parent} and run the same command again") from error
+    with opened(file, f"Delete {file.parent} and run the same command again.") as parquet:
+        table = parquet.read(["key", "status", "error_message"])
     return {int(row["key"]) % 10**digits: (row["status"], row["error_message"]) for row in table.to_pylist()}

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
-from lrvsf.data.parquet import DAMAGE
+from lrvsf.data.parquet import opened
 from lrvsf.durable import whole_folder
 from lrvsf.prepare.row_writer import NumberedFiles, RowWriter
 
@@ -68,16 +68,10 @@ def list_files(folder: Path) -> list[Path]:
     files = files_in(folder, "*.parquet") or files_in(folder / "urls", "*.parquet")
     if not files:
         raise FileNotFoundError(f"{folder} has no *.parquet and no urls/*.parquet; give what the step `urls` wrote")
+    needed = [name for name in URL_SCHEMA.names if name != PLACE]  # earlier lists have no places
     for file in files:
-        try:
-            names = pq.read_schema(file).names
-        except DAMAGE as error:
-            raise OSError(f"{file} is not a readable Parquet file ({error}); run the step `urls` again") from error
-        if missing := [name for name in URL_SCHEMA.names if name not in (*names, PLACE)]:
-            raise ValueError(
-                f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}. "
-                "Give the folder that the step `urls` wrote."
-            )
+        with opened(file, "Run the step `urls` again, or give the folder that it wrote.", needed):
+            pass
     return files
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from lrvsf.data.names import UnusableCell, identifiers
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
+from lrvsf.data.parquet import opened, rows_of
 from lrvsf.data.tars import captions_of
 
 ROWS = 8192  # read at a time
@@ -72,14 +72,11 @@ class UrlMetadata:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for file in tqdm(self.files, desc="metadata", unit="file"):
-            try:
-                with open_parquet(file) as parquet:
-                    names = parquet.schema_arrow.names
-                    if "URL" in names:
-                        columns = [name for name in names if name in COLUMNS or name.startswith("blip2_caption")]
-                        yield from parquet.iter_batches(ROWS, columns=columns)
-            except DAMAGE as error:
-                raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
+            with opened(file, "Fetch it again.") as parquet:
+                names = parquet.schema_arrow.names
+                if "URL" in names:
+                    columns = [name for name in names if name in COLUMNS or name.startswith("blip2_caption")]
+                    yield from parquet.iter_batches(ROWS, columns=columns)
 
 
 def _text(column: pa.Array) -> pa.Array:

@@ -27,12 +27,14 @@ from typer import Argument
 
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
-from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, rows_of
+from lrvsf.data.parquet import opened, read_rows
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, is_web, write_list
 from lrvsf.prepare.step_report import write_report
 
 BATCH_ROWS = 8192
+REMEDY = "Fetch it again, and give the folder of LRVS-F's metadata files only."
+NEEDED = ("URL", "SPLIT")
 COLUMNS = ("URL", "SPLIT", "TYPE", "PRODUCT_ID", "CATEGORY")
 CAPTION = re.compile(r"blip2_caption(\d+)")
 BASE_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -54,7 +56,7 @@ def urls(
     validation_distractors, train. Only the three splits of products are compared by product.
     """
     files = metadata_files(metadata)
-    total = sum(_open(file).metadata.num_rows for file in files)
+    total = sum(_count_rows(file) for file in files)
     skipped: Counter[str] = Counter()
     url_hashes, product_hashes, ranks = array("Q"), array("Q"), array("B")
     with tqdm(total=2 * total, unit="row", desc="urls", mininterval=1) as bar:
@@ -166,25 +168,28 @@ def metadata_files(metadata: str) -> list[Path]:
     return files
 
 
+def _count_rows(file: Path) -> int:
+    with opened(file, REMEDY, NEEDED) as parquet:
+        return parquet.metadata.num_rows
+
+
 def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator[dict[str, Any]]:
     """The rows of URL_SCHEMA that the files hold, in order; the others are counted in `skipped` by reason."""
     places = count()
     for file in files:
-        parquet = _open(file)
-        names = parquet.schema_arrow.names
-        captions = sorted((name for name in names if CAPTION.fullmatch(name)), key=lambda n: int(CAPTION.match(n)[1]))
-        columns = [name for name in COLUMNS if name in names] + captions
-        try:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-                for cells, place in zip(rows_of(batch), places, strict=False):  # the places never end
-                    row = _row(cells, captions, file.name.startswith("products"), skipped)
-                    if isinstance(row, str):
-                        skipped[row] += 1
-                    else:
-                        yield row | {PLACE: place}
-                bar.update(len(batch))
-        except DAMAGE as error:
-            raise OSError(f"{file} is damaged: {error}. Fetch it again.") from error
+        with opened(file, REMEDY, NEEDED) as parquet:
+            names = parquet.schema_arrow.names
+            captions = sorted(
+                (name for name in names if CAPTION.fullmatch(name)), key=lambda n: int(CAPTION.match(n)[1])
+            )
+            columns = [name for name in COLUMNS if name in names] + captions
+            for cells, place in zip(read_rows(parquet, columns, BATCH_ROWS), places, strict=False):
+                row = _row(cells, captions, file.name.startswith("products"), skipped)
+                if isinstance(row, str):
+                    skipped[row] += 1
+                else:
+                    yield row | {PLACE: place}
+                bar.update()
 
 
 def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped: Counter[str]) -> dict[str, Any] | str:
@@ -224,17 +229,3 @@ def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _open(file: Path) -> BoundedFile:
-    """The file, if it is one of metadata."""
-    try:
-        parquet = open_parquet(file)
-    except DAMAGE as error:
-        raise OSError(f"{file} is not a readable Parquet file: {error}. Fetch it again.") from error
-    if missing := [name for name in ("URL", "SPLIT") if name not in parquet.schema_arrow.names]:
-        raise ValueError(
-            f"{file} lacks the column(s) {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}. "
-            "Give the folder of LRVS-F's metadata files only."
-        )
-    return parquet

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from lrvsf.data.names import UnusableCell, identifiers
-from lrvsf.data.parquet import DAMAGE, open_parquet, rows_of
+from lrvsf.data.parquet import opened, read_rows
 from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
 from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
@@ -160,18 +160,9 @@ class _Filler:
 
 def _published(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a published products.parquet, images as bytes; its further columns, an index among them, are left."""
-    try:
-        with open_parquet(path) as file:
-            present = file.schema_arrow.names
-            if missing := [name for name in PRODUCT_COLUMNS if name not in present]:
-                raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(present)}")
-            if why := wrong_cells(file, PRODUCT_COLUMNS):
-                raise ValueError(f"{path} {why}; give the published file")
-            columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in present]
-            for batch in file.iter_batches(READ_ROWS, columns=columns):
-                for row in rows_of(batch):
-                    for name in PRODUCT_COLUMNS[:2]:
-                        row[name] = image_bytes(row[name])
-                    yield row
-    except DAMAGE as error:
-        raise OSError(f"{path} cannot be read ({error}); fetch it again") from error
+    with opened(path, "Fetch the published file again.", PRODUCT_COLUMNS) as file:
+        if why := wrong_cells(file, PRODUCT_COLUMNS):
+            raise ValueError(f"{path} {why}; give the published file")
+        columns = [name for name in ("PRODUCT_ID", "TYPE", *PRODUCT_COLUMNS) if name in file.schema_arrow.names]
+        for row in read_rows(file, columns, READ_ROWS):
+            yield row | {name: image_bytes(row[name]) for name in PRODUCT_COLUMNS[:2]}

@@ -125,7 +125,7 @@ def test_refusals(folder, tmp_path):
     with pytest.raises(ValueError, match="in SIMPLE_IMG, where encoded images must be; give the published file"):
         make_testset(folder, tmp_path / "out", products=tmp_path / "p.parquet", processes=1)
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(OSError, match=r"p.parquet cannot be read .*fetch it again"):
+    with pytest.raises(OSError, match=r"p.parquet is not a readable Parquet file: .*Fetch the published file again"):
         make_testset(folder, tmp_path / "out", products=tmp_path / "p.parquet", processes=1)
 
 
