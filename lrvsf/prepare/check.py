@@ -1,7 +1,7 @@
 """`prepare_lrvsf.py check`: what is in a prepared folder, what is damaged, and whether it can be used.
 
-Damage never ends a check: a file without a footer, a page that does not decompress and an image that is none are all
-found in one go. A quick check reads no images, so it sees damage of files, rows and splits, but not of pixels. A folder
+Damage never ends a check: a file without a footer, a page that does not decompress and bytes that are no image are
+all found in one go. A quick check reads no images, so it sees damage of files, rows and splits, but not of pixels. A folder
 that cannot be used is refused with a ValueError whose message ends with the report.
 """
 
@@ -28,7 +28,7 @@ from lrvsf.prepare.inspection import (
     QUERIES,
     SHARD,
     DamagedFile,
-    Found,
+    RowGroup,
     inspect,
     row_groups,
 )
@@ -51,7 +51,7 @@ def check(
 ) -> dict[str, Any]:
     """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
     with worker_map(1 if quick else processes) as mapper:
-        parts = [part(folder, quick, mapper, max_bad_fraction) for folder, part in find_parts(path)]
+        parts = [part(folder, quick, mapper, max_bad_fraction) for folder, part in prepared_folders(path)]
     _compare(parts, max_bad_fraction)
     result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
     result |= {part.name: part.report() for part in parts}
@@ -62,7 +62,7 @@ def check(
     return result
 
 
-def find_parts(path: Path) -> list[tuple[Path, Callable[..., Part]]]:
+def prepared_folders(path: Path) -> list[tuple[Path, Callable[..., CheckedFolder]]]:
     """(folder, what reads it) of the folder itself or of the folders in it.
 
     Raises:
@@ -83,7 +83,7 @@ def find_parts(path: Path) -> list[tuple[Path, Callable[..., Part]]]:
     raise ValueError(f"{path} holds neither product shards nor a test set ({holds}); make them with prepare_lrvsf.py")
 
 
-class Part:
+class CheckedFolder:
     """Product shards or a test set: what was found in all of its files.
 
     Attributes:
@@ -111,7 +111,7 @@ class Part:
         self.targets = SharedPictures()
         self.owners = {kind: SharedPictures() for kind in (QUERIES, DISTRACTORS)}
 
-    def add(self, kind: str, place: str, found: Found) -> None:
+    def add(self, kind: str, place: str, found: RowGroup) -> None:
         self.rows[kind] += found.rows
         self.ids.update(found.products)
         self.images += found.images
@@ -134,12 +134,14 @@ class Part:
     def judge(self, max_bad: float) -> None:
         """Adds the faults that only the whole shows."""
         self.faults.add_all("products that are there twice", (name for name, count in self.ids.items() if count > 1))
+        # Notes, not faults: such distractors lower every model's recall, by as much.
         copies = self.pictures[DISTRACTORS].also_in(self.targets)
         self.notes.add_all("distractors that are the very image of a target", map("row {}".format, copies))
         siblings = self.owners[DISTRACTORS].also_in(self.owners[QUERIES])
         self.notes.add_all("distractors that are pictures of a query's product", map("row {}".format, siblings))
         for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
-            self.faults.add_all(f"{what} that a reader takes for one", _alike(names, case))
+            self.faults.add_all(f"{what} that a reader takes for one", _seen_as_one(names, case))
+        # Judged by share, as training and evaluation do: what comes from the web always has some.
         if self.bad.counts.total() > max_bad * self.images.total():
             for reason in self.bad.counts:
                 self.faults.take(f"images that cannot be decoded, more than {100 * max_bad:g}%", self.bad, reason)
@@ -175,13 +177,14 @@ class Part:
         return numbers | ({"because": self.faults.examples()} if self.faults else {})
 
 
-def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
+def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> CheckedFolder:
     """Everything about FOLDER/*.parquet as product shards."""
-    part = Part(folder.name, "trained")
+    part = CheckedFolder(folder.name, "trained")
     files = files_in(folder, "*.parquet")
     digests = {file.name: hashlib.sha256() for file in files}
     rows: Counter[str] = Counter()
     for file, found in _inspect_all(SHARD, files, quick, mapper, part):
+        # Row groups come in their order, whichever worker read them: the digest is that of the file's rows in order.
         digests[file.name].update(found.digests)
         rows[file.name] += found.rows
     try:
@@ -206,9 +209,9 @@ def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> 
     return part
 
 
-def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> Part:
+def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> CheckedFolder:
     """Everything about FOLDER/products.parquet and FOLDER/distractors/*.parquet."""
-    part = Part(folder.name, "evaluated")
+    part = CheckedFolder(folder.name, "evaluated")
     products, distractors = folder / "products.parquet", files_in(folder / "distractors", "*.parquet")
     for kind, files in ((QUERIES, [products] if products.is_file() else []), (DISTRACTORS, distractors)):
         for _ in _inspect_all(kind, files, quick, mapper, part):
@@ -222,8 +225,8 @@ def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -
 
 
 def _inspect_all(
-    kind: str, files: list[Path], quick: bool, mapper: Callable, part: Part
-) -> Iterator[tuple[Path, Found]]:
+    kind: str, files: list[Path], quick: bool, mapper: Callable, part: CheckedFolder
+) -> Iterator[tuple[Path, RowGroup]]:
     """Adds what the files hold to the part, and yields it by row group, in order."""
     jobs = []
     for file in files:
@@ -232,6 +235,7 @@ def _inspect_all(
             jobs += [(kind, file, group, quick) for group in range(row_groups(kind, file))]
         except DamagedFile as error:
             part.faults.add(error.reason, f"{file.name}: {error}")
+    # A row group is a job: it is read page by page, so a worker's memory does not grow with the file.
     results = mapper(inspect, *zip(*jobs, strict=True)) if jobs else ()
     progress = tqdm(results, total=len(jobs), desc=f"{part.name}, {kind}", unit="row group")
     for (_, file, group, _), found in zip(jobs, progress, strict=True):
@@ -239,16 +243,18 @@ def _inspect_all(
         yield file, found
 
 
-def _compare(parts: list[Part], max_bad: float) -> None:
+def _compare(parts: list[CheckedFolder], max_bad: float) -> None:
     """A product of two parts, by its id or by its picture, makes the one that is evaluated on worthless.
 
     So does a category that only looks like one of the other.
     """
     for first, second in combinations(parts, 2):
+        # What is evaluated on is at fault, not what is trained on: it is the smaller one to make again.
         judged, other = (first, second) if second.purpose == "trained" else (second, first)
-        inner = _alike(first.categories()) + _alike(second.categories())
-        alike = [group for group in _alike(first.categories() + second.categories()) if group not in inner]
-        judged.faults.add_all(f"categories that a reader takes for one of {other.name}", alike)
+        # What is wrong within one of the two is reported there, so only what the other one brings is listed here.
+        inner = _seen_as_one(first.categories()) + _seen_as_one(second.categories())
+        seen_as_one = [group for group in _seen_as_one(first.categories() + second.categories()) if group not in inner]
+        judged.faults.add_all(f"categories that a reader takes for one of {other.name}", seen_as_one)
         common = sorted(first.ids.keys() & second.ids.keys())
         judged.faults.add_all(f"products that are also in {other.name}", common)
         shown = judged.shown()
@@ -260,7 +266,7 @@ def _compare(parts: list[Part], max_bad: float) -> None:
             judged.notes.add_all(title, leaked)
 
 
-def _alike(names: Iterable[str], case: bool = False) -> list[str]:
+def _seen_as_one(names: Iterable[str], case: bool = False) -> list[str]:
     return [" and ".join(map(quoted, group)) for group in lookalikes(names, case)]
 
 

@@ -1,4 +1,4 @@
-"""What one row group of a prepared file holds and what is wrong with it. Never dies of damage: it returns it."""
+"""What one row group of a prepared file holds and what is wrong with it. Damage is returned, never raised."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DamagedFile(ValueError):
 
 
 @dataclass
-class Found:
+class RowGroup:
     """The rows of one row group.
 
     Attributes:
@@ -94,9 +94,9 @@ def row_groups(kind: str, file: Path) -> int:
         raise DamagedFile("files that are not whole Parquet files", str(error)) from error
 
 
-def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
+def inspect(kind: str, file: Path, group: int, quick: bool) -> RowGroup:
     """Reads one row group: all of it, or without its images."""
-    found = Found()
+    found = RowGroup()
     place = f"{file.name}, row group {group}"
     try:
         with open_parquet(file) as parquet:
@@ -114,7 +114,7 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> Found:
     return found
 
 
-def _look(kind: str, row: dict[str, Any], found: Found, place: str, quick: bool) -> None:
+def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bool) -> None:
     found.rows += 1
     if kind == SHARD:
         name = row["product_id"]
@@ -174,10 +174,10 @@ def _bytes(cell: Cell) -> bytes | None:
     return cell["bytes"] if isinstance(cell, dict) else cell
 
 
-def _look_at_image(cell: Cell, found: Found, name: str) -> None:
+def _look_at_image(cell: Cell, found: RowGroup, name: str) -> None:
     data = _bytes(cell)
     if data is None:
-        found.bad.add(NO_BYTES, name)  # a path beside it is never opened
+        found.bad.add(NO_BYTES, name)  # even where there is a path, which is never opened
         return
     found.image_bytes += len(data)
     try:
@@ -189,7 +189,7 @@ def _look_at_image(cell: Cell, found: Found, name: str) -> None:
     found.longer[max(size)] += 1
 
 
-def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: Found, place: str) -> None:
+def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: RowGroup, place: str) -> None:
     """Bytes of images, and how many are missing, without reading them."""
     expected = found.images.total() // len(_IMAGES[kind])
     for name in _IMAGES[kind]:

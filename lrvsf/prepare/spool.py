@@ -11,15 +11,15 @@ from typing import Any, Self
 
 import numpy as np
 
-Place = tuple[int, int]  # offset and length
+Span = tuple[int, int]  # offset and length
 
 
 class Spool:
     """A context manager over one temporary file; what a killed run left under its name is overwritten.
 
     with Spool(out / "images.writing") as spool:
-        place = spool.add(data)
-        spool.read(place)
+        span = spool.add(data)
+        spool.read(span)
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,16 +36,16 @@ class Spool:
             self._file.close()
         self.path.unlink()
 
-    def add(self, data: bytes) -> Place:
-        place = (self._end, len(data))
+    def add(self, data: bytes) -> Span:
+        span = (self._end, len(data))
         self._file.seek(self._end)
         self._file.write(data)
         self._end += len(data)
-        return place
+        return span
 
-    def read(self, place: Place) -> bytes:
-        self._file.seek(place[0])
-        return self._file.read(place[1])
+    def read(self, span: Span) -> bytes:
+        self._file.seek(span[0])
+        return self._file.read(span[1])
 
 
 class Waiting(Spool):

@@ -1,7 +1,7 @@
 """`prepare_lrvsf.py catalog`: your own products -> product shards to train on, and test sets.
 
 Every image is read once, decoded, made smaller if it is large, and put on disk until all are read. Then it is known
-which products are complete, and each goes to its place (see splits.py). Memory holds the list of images (0.8 GB for a
+which products are complete, and each goes to its split (see splits.py). Memory holds the list of images (0.8 GB for a
 million), some dozens of images, and one page of a Parquet table that holds images itself; disk holds the smaller images
 twice until the step is done.
 
@@ -27,7 +27,7 @@ from lrvsf.data.workers import worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.catalog.listing import Listing, read_file, read_listing
 from lrvsf.prepare.catalog.next_steps import next_steps
-from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Shot, Splits
+from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Splits, SpooledImage
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.shown import as_shown
 from lrvsf.prepare.spool import Spool
@@ -74,9 +74,9 @@ def catalog(
         if not _finished(out, source):
             with Spool(out / "images.writing") as spool, worker_map(processes) as mapper:
                 job = partial(fetch, image_size=image_size, folder=listing.images_folder)
-                shots = list(_read_images(listing, spool, job, mapper))
-                splits = Splits(shots, shares)
-                _write(splits, spool, out, source, _report(listing, splits, len(shots), settings))
+                spooled = list(_read_images(listing, spool, job, mapper))
+                splits = Splits(spooled, shares)
+                _write_folders(splits, spool, out, source, _report(listing, splits, len(spooled), settings))
         report = {"folder": str(out), **read_manifest(out / TRAIN)["note"]["report"]}
         report |= next_steps(out, report)
         write_report(out / "catalog.json", report)
@@ -91,15 +91,17 @@ def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[by
         image_size: pixels that the shortest side may have; 0 for any number.
         folder: that a path may not leave.
     """
-    changes: list[str] = []
+    changes: list[str] = []  # `as_shown` says through it what a plain conversion would have got wrong
     try:
         source = read_file(source, folder) if isinstance(source, str) else source
         image = decode_image(source, partial(as_shown, changes=changes))
     except BadImage as error:
         return error.reason
+    # Of the file as it came: two shops' copies of one photo are one picture, whatever was done to them here.
     digest = hashlib.sha256(source).digest()
     shortest = min(image.size)
     if image_size and shortest > image_size:
+        # The shortest side exactly, the longer one by the ratio: `round` alone may give image_size - 1.
         width, height = (max(image_size, round(side * image_size / shortest)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     elif not changes:
@@ -109,25 +111,27 @@ def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[by
     return buffer.getvalue(), digest, changes
 
 
-def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[Shot]:
+def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[SpooledImage]:
     """Puts every image that can be used into the spool; the others are counted, and so are those that were changed."""
     pairs = zip(listing.entries, listing.images(), strict=True)
     with tqdm(total=len(listing.entries), desc="reading", unit="image") as bar:
         while chunk := list(islice(pairs, CHUNK)):
-            for (entry, _), found in zip(chunk, mapper(job, [image for _, image in chunk]), strict=True):
-                if isinstance(found, str):
-                    listing.skips.add(found, entry.where)
+            for (listed, _), fetched in zip(chunk, mapper(job, [image for _, image in chunk]), strict=True):
+                if isinstance(fetched, str):
+                    listing.skips.add(fetched, listed.where)
                 else:
-                    data, digest, changes = found
+                    data, digest, changes = fetched
                     for change in changes:
-                        listing.changes.add(change, entry.where)
-                    yield Shot(entry, spool.add(data), digest)
+                        listing.changes.add(change, listed.where)
+                    # Only where the bytes wait is kept, for a million images do not fit into memory.
+                    yield SpooledImage(listed, spool.add(data), digest)
             bar.update(len(chunk))
 
 
 def _finished(out: Path, source: str) -> bool:
     """Whether all that a catalog gives is there; ValueError if something else is."""
     made = {name: made_from(out / name, source) for name in (TRAIN, *SETS)}
+    # A catalog may give no test set; train/ is written last, and its report names those that there are.
     return made[TRAIN] and all(made[name] for name in SETS if name in read_manifest(out / TRAIN)["note"]["report"])
 
 
@@ -146,7 +150,7 @@ def _report(listing: Listing, splits: Splits, images: int, settings: dict[str, A
     return parts | splits.report() | repeated | {"categories": splits.categories(), "settings": settings}
 
 
-def _write(splits: Splits, spool: Spool, out: Path, source: str, report: dict[str, Any]) -> None:
+def _write_folders(splits: Splits, spool: Spool, out: Path, source: str, report: dict[str, Any]) -> None:
     """Writes the folders that are not there; train comes last, so that it tells of the others."""
     note = {"input": source, "report": report}
     total = sum(map(len, splits.complete.values()))
@@ -157,25 +161,25 @@ def _write(splits: Splits, spool: Spool, out: Path, source: str, report: dict[st
             with TestSetWriter(out / name) as writer:
                 writer.note = note
                 for product_id, images in splits.complete[name].items():
-                    pictures = [_picture(shot, spool, NO_CATEGORY) for shot in images]
+                    pictures = [_catalog_picture(image, spool, NO_CATEGORY) for image in images]
                     writer.add_query(query_row(product_id, pictures))
                     bar.update()
-                for shot in (*splits.distractors[name], *splits.borrowed[name]):
-                    writer.add_distractor(distractor_row(shot.entry.product_id, _picture(shot, spool)))
+                for image in (*splits.distractors[name], *splits.borrowed[name]):
+                    writer.add_distractor(distractor_row(image.listed.product_id, _catalog_picture(image, spool)))
         if not made_from(out / TRAIN, source):
             with ProductShardWriter(out / TRAIN) as writer:
                 writer.note = note
                 for product_id, images in splits.complete[TRAIN].items():
-                    writer.add(product_row(product_id, [_picture(shot, spool) for shot in images]))
+                    writer.add(product_row(product_id, [_catalog_picture(image, spool) for image in images]))
                     bar.update()
 
 
-def _picture(shot: Shot, spool: Spool, otherwise: str | None = None) -> Picture:
+def _catalog_picture(image: SpooledImage, spool: Spool, otherwise: str | None = None) -> Picture:
     return Picture(
-        type=shot.entry.type,
-        category=shot.category or otherwise,
-        captions=list(shot.entry.captions),
-        url=shot.entry.where,
-        sha256=shot.digest.hex(),
-        data=spool.read(shot.place),
+        type=image.listed.type,
+        category=image.category or otherwise,
+        captions=list(image.listed.captions),
+        url=image.listed.where,
+        sha256=image.digest.hex(),
+        data=spool.read(image.span),
     )

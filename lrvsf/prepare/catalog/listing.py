@@ -46,7 +46,7 @@ OUTSIDE = "path out of the folder of images; name that folder with --images"
 
 
 @dataclass(slots=True)
-class Entry:
+class ListedImage:
     """One image of the catalog.
 
     Attributes:
@@ -73,31 +73,33 @@ class Listing:
         images_folder: what paths in a table start from and may not leave.
         entries: in the order of the table, or by path.
         listed: rows of the table, or files.
-        skips: of rows and files that give no entry.
+        skips: rows and files that give no image.
         changes: of images that are not kept as they came, but for their size.
         unused: columns of the table that mean nothing here.
     """
 
     source: Path
     images_folder: Path
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[ListedImage] = field(default_factory=list)
     listed: int = 0
     skips: Ledger = field(default_factory=Ledger)
     changes: Ledger = field(default_factory=Ledger)
     unused: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[str | bytes | None]:
-        """For each entry the path of its image, or its bytes, or None where the cell is empty."""
+        """For each of `entries` the path of its image, or its bytes, or None where the cell is empty."""
         if not self.source.is_file() or self.source.suffix.lower() in TEXT:
-            yield from (entry.path for entry in self.entries)
+            yield from (listed.path for listed in self.entries)
             return
+        # Both are in the order of the table, so one pass over its images finds the cell of each entry.
         cells = enumerate(row["image"] for row in parquet_rows(self.source, ["image"]))
-        for entry in self.entries:
-            cell = next(cell for number, cell in cells if number == entry.row)
-            yield entry.path or _image(cell, self.images_folder)
+        for listed in self.entries:
+            cell = next(cell for number, cell in cells if number == listed.row)
+            yield listed.path or _image_cell(cell, self.images_folder)
 
     def fingerprint(self, settings: dict[str, Any]) -> str:
         """A hash of what is listed, of sizes and times of all files, and of the settings."""
+        # Times and sizes in place of contents: reading a million images to find that nothing changed takes hours.
         digest = hashlib.sha256(json.dumps([settings, self.listed, self.skips.counts]).encode())
         if self.source.is_file():
             digest.update(json.dumps(_stat(self.source)).encode())
@@ -137,7 +139,7 @@ def read_listing(source: Path, scene_pattern: str, images: Path | None = None) -
 
 
 def _list_folder(listing: Listing, scene_pattern: str) -> None:
-    """The product's id is CATEGORY/PRODUCT, for products of two categories may be numbered alike."""
+    """The product's id is CATEGORY/PRODUCT, because products of two categories may have one number."""
 
     def skip(reason: str, where: str) -> None:
         listing.listed += 1
@@ -151,6 +153,7 @@ def _list_folder(listing: Listing, scene_pattern: str) -> None:
         elif len(parts) != 3:
             skip("not in a folder CATEGORY/PRODUCT", where)
         else:
+            # Both in small letters: `fnmatch` would heed them on one system and not on another.
             kind = SCENES[0] if fnmatchcase(parts[2].lower(), scene_pattern.lower()) else SIMPLE
             try:
                 category, product = map(identifier, parts[:2])
@@ -161,8 +164,8 @@ def _list_folder(listing: Listing, scene_pattern: str) -> None:
                 skip("folder's name is blank", where)
                 continue
             listing.listed += 1
-            product_id = intern(f"{category}/{product}")
-            listing.entries.append(Entry(where, 0, product_id, kind, intern(category), (), str(path)))
+            product_id = intern(f"{category}/{product}")  # once in memory for all images of the product
+            listing.entries.append(ListedImage(where, 0, product_id, kind, intern(category), (), str(path)))
 
 
 def _list_csv(listing: Listing) -> None:
@@ -178,15 +181,16 @@ def _list_csv(listing: Listing) -> None:
                 f"{listing.source}, up to line {line}: a quoted cell holds further rows, so a quote before them is not "
                 'closed; correct it (a quote within a quoted cell is written "")'
             )
-        _add(listing, f"line {line}", 0, cells, cells["image"].strip())
+        _list_row(listing, f"line {line}", 0, cells, cells["image"].strip())
 
 
 def _list_parquet(listing: Listing) -> None:
     present, paths = image_column(listing.source)
     _check_columns(listing, present)
+    # Images are read in a second pass (`Listing.images`), so that the list is known before anything is decoded.
     columns = [name for name in (*NEEDED, *OPTIONAL) if name in present and (name != "image" or paths)]
     for row, cells in enumerate(parquet_rows(listing.source, columns)):
-        _add(listing, f"row {row}", row, cells, (cells["image"] or "").strip() if paths else None)
+        _list_row(listing, f"row {row}", row, cells, (cells["image"] or "").strip() if paths else None)
 
 
 def _check_columns(listing: Listing, present: list[str]) -> None:
@@ -194,7 +198,7 @@ def _check_columns(listing: Listing, present: list[str]) -> None:
     listing.unused = [name for name in present if name not in (*NEEDED, *OPTIONAL)]
 
 
-def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: str | None) -> None:
+def _list_row(listing: Listing, where: str, row: int, cells: dict[str, Any], image: str | None) -> None:
     """Lists one row, or counts why not. `image`: what its cell says; None if that is bytes, which are read later."""
     listing.listed += 1
     try:
@@ -216,7 +220,9 @@ def _add(listing: Listing, where: str, row: int, cells: dict[str, Any], image: s
         words = cells.get("text")
         captions = tuple(texts(words if isinstance(words, list) else [words], partial(listing.skips.add, name=where)))
         category = intern(category) if category else None
-        listing.entries.append(Entry(name, row, intern(product_id), ROLES[role.lower()], category, captions, path))
+        listing.entries.append(
+            ListedImage(name, row, intern(product_id), ROLES[role.lower()], category, captions, path)
+        )
 
 
 def read_file(path: str, folder: Path) -> bytes:
@@ -229,6 +235,7 @@ def read_file(path: str, folder: Path) -> bytes:
     """
     # From here on without "..", which after a link leads elsewhere than it seems to.
     root, path = os.path.abspath(folder), os.path.abspath(path)
+    # Not `realpath`: a shop's images/ may be a link to another disk, which its owner has set.
     if os.path.commonpath([root, path]) != root:
         raise BadImage(OUTSIDE)
     try:
@@ -241,7 +248,7 @@ def read_file(path: str, folder: Path) -> bytes:
         if os.path.getsize(path) > MAX_MEMBER_BYTES:
             raise BadImage(f"file over {MAX_MEMBER_BYTES >> 20} MiB")
         with open(path, "rb") as file:
-            return file.read(MAX_MEMBER_BYTES)
+            return file.read(MAX_MEMBER_BYTES)  # and no more, if it grows meanwhile
     except BadImage:
         raise
     except (OSError, ValueError) as error:  # no permission; a name that cannot be one
@@ -256,7 +263,7 @@ def _refuse_lookalikes(listing: Listing) -> None:
         ValueError: with the names, in which what cannot be seen is written out, and how many rows have them.
     """
     for what, case in (("category", False), ("product_id", True)):
-        counts = Counter(name for entry in listing.entries if (name := getattr(entry, what)))
+        counts = Counter(name for listed in listing.entries if (name := getattr(listed, what)))
         if groups := lookalikes(counts, case):
             shown = "; ".join(
                 " and ".join(f"{quoted(name)} ({counts[name]:,} images)" for name in group)
@@ -273,7 +280,7 @@ def _refuse_lookalikes(listing: Listing) -> None:
             )
 
 
-def _image(cell: Any, folder: Path) -> str | bytes | None:
+def _image_cell(cell: Any, folder: Path) -> str | bytes | None:
     """An image cell: bytes, or a struct of bytes and, where there are none, a path."""
     if isinstance(cell, dict):
         path = cell.get("path")

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
 
-from lrvsf.data.products import category_of, fault
+from lrvsf.data.products import fault
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, marks, number_of
-from lrvsf.prepare.catalog.listing import Entry
+from lrvsf.prepare.catalog.listing import ListedImage
 from lrvsf.prepare.ledger import Ledger
-from lrvsf.prepare.rows import TWICE, unjoined_categories
-from lrvsf.prepare.spool import Place
+from lrvsf.prepare.rows import TWICE, type_rank, unjoined_categories
+from lrvsf.prepare.spool import Span
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SETS = (VALIDATION, TEST)
@@ -31,11 +31,11 @@ SPLIT_FROM = 5  # groups of a category: of fewer, none is held out unless its sh
 
 
 @dataclass(slots=True)
-class Shot:
+class SpooledImage:
     """An image that can be used: where it waits, and the SHA-256 of its file as it came."""
 
-    entry: Entry
-    place: Place
+    listed: ListedImage
+    span: Span
     digest: bytes
     category: str | None = None
 
@@ -60,10 +60,10 @@ class Shares:
                 "to train on"
             )
 
-    def of(self, name: str) -> float:
+    def share(self, name: str) -> float:
         return {VALIDATION: self.validation, TEST: self.test}[name]
 
-    def place(self, product_id: str) -> float:
+    def position(self, product_id: str) -> float:
         seeded = hashlib.blake2b(product_id.encode(), digest_size=8, key=str(self.seed).encode())
         return int.from_bytes(seeded.digest(), "big") / 2**64
 
@@ -71,19 +71,20 @@ class Shares:
         """How many of the groups of a category are in each test set: the share, rounded, and at least one of a few."""
         counts = {}
         for name in (TEST, VALIDATION):
-            least = 1 if self.of(name) and groups >= SPLIT_FROM else 0
-            counts[name] = max(least, int(groups * self.of(name) + 0.5))
-        while sum(counts.values()) >= max(groups, 1):  # one is left to train on
+            least = 1 if self.share(name) and groups >= SPLIT_FROM else 0
+            counts[name] = max(least, int(groups * self.share(name) + 0.5))
+        # Rounding up twice may leave none to train on.
+        while sum(counts.values()) >= max(groups, 1):
             counts[max(counts, key=counts.__getitem__)] -= 1
         return counts
 
     def set_of_distractors(self, product_id: str) -> str:
         """The test set that a product serves as a distractor: in proportion to the shares, one of which is not 0."""
-        return TEST if self.place(product_id) * (self.validation + self.test) < self.test else VALIDATION
+        return TEST if self.position(product_id) * (self.validation + self.test) < self.test else VALIDATION
 
 
 class Splits:
-    """The products of a catalog, sorted out.
+    """The products of a catalog, each in its split.
 
     Attributes:
         complete: split -> product id -> its images, SIMPLE before scenes, in a shuffled order of products.
@@ -97,57 +98,60 @@ class Splits:
         shared: the pictures of all products.
     """
 
-    def __init__(self, shots: Iterable[Shot], shares: Shares) -> None:
+    def __init__(self, spooled: Iterable[SpooledImage], shares: Shares) -> None:
         self.shares, self.skips, self.mixed = shares, Ledger(), Ledger()
         self.products: Counter[str] = Counter(usable=0, complete=0)
-        self.complete: dict[str, dict[str, list[Shot]]] = {name: {} for name in (TRAIN, *SETS)}
-        self.distractors: dict[str, list[Shot]] = {name: [] for name in SETS}
-        self.borrowed: dict[str, list[Shot]] = {name: [] for name in SETS}
-        found: dict[str, list[Shot]] = defaultdict(list)
-        for shot in shots:
-            found[shot.entry.product_id].append(shot)
-        self.conditioned = any(shot.entry.category for images in found.values() for shot in images)
-        order = sorted(found, key=lambda name: (shares.place(name), name))
+        self.complete: dict[str, dict[str, list[SpooledImage]]] = {name: {} for name in (TRAIN, *SETS)}
+        self.distractors: dict[str, list[SpooledImage]] = {name: [] for name in SETS}
+        self.borrowed: dict[str, list[SpooledImage]] = {name: [] for name in SETS}
+        found: dict[str, list[SpooledImage]] = defaultdict(list)
+        for image in spooled:
+            found[image.listed.product_id].append(image)
+        self.conditioned = any(image.listed.category for images in found.values() for image in images)
+        # The order of everything below, and so of the rows that are written: of the hash, whatever the table's was.
+        order = sorted(found, key=lambda name: (shares.position(name), name))
         products = {name: self._distinct(found[name]) for name in order}
-        self.shared, alike = SharedPictures(), SharedPictures()
+        # Two unions: what shares a picture stays in one split, what shows one thing gives one query (see data.sharing).
+        self.shared, same_thing = SharedPictures(), SharedPictures()
         for name, images in products.items():
             category = images[0].category
-            self.shared.add(name, [number_of(shot.digest) for shot in images])
-            alike.add(name, [m for shot in images for m in marks(shot.digest, shot.entry.type, category)])
-        self._things = {name: group[0] for group in alike.groups() for name in group}
+            self.shared.add(name, [number_of(image.digest) for image in images])
+            same_thing.add(name, [m for image in images for m in marks(image.digest, image.listed.type, category)])
+        self._things = {name: group[0] for group in same_thing.groups() for name in group}
         groups = {name: group for group in self.shared.groups() for name in group}
-        self._place({name: images for name, images in products.items() if self._is_complete(images)}, groups)
-        self._place_distractors(products, groups)
+        self._assign({name: images for name, images in products.items() if self._is_complete(images)}, groups)
+        self._assign_distractors(products, groups)
         for name in SETS:
             self._drop_repeats(name)
         for name, other in zip(SETS, reversed(SETS), strict=True):
             self._drop_answers(name, self.distractors)
             asked = {images[0].category for images in self.complete[name].values()}
-            known = {shot.category for shot in self.distractors[name]}
+            known = {image.category for image in self.distractors[name]}
+            # The other set's products make the gallery larger without a picture that is trained on.
             if len(self.distractors[name]) < len(self.complete[name]) or asked - known:
-                self.borrowed[name] = [shot for images in self.complete[other].values() for shot in _simple(images)]
+                self.borrowed[name] = [image for images in self.complete[other].values() for image in _simple(images)]
                 self._drop_answers(name, self.borrowed)
 
-    def _distinct(self, images: list[Shot]) -> list[Shot]:
+    def _distinct(self, images: list[SpooledImage]) -> list[SpooledImage]:
         """The images without repeated ones, SIMPLE first; a SIMPLE image without category gets the product's."""
-        first: dict[bytes, Shot] = {}
-        for shot in images:
-            if first.setdefault(shot.digest, shot) is not shot:
-                self.skips.add(TWICE, f"{shot.entry.where} of {shot.entry.product_id}")
-        kept = sorted(first.values(), key=lambda shot: (SIMPLE, *SCENES).index(shot.entry.type))
-        category = next((shot.entry.category for shot in kept if shot.entry.category), None)
-        for shot in kept:
-            if shot.entry.type == SIMPLE:
-                shot.category = shot.entry.category or category
-        named = list(dict.fromkeys(shot.entry.category for shot in (*kept, *images) if shot.entry.category))
+        first: dict[bytes, SpooledImage] = {}
+        for image in images:
+            if first.setdefault(image.digest, image) is not image:
+                self.skips.add(TWICE, f"{image.listed.where} of {image.listed.product_id}")
+        kept = sorted(first.values(), key=lambda image: type_rank(image.listed.type))  # stable: else as listed
+        category = next((image.listed.category for image in kept if image.listed.category), None)
+        for image in kept:
+            if image.listed.type == SIMPLE:
+                image.category = image.listed.category or category
+        named = list(dict.fromkeys(image.listed.category for image in (*kept, *images) if image.listed.category))
         if len(named) > 1:
-            stands = f"{kept[0].entry.product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
+            stands = f"{kept[0].listed.product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
             self.mixed.add("several categories", stands)
         return kept
 
-    def _is_complete(self, images: list[Shot]) -> bool:
+    def _is_complete(self, images: list[SpooledImage]) -> bool:
         """Whether a product can be trained on; counts it as what it is."""
-        types = [shot.entry.type for shot in images]
+        types = [image.listed.type for image in images]
         self.products["usable"] += 1
         if fault(types, [], None) is None and (images[0].category or not self.conditioned):
             self.products["complete"] += 1
@@ -156,7 +160,7 @@ class Splits:
         self.products[f"without {lacks}"] += 1
         return False
 
-    def _place(self, products: dict[str, list[Shot]], groups: dict[str, list[str]]) -> None:
+    def _assign(self, products: dict[str, list[SpooledImage]], groups: dict[str, list[str]]) -> None:
         """Puts complete products into splits, category by category and group by group."""
         strata: dict[str | None, dict[str, list[str]]] = defaultdict(dict)
         for name, images in products.items():
@@ -164,19 +168,21 @@ class Splits:
             if together[0] == name:
                 strata[images[0].category][name] = together
         split = {}
+        # By category, so that each has its share of each set; by group, so that none is cut.
         for stratum in strata.values():
             left, sizes = self.shares.counts(len(stratum)), [len(together) for together in stratum.values()]
-            usual = 3 * median_low(sizes)
+            usual = 3 * median_low(sizes)  # not tuned
             for together in stratum.values():
-                # Many products of one picture are most likely of a picture that says "no picture": not a test set.
-                fits = (n for n in left if left[n] and len(together) <= max(usual, sum(sizes) * self.shares.of(n)))
+                # A group larger than usual, and than a set's share, most likely hangs on a picture that says "no
+                # picture": it is trained on.
+                fits = (n for n in left if left[n] and len(together) <= max(usual, sum(sizes) * self.shares.share(n)))
                 if (part := next(fits, TRAIN)) != TRAIN:
                     left[part] -= 1
                 split.update(dict.fromkeys(together, part))
         for name, images in products.items():
             self.complete[split[name]][name] = images
 
-    def _place_distractors(self, products: dict[str, list[Shot]], groups: dict[str, list[str]]) -> None:
+    def _assign_distractors(self, products: dict[str, list[SpooledImage]], groups: dict[str, list[str]]) -> None:
         """Gives each SIMPLE image that cannot be trained on to a test set: its group's, if that has queries."""
         if not self.shares.validation + self.shares.test:
             return
@@ -186,9 +192,9 @@ class Splits:
                 continue
             group = groups.get(name, [name])
             part = next((split[other] for other in group if other in split), None)
-            if part == TRAIN:
-                for shot in simple:
-                    self.skips.add("distractor that shares a picture with a product to train on", shot.entry.where)
+            if part == TRAIN:  # the model has seen its picture
+                for image in simple:
+                    self.skips.add("distractor that shares a picture with a product to train on", image.listed.where)
             else:
                 self.distractors[part or self.shares.set_of_distractors(group[0])] += simple
 
@@ -202,20 +208,20 @@ class Splits:
                 self.skips.add("product of a test set that shows the same as another one there", product)
             seen.add(thing)
 
-    def _drop_answers(self, name: str, distractors: dict[str, list[Shot]]) -> None:
+    def _drop_answers(self, name: str, distractors: dict[str, list[SpooledImage]]) -> None:
         """Leaves out distractors that show what a query's product is: they would be right answers. And the very photos
         that are asked with: a model that heeds no condition would find nothing else."""
         answers = {self._things.get(product, product) for product in self.complete[name]}
-        asked = {s.digest for images in self.complete[name].values() for s in images if s.entry.type != SIMPLE}
+        photos = {s.digest for images in self.complete[name].values() for s in images if s.listed.type != SIMPLE}
         kept = []
-        for shot in distractors[name]:
-            product = shot.entry.product_id
+        for image in distractors[name]:
+            product = image.listed.product_id
             if self._things.get(product, product) in answers:
-                self.skips.add("distractor that shows the product of a query", shot.entry.where)
-            elif shot.digest in asked:
-                self.skips.add("distractor that is the photo of a query", shot.entry.where)
+                self.skips.add("distractor that shows the product of a query", image.listed.where)
+            elif image.digest in photos:
+                self.skips.add("distractor that is the photo of a query", image.listed.where)
             else:
-                kept.append(shot)
+                kept.append(image)
         distractors[name] = kept
 
     def categories(self) -> dict[str, dict[str, int]]:
@@ -224,13 +230,12 @@ class Splits:
         Raises:
             ValueError: a category that the command line would take for a flag.
         """
-        names = {shot.category for split in self.complete.values() for images in split.values() for shot in images}
+        names = {image.category for split in self.complete.values() for images in split.values() for image in images}
         counts = {name: {split: 0 for split in self.complete} for name in sorted(names - {None})}
         for split, products in self.complete.items():
-            for images in products.values():
-                types, categories = zip(*((shot.entry.type, shot.category) for shot in images), strict=True)
-                if (category := category_of(types, categories)) is not None:
-                    counts[category][split] += 1
+            for first, *_ in products.values():
+                if first.category is not None:
+                    counts[first.category][split] += 1
         if flags := [name for name in counts if name.startswith("-")]:
             raise ValueError(f"category {flags[0]!r} begins with a dash, like a flag; give it another name")
         return counts
@@ -242,15 +247,15 @@ class Splits:
             parts[TRAIN] = {"products": len(train), "images": sum(map(len, train.values()))}
         unused = 0
         for name in SETS:
-            own, borrowed = len(self.distractors[name]), len(self.borrowed[name])
+            single, borrowed = len(self.distractors[name]), len(self.borrowed[name])
             if queries := len(self.complete[name]):
-                parts[name] = {"queries": queries, "distractors": own + borrowed}
+                parts[name] = {"queries": queries, "distractors": single + borrowed}
                 if borrowed:
                     parts[name]["of them products of the other test set"] = borrowed
                 if self.conditioned:
                     parts[name] |= self._unjoined(name)
             else:
-                unused += own
+                unused += single
         if unused:
             parts["distractors without queries, not used"] = unused
         return parts
@@ -260,5 +265,5 @@ class Splits:
         return unjoined_categories(asked, Counter(s.category for s in self.distractors[name] + self.borrowed[name]))
 
 
-def _simple(images: list[Shot]) -> list[Shot]:
-    return [shot for shot in images if shot.entry.type == SIMPLE]
+def _simple(images: list[SpooledImage]) -> list[SpooledImage]:
+    return [image for image in images if image.listed.type == SIMPLE]

@@ -8,17 +8,19 @@ from shops import distractors_of, place, queries_of, shards_of
 
 from lrvsf.data.sharing import SharedPictures
 from lrvsf.prepare.catalog.catalog import catalog
-from lrvsf.prepare.catalog.listing import Entry
-from lrvsf.prepare.catalog.splits import Shares, Shot, Splits
+from lrvsf.prepare.catalog.listing import ListedImage
+from lrvsf.prepare.catalog.splits import Shares, Splits, SpooledImage
 
 SETS = ("validation", "test")
 
 
-def shots_of(products):
+def spooled_images(products):
     """{id: (category, simple pictures, scenes)} as a catalog lists it; pictures are names."""
     return [
-        Shot(
-            Entry(f"{name}/{picture}", 0, name, kind, category if kind == "SIMPLE" else None, (), None), (0, 0), digest
+        SpooledImage(
+            ListedImage(f"{name}/{picture}", 0, name, kind, category if kind == "SIMPLE" else None, (), None),
+            (0, 0),
+            digest,
         )
         for name, (category, simple, scenes) in products.items()
         for kind, pictures in (("SIMPLE", simple), ("COMPLEX", scenes))
@@ -28,7 +30,7 @@ def shots_of(products):
 
 
 def splits_of(products, validation=0.1, test=0.1, seed=0):
-    return Splits(shots_of(products), Shares(validation, test, seed))
+    return Splits(spooled_images(products), Shares(validation, test, seed))
 
 
 def plain(category, count, first=0):
@@ -108,8 +110,8 @@ def test_the_photo_of_a_query_is_no_distractor():
     products |= {f"rug{i}": ("rugs", [f"rug{i}s"], []) for i in range(40)}
     splits = splits_of(products)
     for name in SETS:
-        asked = {shot.digest for images in splits.complete[name].values() for shot in images}
-        assert len(asked) == 8 and not asked & {shot.digest for shot in splits.distractors[name]}
+        asked = {image.digest for images in splits.complete[name].values() for image in images}
+        assert len(asked) == 8 and not asked & {image.digest for image in splits.distractors[name]}
     assert splits.skips.counts["distractor that is the photo of a query"] == 8
 
 
@@ -127,7 +129,7 @@ def test_a_lonely_product_goes_where_its_picture_is():
     products |= {f"lonely{i}": ("rugs", [f"rugs{i}s"], []) for i in range(30)}
     products |= {f"far{i}": ("rugs", [f"far{i}"], []) for i in range(30)}
     splits = splits_of(products)
-    found = {shot.entry.product_id for part in SETS for shot in splits.distractors[part]}
+    found = {image.listed.product_id for part in SETS for image in splits.distractors[part]}
     assert found == {f"far{i}" for i in range(30)}
     assert splits.skips.counts == {
         "distractor that shares a picture with a product to train on": 24,
