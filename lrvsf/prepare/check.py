@@ -1,8 +1,8 @@
 """`prepare_lrvsf.py check`: what is in a prepared folder, what is damaged, and whether it can be used.
 
 Damage never ends a check: a file without a footer, a page that does not decompress and bytes that are no image are
-all found in one go. A quick check reads no images, so it sees damage of files, rows and splits, but not of pixels. A folder
-that cannot be used is refused with a ValueError whose message ends with the report.
+all found in one go. A quick check reads no images, so it sees damage of files, rows and splits, but not of pixels. A
+folder that cannot be used is refused with a ValueError whose message ends with the report.
 """
 
 from __future__ import annotations
