@@ -36,7 +36,7 @@ from lrvsf.durable import locked
 from lrvsf.prepare.laion.url_metadata import UrlMetadata
 from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import TWICE, TYPES, Picture, distinct, product_row, query_row, type_rank, why_incomplete
-from lrvsf.prepare.spool import Place, Spool
+from lrvsf.prepare.spool import Span, Spool
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
 
@@ -265,9 +265,9 @@ def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
             yield row | {"jpg": image_bytes(row["jpg"])} if "jpg" in row else row
 
 
-def _described(places: dict[str, Place], metadata: UrlMetadata) -> dict[str, list[tuple[Picture, Place]]]:
+def _described(places: dict[str, Span], metadata: UrlMetadata) -> dict[str, list[tuple[Picture, Span]]]:
     """Product id -> its pictures, still without data, and where their images wait."""
-    products: dict[str, list[tuple[Picture, Place]]] = defaultdict(list)
+    products: dict[str, list[tuple[Picture, Span]]] = defaultdict(list)
     for row in metadata.rows(pa.array(list(places), pa.string())):
         product_id, split = row["PRODUCT_ID"], row["SPLIT"] or ""
         # The published products are told apart by TYPE, or by SPLIT: test_query and test_gallery.
