@@ -12,6 +12,9 @@ from transformers import CLIPVisionConfig
 # LRVS-F's categories (arXiv 2306.02928). Their order is part of the weights: it numbers the condition table's rows.
 CATEGORIES = ("Bags", "Feet", "Hands", "Head", "Lower Body", "Neck", "Outwear", "Upper Body", "Waist", "Whole Body")
 
+# Where the published training starts and clamps `logit_scale`: ln 100, rounded as in its code.
+MAX_LOGIT_SCALE = 4.6052
+
 
 @strict
 class CondViTConfig(CLIPVisionConfig):
@@ -29,7 +32,7 @@ class CondViTConfig(CLIPVisionConfig):
     categories: list[str] = field(default_factory=lambda: list(CATEGORIES))
     condition: str = "category"
     num_condition_tokens: int = 1
-    logit_scale_init_value: float = 4.6052
+    logit_scale_init_value: float = MAX_LOGIT_SCALE
 
     # The class that `pipeline(TASK, trust_remote_code=True)` makes. A new dict at each call: transformers changes it.
     custom_pipelines = property(

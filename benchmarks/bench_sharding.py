@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train_parts import SHAPES
 
 from configuration_condvit import CondViTConfig
-from lrvsf.training import sharding
+from lrvsf.training.fast_tower import use_patch_product
 from lrvsf.training.loss import info_nce
-from lrvsf.training.patches import use_patch_product
+from lrvsf.training.sharding import SplitWeights, WholeWeights
 from modeling_condvit import CondViTModel
 
 
@@ -55,17 +55,16 @@ def train(rank: int, sharded: bool, tower: str, pairs: int, port: int) -> None:
     )
     model = use_patch_product(CondViTModel(config)).train()
     model.gradient_checkpointing_enable()
-    if sharded:
-        sharding.shard(model, Accelerator(cpu=True, mixed_precision="bf16"))
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    parts = SplitWeights(model, accelerator) if sharded else WholeWeights(model)
     replica = model if sharded else DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     for _ in range(2):
         pixels = torch.randn(2, pairs, 3, shape.size, shape.size)
         with torch.autocast("cpu", torch.bfloat16):
             output = replica(pixels[0], torch.arange(pairs) % shape.categories, pixels[1])
-            scale = sharding.whole_parameter(model.logit_scale)
-            info_nce(output.image_embeds, output.target_embeds, scale).backward()
-        sharding.average_gradient(model.logit_scale)
+            info_nce(output.image_embeds, output.target_embeds, parts.logit_scale()).backward()
+        parts.average_scale_gradient()
         optimizer.step()
         gradients = megabytes(parameter.grad for parameter in model.parameters())
         optimizer.zero_grad()

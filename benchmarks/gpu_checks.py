@@ -30,9 +30,9 @@ from train_stream import our_batches
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.recall import RankCounter
+from lrvsf.training.fast_tower import use_patch_product
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.loss import info_nce
-from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 
@@ -153,7 +153,7 @@ def sharded_check(folder: Path) -> None:
     import torch.distributed as dist
     from accelerate import Accelerator
 
-    from lrvsf.training import sharding
+    from lrvsf.training.sharding import SplitWeights
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if not dist.is_initialized():
@@ -162,15 +162,15 @@ def sharded_check(folder: Path) -> None:
     whole = use_patch_product(CondViTModel.from_pretrained(MINI, dtype=torch.float32)).to(accelerator.device)
     split = copy.deepcopy(whole)
     loss, embeds, gradients = one_step(whole, batch)
-    sharding.shard(split, accelerator)
+    weights = SplitWeights(split, accelerator)
     parts = {"pixel_values": batch[0], "category_indices": batch[1], "target_pixel_values": batch[2]}
     mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     for name in ("pixel_values", "target_pixel_values"):
         parts[name] = (parts[name] - mean) / std
     output = split(**{name: value.to(accelerator.device) for name, value in parts.items()})
-    found = info_nce(output.image_embeds, output.target_embeds, sharding.whole_parameter(split.logit_scale))
+    found = info_nce(output.image_embeds, output.target_embeds, weights.logit_scale())
     found.backward()
-    sharding.average_gradient(split.logit_scale)
+    weights.average_scale_gradient()
     theirs = {name: p.grad.full_tensor().cpu() for name, p in split.named_parameters() if p.grad is not None}
     errors = relative(output.image_embeds.detach().cpu(), embeds), gradient_error(theirs, gradients)
     print(json.dumps({"loss": abs(found.item() - loss), "embeds": errors[0], "gradients": errors[1]}))

@@ -11,9 +11,8 @@ from published_model import PublishedCondViT, PublishedStep
 from torch import Tensor
 
 from lrvsf.hub.published import from_published
-from lrvsf.training.compiling import compile_layers
+from lrvsf.training.fast_tower import compile_layers, use_patch_product
 from lrvsf.training.loss import info_nce
-from lrvsf.training.patches import use_patch_product
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 

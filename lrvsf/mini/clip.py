@@ -20,7 +20,6 @@ from transformers import (
     CLIPModel,
     PreTrainedTokenizerFast,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -29,6 +28,7 @@ from lrvsf.data.parquet import opened, read_rows
 from lrvsf.durable import follow_umask
 from lrvsf.mini.train_clip import MiniClipArguments
 from lrvsf.prepare.step_report import write_report
+from lrvsf.training.schedule import ClampTemperature
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
 TEXT_TOKENS = 80  # a scene's caption has at most about 60 words
@@ -122,14 +122,6 @@ class Collator:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         text = self.tokenizer([row["caption"] for row in rows], padding=True, return_tensors="pt")
         return {"pixel_values": (pixels / 255 - mean) / std, **text, "return_loss": True}
-
-
-class ClampTemperature(TrainerCallback):
-    """Keeps exp(logit_scale) at 100 or below, as CLIP does."""
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, 4.6052)
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainingArguments
 
 from lrvsf.bounds import check_numbers
-from lrvsf.training.compiling import can_compile
+from lrvsf.data.images import Tolerance
+from lrvsf.training.fast_tower import can_compile
 
 
 @dataclass
@@ -45,8 +46,7 @@ class ModelArguments:
         },
     )
     num_condition_tokens: int | None = field(
-        default=None,
-        metadata={"help": "learned tokens per condition; from CLIP 1, as published"},
+        default=None, metadata={"help": "learned tokens per condition; from CLIP 1, as published"}
     )
     condition_init: str = field(
         default="published",
@@ -56,8 +56,9 @@ class ModelArguments:
             "choices": ["published", "clip"],
         },
     )
-    logit_scale_init_value: float = field(
-        default=4.6052, metadata={"help": "log of the inverse temperature at the start, from CLIP; published: ln 100"}
+    logit_scale_init_value: float | None = field(
+        default=None,
+        metadata={"help": "log of the inverse temperature at the start, from CLIP; by default ln 100, as published"},
     )
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2"}
@@ -202,6 +203,10 @@ class CondViTTrainingArguments(TrainingArguments):
             asked = self.resume_from_checkpoint.lower()
             self.resume_from_checkpoint = asked == "true" or "auto"  # the newest checkpoint, or it if there is one
 
+    @property
+    def tolerance(self) -> Tolerance:
+        return Tolerance(self.max_bad_fraction, self.max_bad_in_a_row)
+
     def _check_batches(self) -> None:
         if self.per_device_train_batch_size < 2:
             raise ValueError(
@@ -278,9 +283,6 @@ UNUSED = {
     "data_seed": ((None,), "the order of products is drawn by seed"),
     "dataloader_drop_last": ((False,), "the last, partial global batch is always dropped"),
     "remove_unused_columns": ((False,), "batches are not dataset columns"),
-    "ddp_find_unused_parameters": (
-        (False, None),
-        "it fails on a conditioned and an unconditioned tower in one step",
-    ),
+    "ddp_find_unused_parameters": ((False, None), "it fails on a conditioned and an unconditioned tower in one step"),
     "logging_nan_inf_filter": ((False,), "it hides losses that are not numbers, which end the run"),
 }

@@ -12,18 +12,131 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from safetensors import SafetensorError
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lrvsf.durable import flush
+from configuration_condvit import CondViTConfig
+from lrvsf.data.stream import ProductBatches
+from lrvsf.durable import flush, follow_umask
+from lrvsf.embedding.fingerprint import describe_model, differences
+from lrvsf.processes import on_main_process
+from lrvsf.training.arguments import CondViTTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STAGING = "checkpoint.unfinished"
 NEEDED = ("optimizer", "scheduler", "rng_state", "trainer_state.json")  # how names begin
+
+
+class Checkpoints:
+    """Those of the run in the folder `output`: the one that it resumes from, and where Trainer writes new ones.
+
+    Args:
+        limit: how many may stay; see `rotate`.
+        run: what identifies the run; see `run_identity`.
+    """
+
+    def __init__(self, output: Path, limit: int | None, run: dict[str, Any]):
+        self.output, self.limit, self.run = output, limit, run
+        self.place = output  # where Trainer writes; aside while a checkpoint is saved
+
+    def find(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint to resume from, whole and of this run. All processes must call it.
+
+        Args:
+            asked: True for the newest, "auto" for the newest if there is one, a checkpoint's folder, or None for none.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not whole or of another run, or none was asked for where an earlier run left some.
+        """
+        return on_main_process(lambda: self._find(asked))
+
+    def _find(self, asked: str | bool | None) -> Path | None:
+        shutil.rmtree(self.output / STAGING, ignore_errors=True)  # what an interrupted save left
+        there = checkpoints_in(self.output)
+        if not asked and there:
+            raise ValueError(
+                f"{self.output} holds {there[0].name} of an earlier run; add --resume_from_checkpoint True to go on "
+                "with it, take another --output_dir, or remove it"
+            )
+        if asked and asked not in (True, "auto"):
+            folder = Path(asked)
+            if not folder.is_dir():
+                known = ", ".join(path.name for path in there) or "none"
+                raise FileNotFoundError(f"there is no checkpoint {folder}; {self.output} has: {known}")
+            if why := why_not_whole(folder):
+                raise ValueError(f"{folder} cannot be resumed from: {why}. Take another with --resume_from_checkpoint")
+        elif (folder := newest_whole(self.output)) is None:
+            if asked is True:
+                raise FileNotFoundError(
+                    f"{self.output} holds no whole checkpoint to resume from; leave out --resume_from_checkpoint to "
+                    "begin anew"
+                )
+            return None
+        saved = json.loads((folder / MANIFEST).read_text())["run"]
+        if other := differences(saved, self.run):
+            listed = "\n".join(other)
+            raise ValueError(
+                f"{folder} is of another run:\n{listed}\nResume with the same, or take another output_dir."
+            )
+        return folder
+
+    @contextmanager
+    def saving(self, state: TrainerState) -> Iterator[None]:
+        """Trainer's save goes aside, and the main process publishes it when every process has written its own.
+
+        Raises RuntimeError: it could not be written; names those that were kept.
+        """
+        staging, name = self.output / STAGING, name_of(state.global_step)
+        try:
+            self.place = staging
+            try:
+                yield
+            finally:
+                self.place = self.output
+            if state.best_global_step == state.global_step:
+                state.best_model_checkpoint = str(self.output / name)  # Trainer noted the place aside
+            PartialState().wait_for_everyone()  # each process writes its own random state
+            if PartialState().is_main_process:
+                state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+                follow_umask(staging / name)
+                seal(staging / name, self.run)
+                publish(staging / name, self.output / name)
+                staging.rmdir()
+                rotate(self.output, self.limit, state.global_step, state.best_model_checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
+            kept = ", ".join(path.name for path in checkpoints_in(self.output)) or "none before it"
+            raise RuntimeError(
+                f"{self.output / name} could not be written ({error}); kept: {kept}. If the disk is full, free some "
+                "space."
+            ) from error
+        PartialState().wait_for_everyone()
+
+
+def run_identity(
+    args: CondViTTrainingArguments, batches: ProductBatches, phase1_steps: int, config: CondViTConfig
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that it resumes, by names that every checkpoint keeps."""
+    return {
+        "seed": args.seed,
+        "global_batch": batches.global_size,
+        "categories_per_batch": batches.parts,
+        "phase1_steps": phase1_steps,
+        "matryoshka_dims": args.matryoshka_dims,
+        "decay_matrices_only": args.decay_matrices_only,  # which also groups the optimizer's state
+        "data": batches.shards.fingerprint,
+        **describe_model(config),
+    }
 
 
 def name_of(step: int) -> str:
@@ -42,11 +155,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def seal(folder: Path, run: dict[str, Any]) -> None:
-    """Writes the manifest of a finished folder and flushes everything to the disk.
-
-    Args:
-        run: what identifies the run, of JSON's types.
-    """
+    """Writes the manifest of a finished folder, with what identifies its run, and flushes all of it to the disk."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
@@ -65,7 +174,7 @@ def publish(staged: Path, final: Path) -> None:
     flush(final.parent)
 
 
-def fault(folder: Path) -> str | None:
+def why_not_whole(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None if it is."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
@@ -90,44 +199,10 @@ def fault(folder: Path) -> str | None:
 def newest_whole(output: Path) -> Path | None:
     """The newest checkpoint that is whole, or None; newer ones that are not are named in the log."""
     for folder in checkpoints_in(output):
-        if (reason := fault(folder)) is None:
+        if (reason := why_not_whole(folder)) is None:
             return folder
         logger.warning("Passed over %s: %s.", folder, reason)
     return None
-
-
-def find(output: Path, asked: str | bool, run: dict[str, Any]) -> Path | None:
-    """The checkpoint to resume from, whole and of this run.
-
-    Args:
-        output: the run's folder.
-        asked: True for the newest, "auto" for the newest if there is one, or a checkpoint's folder.
-        run: as `seal` was told.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the one that was named is not whole, or it belongs to another run.
-    """
-    if asked is True or asked == "auto":
-        folder = newest_whole(output)
-        if folder is None and asked is True:
-            raise FileNotFoundError(
-                f"{output} holds no whole checkpoint to resume from; leave out --resume_from_checkpoint to begin anew"
-            )
-        if folder is None:
-            return None
-    else:
-        folder = Path(asked)
-        if not folder.is_dir():
-            known = ", ".join(path.name for path in checkpoints_in(output)) or "none"
-            raise FileNotFoundError(f"there is no checkpoint {folder}; {output} has: {known}")
-        if reason := fault(folder):
-            raise ValueError(f"{folder} cannot be resumed from: {reason}. Take another with --resume_from_checkpoint")
-    saved = json.loads((folder / MANIFEST).read_text())["run"]
-    if other := [name for name in {**saved, **run} if saved.get(name) != run.get(name)]:
-        listed = "\n".join(f"  {name}: {saved.get(name)!r} then, {run.get(name)!r} now" for name in other)
-        raise ValueError(f"{folder} is of another run:\n{listed}\nResume with the same, or take another output_dir.")
-    return folder
 
 
 def rotate(output: Path, limit: int | None, step: int, best: str | None) -> None:

@@ -1,10 +1,12 @@
-"""What ends a run before its time: a signal, or numbers that are none.
+"""Stops a run early: on a signal, or on a non-finite loss or gradient.
 
 Both are looked at once a step, between the gradients and the weights, and by all processes together: none is left
 waiting for one that has gone.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,26 +22,36 @@ class NonFinite(RuntimeError):
     """A loss or a gradient that is not a number, or infinite."""
 
 
-class Guard(TrainerCallback):
-    """Ends the run on a non-finite gradient; after one of `signals.SIGNALS` saves a checkpoint and exits."""
+@dataclass
+class LastStep:
+    """The step whose gradients are there, on this process: its loss, 0-d, and the ids of its products."""
 
-    def __init__(self, trainer):
-        self.trainer, self.stopping = trainer, 0
+    loss: Tensor | None = None
+    products: list[str] = field(default_factory=list)
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        gradients = [p.grad for p in self.trainer.model_wrapped.parameters() if p.grad is not None]
-        norm = gradient_norm(gradients)
-        scaled = self.trainer.accelerator.scaler is not None  # which meets infinite gradients on purpose
-        finite = self.trainer.last_loss if scaled else self.trainer.last_loss + norm
-        asked = torch.tensor(self.trainer.signals.asked, device=args.device)
-        flags = largest_over(torch.stack([~finite.isfinite(), asked]).int())
-        bad, self.stopping = flags.tolist()
-        self.trainer.signals.answered = bool(self.stopping)
+
+class StopOnSignalOrNaN(TrainerCallback):
+    """Ends the run on a non-finite gradient; after one of `signals.SIGNALS` saves a checkpoint and exits.
+
+    `scaled` is whether a gradient scaler is at work, which meets infinite gradients on purpose.
+    """
+
+    def __init__(self, watch: signals.Watch, last: LastStep, scaled: bool):
+        self.watch, self.last, self.scaled, self.stopping = watch, last, scaled, 0
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        norm = gradient_norm([p.grad for p in model.parameters() if p.grad is not None])
+        # A sum is finite only if both are: one comparison on the device, and one wait for it, together with the signal.
+        finite = self.last.loss if self.scaled else self.last.loss + norm
+        asked = torch.tensor(self.watch.asked, device=args.device)
+        # The largest over all: one process's signal, or its bad number, ends the run on every one at this same step.
+        bad, self.stopping = largest_over(torch.stack([~finite.isfinite(), asked]).int()).tolist()
+        self.watch.answered = bool(self.stopping)
         if bad:
             raise NonFinite(
-                f"step {state.global_step + 1}: the loss is {self.trainer.last_loss.item():g} on process "
+                f"step {state.global_step + 1}: the loss is {self.last.loss.item():g} on process "
                 f"{args.process_index}, the norm of its gradient {norm.item():g}. The weights are as they were. "
-                f"Products of this process's batch: {', '.join(self.trainer.last_products)}. "
+                f"Products of this process's batch: {', '.join(self.last.products)}. "
                 "Look at them, lower learning_rate, or set max_grad_norm; then resume from the newest checkpoint."
             )
 

@@ -90,6 +90,16 @@ def nested_info_nce(
     return torch.stack(losses).mean()
 
 
+def checked_dims(dims: list[int] | None, whole: int) -> list[int]:
+    """The dimensions of `nested_info_nce`, of embeddings of `whole` ones. Raises ValueError: one of no use."""
+    dims = dims or []
+    if len(set(dims)) < len(dims):
+        raise ValueError(f"matryoshka_dims={dims} names a dimension twice; give each once")
+    if wrong := [d for d in dims if not 0 < d < whole]:
+        raise ValueError(f"matryoshka_dims={wrong} must be above 0 and below the embedding's {whole}")
+    return dims
+
+
 def symmetric_cross_entropy(
     queries: Tensor,
     targets: Tensor,

@@ -1,14 +1,12 @@
-"""Weights, gradients and optimizer state split over the processes (FSDP2), for towers that one device cannot train.
+"""Where the weights are: whole on every process, or split over them (FSDP2), for towers that one device cannot train.
 
 What is saved does not show it. Checkpoints hold whole tensors in the files of any other run, so that one may be resumed
-sharded or not, on any number of processes.
-
-The temperature cannot be split, and only the loss reads it: it stays whole on every process, as a replicated DTensor,
-so that the optimizer and the clipping meet one kind of tensor.
+sharded or not, on any number of processes. `WholeWeights` and `SplitWeights` answer the trainer's questions alike.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,69 +18,103 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from lrvsf.processes import rank, sum_over, world_size
-from lrvsf.training.patches import use_patch_product
+from lrvsf.training.fast_tower import use_patch_product
 from modeling_condvit import CondViTModel
 
 
-def shard(model: CondViTModel, accelerator: Accelerator) -> None:
-    """Splits the model over all processes, in place; each holds its share of every weight.
+class WholeWeights:
+    """A model that every process has whole: one process alone, or several under DistributedDataParallel."""
 
-    It then computes on any process only when it does on all, and loads whole weights.
+    def __init__(self, model: CondViTModel) -> None:
+        self.model = model
+
+    def logit_scale(self) -> Tensor:
+        """The temperature's parameter as the loss wants it: plain, and differentiable."""
+        return self.model.logit_scale
+
+    def average_scale_gradient(self) -> None:
+        """Averages the temperature's gradient over the processes; DistributedDataParallel has done it."""
+
+    def gathered(self, everywhere: bool) -> CondViTModel | None:
+        """The model to evaluate or to save, which all processes must ask for together. It is for reading.
+
+        Args:
+            everywhere: on every process, on its device; else it may be None on all but the first.
+        """
+        return self.model
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Lets a new optimizer save whole tensors and load them; the same optimizer, for chaining."""
+        return optimizer
+
+    def join_save(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hands the first process what it is about to save of the optimizer's state; all must call it."""
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> bool:
+        """Loads the optimizer's state from a file; False where Trainer may do so."""
+        return False
+
+
+class SplitWeights(WholeWeights):
+    """A model that is split over all processes, in place; each holds its share of every weight.
+
+    Afterwards every forward pass is collective, and `load_state_dict` takes unsharded weights.
     """
-    mesh = init_device_mesh(accelerator.device.type, (world_size(),))
-    model.logit_scale = nn.Parameter(distribute_tensor(model.logit_scale.data, mesh, [Replicate()]))
-    for layer in model.vision_model.encoder.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh, ignored_params={model.logit_scale})
-    model.register_load_state_dict_pre_hook(_split_weights)
-    # Gives it autocast and marks it as prepared, so that it is not wrapped in DistributedDataParallel, too.
-    accelerator.prepare_model(model, evaluation_mode=True)
 
+    def __init__(self, model: CondViTModel, accelerator: Accelerator) -> None:
+        super().__init__(model)
+        mesh = init_device_mesh(accelerator.device.type, (world_size(),))
+        # FSDP splits along the first dimension, and the temperature has none. It stays whole on every process, but as a
+        # DTensor like the others: fused AdamW and the clipping take tensors of one kind only.
+        model.logit_scale = nn.Parameter(distribute_tensor(model.logit_scale.data, mesh, [Replicate()]))
+        for layer in model.vision_model.encoder.layers:  # before the model, which takes what no layer has
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh, ignored_params={model.logit_scale})
+        model.register_load_state_dict_pre_hook(_split_weights)
+        # Gives it autocast and marks it as prepared, so that it is not wrapped in DistributedDataParallel, too.
+        accelerator.prepare_model(model, evaluation_mode=True)
 
-def shard_state(optimizer: torch.optim.Optimizer) -> None:
-    """Lets a sharded model's optimizer save whole tensors and load them.
+    def logit_scale(self) -> Tensor:
+        return self.model.logit_scale.to_local()
 
-    All processes must ask for its state together; the first one gets it.
-    """
-    optimizer.register_state_dict_post_hook(_whole_state)
-    optimizer.register_load_state_dict_pre_hook(_split_state)
-
-
-def whole_model(model: CondViTModel, everywhere: bool) -> CondViTModel | None:
-    """A plain copy of a sharded model, which all processes must ask for together.
-
-    It is for reading: it shares the configuration, and may share `logit_scale`, with the model that trains.
-
-    Args:
-        everywhere: a copy on every process, on its device; else one on the first process's CPU, None on the others.
-    """
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=not everywhere))
-    if not weights:
-        return None
-    with torch.device("meta"):
-        plain = CondViTModel(model.config)
-    plain.load_state_dict(weights, assign=True)
-    for name, buffer in model.named_buffers():  # those that are not saved
-        owner, _, leaf = name.rpartition(".")
-        setattr(plain.get_submodule(owner), leaf, buffer.to(plain.device))
-    return use_patch_product(plain)
-
-
-def whole_parameter(parameter: Tensor) -> Tensor:
-    """A parameter as the loss wants it: plain, and differentiable."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def average_gradient(parameter: nn.Parameter) -> None:
-    """The mean over processes of the gradient of a parameter that is whole on each, as FSDP gives it for the others."""
-    if isinstance(parameter, DTensor):
-        gradient = parameter.grad.to_local()
+    def average_scale_gradient(self) -> None:
+        """FSDP averages the gradients of what it splits; this parameter it was told to ignore."""
+        gradient = self.model.logit_scale.grad.to_local()
         sum_over(gradient)
         gradient.div_(world_size())
 
+    def gathered(self, everywhere: bool) -> CondViTModel | None:
+        """A plain copy, on every process or on the first one's CPU; it shares the configuration and may share
+        `logit_scale`."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
+        weights = get_model_state_dict(self.model, options=options)
+        if not weights:
+            return None
+        with torch.device("meta"):  # no memory for weights that are about to be replaced
+            plain = CondViTModel(self.model.config)
+        plain.load_state_dict(weights, assign=True)
+        for name, buffer in self.model.named_buffers():  # those that are not saved, which are still on "meta"
+            owner, _, leaf = name.rpartition(".")
+            setattr(plain.get_submodule(owner), leaf, buffer.to(plain.device))
+        return use_patch_product(plain)
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        optimizer.register_state_dict_post_hook(_whole_state)
+        optimizer.register_load_state_dict_pre_hook(_split_state)
+        return optimizer
+
+    def join_save(self, optimizer: torch.optim.Optimizer) -> None:
+        if rank() > 0:  # Trainer asks on the first process only, which would gather alone, for ever
+            optimizer.state_dict()
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> bool:
+        """Trainer would load the whole state onto every device before it is split: here it stays in the file."""
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+        return True
+
 
 def _split(whole: Tensor, like: DTensor) -> DTensor:
-    """This process's share of a tensor that every process has, without a word between them."""
+    """This process's shard of a tensor that all processes hold; no communication."""
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -97,6 +129,7 @@ def _split_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dic
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     like = dict(zip(numbers, parameters, strict=True))
     state = {
+        # AdamW's step is a number; its moments have the shape of their parameter.
         number: {name: value if name == "step" else _split(value, like[number]) for name, value in entry.items()}
         for number, entry in saved["state"].items()
     }
@@ -106,7 +139,7 @@ def _split_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dic
 def _whole_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     def whole(value: Any) -> Any:
         value = value.full_tensor() if isinstance(value, DTensor) else value
-        return value.cpu() if rank() == 0 else None
+        return value.cpu() if rank() == 0 else None  # tensor by tensor: no device ever holds all of the moments
 
     state["state"] = {
         number: {name: whole(value) for name, value in entry.items()} for number, entry in state["state"].items()

@@ -1,16 +1,22 @@
-"""Where a data folder keeps what: DATA/train, DATA/validation. DATA may be a URL that fsspec knows, such as hf://."""
+"""A data folder's parts: DATA/train, DATA/validation, and the loader of pairs. DATA may be a URL, such as hf://."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
+from configuration_condvit import CondViTConfig
 from lrvsf.data.folders import place_of
+from lrvsf.data.pairs import PairMaker
+from lrvsf.data.products import ProductShards
+from lrvsf.data.stream import PairLoader, ProductBatches
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import whole_folder
 from lrvsf.paths import TRAINING, no_training_folder
+from lrvsf.training.arguments import CondViTTrainingArguments
 
 COPIED_FROM = "copied-from.txt"  # in a copy of a validation set: its root
 
@@ -64,3 +70,25 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
     if source != root:
         raise ValueError(f"{copy} is a copy from {source}, not from {root}; remove it, or take another --output_dir")
     return ProductTestSet(copy)
+
+
+def pair_loader(args: CondViTTrainingArguments, shards: ProductShards, config: CondViTConfig) -> PairLoader:
+    """This process's batches of pairs for a model, as the flags ask for them."""
+    state = PartialState()
+    batches = ProductBatches(
+        shards,
+        args.per_device_train_batch_size,
+        args.seed,
+        state.process_index,
+        state.num_processes,
+        args.categories_per_batch,
+        tolerance=args.tolerance,
+    )
+    return PairLoader(
+        batches,
+        PairMaker(config.image_size, config.categories if config.condition == "category" else None, args.seed),
+        args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        prefetch_factor=args.dataloader_prefetch_factor,
+        persistent_workers=args.dataloader_persistent_workers,
+    )

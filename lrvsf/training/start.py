@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.paths import check_model
 from lrvsf.training.arguments import ModelArguments
-from lrvsf.training.patches import use_patch_product
+from lrvsf.training.fast_tower import use_patch_product
 from lrvsf.training.source import catalog_categories
 from modeling_condvit import CondViTModel
 
@@ -38,12 +38,13 @@ def from_clip(args: ModelArguments) -> CondViTModel:
     condition, categories = args.condition or "category", args.categories
     if categories is None and condition == "category":
         categories = catalog_categories(args.data)
+    temperature = {"logit_scale_init_value": args.logit_scale_init_value}
     model = CondViTModel.from_clip(
         args.model,
         categories=categories,
         condition=condition,
         num_condition_tokens=1 if args.num_condition_tokens is None else args.num_condition_tokens,
-        logit_scale_init_value=args.logit_scale_init_value,
+        **({} if args.logit_scale_init_value is None else temperature),
         **_loading(args),
     )
     if condition == "category" and args.condition_init == "published":

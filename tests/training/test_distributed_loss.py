@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configuration_condvit import CondViTConfig
 from lrvsf.processes import gather_rows
-from lrvsf.training import sharding
+from lrvsf.training.fast_tower import use_patch_product
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.loss import info_nce, rows_that_share
-from lrvsf.training.patches import use_patch_product
+from lrvsf.training.sharding import SplitWeights, WholeWeights
 from modeling_condvit import CondViTModel
 
 SCALE = torch.tensor(2.0, dtype=torch.float64)
@@ -127,9 +127,9 @@ def tower():
     return use_patch_product(model)
 
 
-def tower_loss(model, images, categories):
-    output = model(images[0], categories, images[1])
-    return info_nce(output.image_embeds, output.target_embeds, sharding.whole_parameter(model.logit_scale))
+def tower_loss(weights, images, categories):
+    output = weights.model(images[0], categories, images[1])
+    return info_nce(output.image_embeds, output.target_embeds, weights.logit_scale())
 
 
 def tower_batch():
@@ -141,11 +141,11 @@ def check_split_tower(rank, world):
     """Each process holds its share of the weights, which have the whole batch's gradients; saved they are as before."""
     expected = torch.load(os.environ["EXPECTED_TOWER"], weights_only=True)
     before, model = tower(), tower()
-    sharding.shard(model, Accelerator(cpu=True))
+    weights = SplitWeights(model, Accelerator(cpu=True))
     images, categories = tower_batch()
     mine = slice(12 // world * rank, 12 // world * (rank + 1))
-    tower_loss(model, images[:, mine], categories[mine]).backward()
-    sharding.average_gradient(model.logit_scale)
+    tower_loss(weights, images[:, mine], categories[mine]).backward()
+    weights.average_scale_gradient()
     held = 0
     for name, parameter in model.named_parameters():
         held += parameter.to_local().numel()
@@ -155,7 +155,7 @@ def check_split_tower(rank, world):
     assert_near(norm, torch.stack([gradient.norm() for gradient in expected.values()]).norm())
     total = sum(parameter.numel() for parameter in before.parameters())
     assert held < 1.1 * total / world
-    everywhere, on_first = sharding.whole_model(model, everywhere=True), sharding.whole_model(model, everywhere=False)
+    everywhere, on_first = weights.gathered(everywhere=True), weights.gathered(everywhere=False)
     assert (on_first is None) == (rank > 0)
     for plain in filter(None, (everywhere, on_first)):
         for kind in ("named_parameters", "named_buffers"):
@@ -171,7 +171,7 @@ def check_split_tower_under_bf16(rank, world):
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(images[0].float(), categories).image_embeds
     exact = model(images[0].float(), categories).image_embeds
-    sharding.shard(model, Accelerator(cpu=True, mixed_precision="bf16"))
+    SplitWeights(model, Accelerator(cpu=True, mixed_precision="bf16"))
     got = model(images[0].float(), categories).image_embeds
     assert torch.equal(got, expected.float()) and not torch.equal(got, exact)
 
@@ -205,7 +205,7 @@ def test_several_processes_equal_one(tmp_path, monkeypatch, world):
     torch.save((loss.detach(), [p.grad for p in model.parameters()]), tmp_path / "shared.pt")
     monkeypatch.setenv("EXPECTED_SHARED", str(tmp_path / "shared.pt"))
     reference = tower()
-    tower_loss(reference, *tower_batch()).backward()
+    tower_loss(WholeWeights(reference), *tower_batch()).backward()
     torch.save({name: p.grad for name, p in reference.named_parameters()}, tmp_path / "tower.pt")
     monkeypatch.setenv("EXPECTED_TOWER", str(tmp_path / "tower.pt"))
     with socket.socket() as free:

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from lrvsf.training.patches import use_patch_product
+from lrvsf.training.fast_tower import use_patch_product
 
 
 def test_embeddings_and_gradients_are_the_convolution_s(tiny_model):

@@ -1,12 +1,10 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from configuration_condvit import CondViTConfig
-from lrvsf.training.schedule import learning_rate_factor, trains_in_phase1
-from lrvsf.training.trainer import CondViTTrainer
+from lrvsf.training.schedule import decayed_names, learning_rate_factor, trains_in_phase1
 from modeling_condvit import CondViTModel
 
 
@@ -34,14 +32,9 @@ def test_every_parameter_decays_or_only_matrices_do():
         shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
         model = CondViTModel(CondViTConfig(**shape, patch_size=32, projection_dim=512))
     names = {name for name, _ in model.named_parameters()}
-
-    def decayed(only):
-        asked = SimpleNamespace(args=SimpleNamespace(decay_matrices_only=only))
-        return set(CondViTTrainer.get_decay_parameter_names(asked, model))
-
-    assert decayed(False) == names and len(names) == 203
+    assert set(decayed_names(model, False)) == names and len(names) == 203
     layer = [f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")] + ["mlp.fc1", "mlp.fc2"]
-    assert decayed(True) == {
+    assert set(decayed_names(model, True)) == {
         "vision_model.embeddings.patch_embedding.weight",
         "visual_projection.weight",
         *(f"vision_model.encoder.layers.{i}.{part}.weight" for i in range(12) for part in layer),

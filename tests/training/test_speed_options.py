@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from lrvsf.training.arguments import CondViTTrainingArguments
-from lrvsf.training.compiling import compile_layers
+from lrvsf.training.fast_tower import compile_layers, use_patch_product
 from lrvsf.training.loss import info_nce
-from lrvsf.training.patches import use_patch_product
 
 
 def loss_and_gradients(model, call):

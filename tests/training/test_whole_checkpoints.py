@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lrvsf.training import checkpoints
-from lrvsf.training.checkpoints import MANIFEST, fault, find, newest_whole, publish, seal
+from lrvsf.training.checkpoints import MANIFEST, Checkpoints, newest_whole, publish, seal, why_not_whole
 
 RUN = {"seed": 0, "global_batch": 8}
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -30,6 +30,12 @@ def save(tmp_path):
     return write
 
 
+@pytest.fixture
+def find(tmp_path):
+    """find(asked): the checkpoint that a run in the folder resumes from."""
+    return Checkpoints(tmp_path, None, RUN).find
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:5])
 
@@ -46,36 +52,36 @@ def remove(path):
 @pytest.mark.survives("any file of a checkpoint cut short, changed or missing", "resumes from the one before, says so")
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 @pytest.mark.parametrize("damage", [cut, change, remove])
-def test_a_damaged_checkpoint_is_passed_over_by_name(save, tmp_path, caplog, name, damage):
+def test_a_damaged_checkpoint_is_passed_over_by_name(save, find, tmp_path, caplog, name, damage):
     whole, newest = save(2), save(10)
-    assert newest_whole(tmp_path) == newest and fault(newest) is None
+    assert newest_whole(tmp_path) == newest and why_not_whole(newest) is None
     damage(newest / name)
     with caplog.at_level(logging.WARNING):
         assert newest_whole(tmp_path) == whole
     assert "checkpoint-10" in caplog.text and name in caplog.text
     with pytest.raises(ValueError, match="checkpoint-10 cannot be resumed from"):
-        find(tmp_path, str(newest), RUN)
+        find(str(newest))
 
 
 @pytest.mark.parametrize("name", FILES[1:])
 def test_a_checkpoint_needs_everything_that_a_resumed_run_does(save, name):
-    assert f"without {name.partition('.')[0]}" in fault(save(1, files=[file for file in FILES if file != name]))
+    assert f"without {name.partition('.')[0]}" in why_not_whole(save(1, files=[file for file in FILES if file != name]))
 
 
 def test_an_older_one_of_the_same_step_is_replaced(save):
     remove(save(3) / "optimizer.pt")
-    assert fault(save(3)) is None
+    assert why_not_whole(save(3)) is None
 
 
-def test_which_one_is_found(save, tmp_path):
-    assert find(tmp_path, "auto", RUN) is None
+def test_which_one_is_found(save, find, tmp_path):
+    assert find("auto") is None
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
-        find(tmp_path, True, RUN)
+        find(True)
     save(9), save(10)
-    assert find(tmp_path, True, RUN) == find(tmp_path, "auto", RUN) == tmp_path / "checkpoint-10"
-    assert find(tmp_path, str(tmp_path / "checkpoint-9"), RUN) == tmp_path / "checkpoint-9"
+    assert find(True) == find("auto") == tmp_path / "checkpoint-10"
+    assert find(str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
     with pytest.raises(FileNotFoundError, match="checkpoint-8; .* has: checkpoint-10, checkpoint-9"):
-        find(tmp_path, str(tmp_path / "checkpoint-8"), RUN)
+        find(str(tmp_path / "checkpoint-8"))
 
 
 @pytest.mark.survives("resuming with other data, seed, global batch or model", "refused, with both values")
@@ -84,7 +90,7 @@ def test_another_run_is_refused(save, tmp_path, name, value):
     run = {"seed": 0, "global_batch": 8, "data": "a", "model.width": 4}
     save(1, run)
     with pytest.raises(ValueError, match=f"{name}: {run[name]!r} then, {value!r} now"):
-        find(tmp_path, True, {**run, name: value})
+        Checkpoints(tmp_path, None, {**run, name: value}).find(True)
 
 
 def test_the_manifest_is_written_last_and_tells_every_file(save):
