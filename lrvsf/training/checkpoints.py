@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from configuration_condvit import CondViTConfig
 from lrvsf.data.stream import ProductBatches
-from lrvsf.durable import flush, follow_umask
+from lrvsf.durable import follow_umask, publish_folder
 from lrvsf.embedding.fingerprint import describe_model, differences
 from lrvsf.processes import on_main_process
 from lrvsf.training.arguments import CondViTTrainingArguments
@@ -111,7 +110,7 @@ class Checkpoints:
                 state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
                 follow_umask(staging / name)
                 seal(staging / name, self.run)
-                publish(staging / name, self.output / name)
+                publish_folder(staging / name, self.output / name)
                 staging.rmdir()
                 rotate(self.output, self.limit, state.global_step, state.best_model_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
@@ -155,23 +154,11 @@ def _step(checkpoint: Path) -> int:
 
 
 def seal(folder: Path, run: dict[str, Any]) -> None:
-    """Writes the manifest of a finished folder, with what identifies its run, and flushes all of it to the disk."""
+    """Writes the manifest of a finished folder: its files, and what identifies its run."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _digest(path)}
-        flush(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"run": run, "files": files}, indent=1) + "\n")
-    for path in (manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
-        flush(path)
-
-
-def publish(staged: Path, final: Path) -> None:
-    """Gives a sealed folder its name, in place of one that was passed over."""
-    if final.exists():
-        shutil.rmtree(final)
-    os.rename(staged, final)
-    flush(final.parent)
+    (folder / MANIFEST).write_text(json.dumps({"run": run, "files": files}, indent=1) + "\n")
 
 
 def why_not_whole(folder: Path) -> str | None:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from lrvsf.durable import publish_folder
 from lrvsf.training import checkpoints
-from lrvsf.training.checkpoints import MANIFEST, Checkpoints, newest_whole, publish, seal, why_not_whole
+from lrvsf.training.checkpoints import MANIFEST, Checkpoints, newest_whole, seal, why_not_whole
 
 RUN = {"seed": 0, "global_batch": 8}
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -24,7 +25,7 @@ def save(tmp_path):
         for name in files:
             (staged / name).write_text(f"{name} of step {step}")
         seal(staged, run)
-        publish(staged, tmp_path / staged.name)
+        publish_folder(staged, tmp_path / staged.name)
         return tmp_path / staged.name
 
     return write

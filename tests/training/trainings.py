@@ -90,7 +90,7 @@ def meet(fault: str, trainer: CondViTTrainer) -> None:
 
 def break_the_save_of(step: int, fault: str, output: Path) -> None:
     """Lets the process die while a checkpoint is written into the output folder."""
-    save, seal, publish = CondViTTrainer._save_checkpoint, checkpoints.seal, checkpoints.publish
+    save, seal, publish = CondViTTrainer._save_checkpoint, checkpoints.seal, checkpoints.publish_folder
 
     def half_saved(self, model, trial):
         """Trainer's files are there one after another: the one that is being written is cut in half."""
@@ -126,7 +126,7 @@ def break_the_save_of(step: int, fault: str, output: Path) -> None:
             die()
 
     CondViTTrainer._save_checkpoint = half_saved
-    checkpoints.seal, checkpoints.publish = half_sealed, around_the_rename
+    checkpoints.seal, checkpoints.publish_folder = half_sealed, around_the_rename
 
 
 def train(log: str, fault: str, fault_step: int, flags: list[str]) -> None:
