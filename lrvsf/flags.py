@@ -64,9 +64,10 @@ class FlagParser(OneLineParser):
                 self._add(group, flag)
 
     def _add(self, group: argparse._ArgumentGroup, flag: Flag) -> None:
-        default = "" if flag.required or flag.default in (None, []) else f" (default: {flag.default})"
-        choices = f" One of {', '.join(flag.choices)}." if flag.choices else ""  # not as {a,b,...}, which is one word
-        said = {"help": flag.help + (choices + default).replace("%", "%%"), "default": flag.default}
+        notes = [f"one of {', '.join(flag.choices)}"] if flag.choices else []  # argparse's {a,b,...} is never wrapped
+        notes += [] if flag.required or flag.default in (None, []) else [f"default: {flag.default}"]
+        note = f" ({'; '.join(notes)})" if notes else ""
+        said = {"help": flag.help + note.replace("%", "%%"), "default": flag.default}
         said |= {"nargs": flag.nargs, "const": flag.const, "metavar": flag.kind.upper()}
         said |= {"choices": flag.choices} if flag.choices else {}
         said["type"] = {"int": int, "float": float, "bool": boolean}.get(flag.kind, str)

@@ -23,83 +23,90 @@ class EvaluateArguments:
     """What is measured, and how."""
 
     model: str = field(
-        metadata={"help": "Model folder, or name on the Hub: CondViT; CLIP, SigLIP or DINO as a baseline."}
+        metadata={"help": "model folder, or name on the Hub: CondViT; CLIP, SigLIP or DINO as a baseline"}
     )
-    data_root: str = field(metadata={"help": "Test set folder with products.parquet and distractors/."})
-    output_dir: str = field(metadata={"help": "Where results.json, queries.parquet and the plots go."})
+    data_root: str = field(metadata={"help": "test set: a folder with products.parquet and distractors/"})
+    output_dir: str = field(metadata={"help": "folder for results.json, queries.parquet and the plots"})
     embeds: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the model's embeddings, which are taken from there; what it lacks is made. "
-            "Default: embeds in output_dir."
+            "help": "folder of the model's embeddings: what it holds is taken, what it lacks is made; by default "
+            "embeds in output_dir"
         },
     )
     protocol: str = field(
         default="bootstrap",
         metadata={
-            "help": "The published leaderboard's or paper's, which have their sizes, or draws of one's own.",
+            "help": "leaderboard and paper are the published protocols, with their gallery sizes; bootstrap is for "
+            "test sets of other sizes",
             "choices": ["bootstrap", "leaderboard", "paper"],
         },
     )
     product_folds: str | None = field(
-        default=None, metadata={"help": "leaderboard: the published bootstrapped_indices.pt. Default: from the seed."}
+        default=None,
+        metadata={"help": "leaderboard: the published bootstrapped_indices.pt; by default drawn from the seed"},
     )
     stored_folds: str | None = field(
-        default=None, metadata={"help": "paper: published folds, made by evaluate_lrvsf.py folds."}
+        default=None, metadata={"help": "paper: the published folds, as the step folds writes them"}
     )
     restrict_to_category: bool = field(
-        default=False, metadata={"help": "Only items of the target's category in a gallery; paper measures both."}
+        default=False, metadata={"help": "let galleries hold only items of the target's category; paper measures both"}
     )
     allow_unmatched_categories: bool = field(
         default=False,
         metadata={
-            "help": "Measure within categories although distractors have none, or a category has no distractor. "
-            "Recall is then too good; the table says how many items each category's gallery has."
+            "help": "measure within categories although distractors have none, or a category has no distractor: recall "
+            "is then too good, and the table says how many items each category's gallery has"
         },
     )
     bf16_ranks: bool = field(
-        default=False, metadata={"help": "Count ranks by bfloat16 products first: the same ranks, sooner on new CPUs."}
+        default=False, metadata={"help": "count ranks by bfloat16 products first: the same ranks, sooner on new CPUs"}
     )
     gallery_sizes: list[int] | None = field(
         default=None,
-        metadata={"help": "bootstrap: numbers of distractors, at most the test set's. Default: 500, 2000, 5000."},
+        metadata={"help": "bootstrap: numbers of distractors, at most the test set's; by default 500 2000 5000"},
     )
     folds: int | None = field(
-        default=None, metadata={"help": "bootstrap: draws of products and distractors, at least 2. Default: 20."}
+        default=None, metadata={"help": "bootstrap: draws of products and distractors, at least 2; by default 20"}
     )
     products_per_fold: int | None = field(
         default=None,
-        metadata={"help": "bootstrap: queries in a fold. Default: as many as the test set has, at most 1000."},
+        metadata={"help": "bootstrap: queries in a fold; by default as many as the test set has, at most 1000"},
     )
-    seed: int = field(default=0, metadata={"help": "Of the draws. Models are comparable at equal seeds."})
+    seed: int = field(
+        default=0, metadata={"help": "seed of all random draws; only results with equal seeds are comparable"}
+    )
     conditioning: str | None = field(
         default=None,
         metadata={
-            "help": "What the queries are conditioned on. Default: what the model was made for.",
+            "help": "what the queries are conditioned on; by default what the model was made for",
             "choices": ["category", "none"],
         },
     )
     dims: int | None = field(
         default=None,
-        metadata={"help": "Keep so many first dimensions, for a model trained with matryoshka_dims. Default: all."},
+        metadata={"help": "keep this many first dimensions, for a model trained with matryoshka_dims; by default all"},
     )
-    batch_size: int = field(default=256, metadata={"help": "Images per forward pass, on each process."})
+    batch_size: int = field(default=256, metadata={"help": "images per forward pass, on each process"})
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Run the model in bfloat16. Default: in the bootstrap protocol, on GPUs and CPUs where it is much "
-            "faster; the published protocols' scores are of float32."
+            "help": "run the model in bfloat16; by default in the bootstrap protocol, on GPUs and CPUs where it is "
+            "much faster: the published protocols' scores are of float32"
         },
     )
     store_dtype: str = field(
         default="float16",
-        metadata={"help": "Of the embeddings on the disk, from which is measured.", "choices": ["float16", "float32"]},
+        metadata={
+            "help": "type of the stored embeddings, which are what is measured",
+            "choices": ["float16", "float32"],
+        },
     )
     max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "Refuse to measure when a larger share of the images cannot be read."}
+        default=0.01, metadata={"help": "refuse to measure when a larger share of the images cannot be read"}
     )
     max_bad_in_a_row: int = field(
-        default=100, metadata={"help": "Refuse to measure when so many in succession cannot be read."}
+        default=100, metadata={"help": "refuse to measure when this many images in a row cannot be read"}
     )
 
     def __post_init__(self) -> None:
@@ -115,18 +122,19 @@ class PictureArguments:
 
     attention: list[int] = field(
         default_factory=list,
-        metadata={"help": "Rows of products.parquet: attention.png shows what their queries look at."},
+        metadata={"help": "rows of products.parquet: attention.png shows what their queries look at"},
     )
     attention_categories: list[str] = field(
-        default_factory=list, metadata={"help": "Conditions that attention.png shows. Default: all of the model's."}
+        default_factory=list, metadata={"help": "conditions that attention.png shows; by default all of the model's"}
     )
     sheet: int = field(
-        default=0, metadata={"help": "Successes and worst failures that sheet.html shows, of each so many; 0: none."}
+        default=0,
+        metadata={"help": "how many successes, and how many of the worst failures, sheet.html shows; 0: no page"},
     )
 
     conditioning_page: bool = field(
         default=False,
-        metadata={"help": "conditioning.html: does the condition help, and what does another one change?"},
+        metadata={"help": "write conditioning.html: does the condition help, and what does another one change?"},
     )
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ class ModelArguments:
     """Where the model starts and where the data is."""
 
     model: str = field(
-        default="openai/clip-vit-base-patch32", metadata={"help": "CLIP or CondViT checkpoint: a folder or a Hub name"}
+        default="openai/clip-vit-base-patch32",
+        metadata={"help": "CLIP or CondViT to start from: a folder, or a name on the Hub"},
     )
     data: str = field(
         default="data/lrvsf", metadata={"help": "folder with train/*.parquet and, to pick the best model, validation/"}
@@ -27,15 +28,15 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "category, the default from CLIP, or none: the unconditioned baseline by the same recipe; a "
-            "CondViT keeps its own",
+            "CondViT keeps its own condition",
             "choices": ["category", "none"],
         },
     )
     categories: list[str] | None = field(
         default=None,
         metadata={
-            "help": "the conditions' names in index order; by default those of DATA/catalog.json, else LRVS-F's ten. A "
-            "CondViT keeps its own unless told otherwise; what it knows of those that stay, it keeps"
+            "help": "the conditions' names in index order; by default those of DATA/catalog.json, else LRVS-F's ten; a "
+            "CondViT keeps its categories unless this names others, and then keeps what it knows of those that stay"
         },
     )
     new_category_like: str | None = field(
@@ -66,7 +67,7 @@ class ModelArguments:
     save_dtype: str = field(
         default="float32",
         metadata={
-            "help": "of the final weights; float16 halves the file",
+            "help": "type of the final weights; float16 halves the file",
             "choices": ["float32", "float16", "bfloat16"],
         },
     )
@@ -100,7 +101,7 @@ class CondViTTrainingArguments(TrainingArguments):
     )
     matryoshka_dims: list[int] | None = field(
         default=None,
-        metadata={"help": "so many first dimensions are trained as embeddings too, which may be cut there: 64 128 256"},
+        metadata={"help": "also train the first dimensions, such as 64 128 256, as embeddings that may be cut there"},
     )
     grad_cache_chunk: int | None = field(
         default=None,
@@ -124,23 +125,23 @@ class CondViTTrainingArguments(TrainingArguments):
         },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "end the run after so many evaluations without a better metric"}
+        default=None, metadata={"help": "end the run after this many evaluations without a better metric"}
     )
     max_bad_fraction: float = field(
         default=0.01,
         metadata={"help": "end the run when a larger share of products or images is bad, judged from 100 bad ones on"},
     )
     max_bad_in_a_row: int = field(
-        default=100, metadata={"help": "end the run when so many images in succession are bad, on any process"}
+        default=100, metadata={"help": "end the run when this many images in a row are bad, on any process"}
     )
     # The published peak and decay; no clipping unless asked for.
     learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
-    weight_decay: float = field(default=0.01, metadata={"help": "of all parameters, as published"})
+    weight_decay: float = field(default=0.01, metadata={"help": "weight decay of all parameters, as published"})
     decay_matrices_only: bool = field(
         default=False,
         metadata={"help": "let biases, norms, tokens, positions and the temperature have no weight decay"},
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients at this norm; 0 does not"})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients at this norm; 0: never"})
     # What a stream of pairs needs.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "must be off: batches are not dataset columns"}
@@ -150,17 +151,17 @@ class CondViTTrainingArguments(TrainingArguments):
         metadata={"help": "must be off: it fails on a conditioned and an unconditioned tower in one step"},
     )
     dataloader_num_workers: int = field(
-        default=2, metadata={"help": "processes that decode images, each training process"}
+        default=2, metadata={"help": "processes that decode images, for each training process"}
     )
     # With --save_strategy best the run leaves the best model by validation, else the last one.
     load_best_model_at_end: bool | None = field(
         default=None,
         metadata={"help": "leave the best model by validation, not the last; by default with --save_strategy best"},
     )
-    save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
+    save_total_limit: int = field(default=2, metadata={"help": "checkpoints that are kept, besides the best"})
     metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5, R@10 or loss on the validation set"})
     greater_is_better: bool | None = field(
-        default=None, metadata={"help": "whether a larger metric is better; by default of all but the loss"}
+        default=None, metadata={"help": "whether a larger metric is better; by default for all but the loss"}
     )
     hub_strategy: str = field(default="end", metadata={"help": "must be end: what is pushed is the finished model"})
     logging_nan_inf_filter: bool = field(
