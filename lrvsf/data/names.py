@@ -27,6 +27,7 @@ NOTHING |= {"undefined", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#nul
 # As spreadsheets, pandas (1e+16) and Java (1.0E16) write whole numbers that were floats; an article number is 12E5.
 SHORTENED = re.compile(r"[+-]?(\d+([.,]\d+)?[eE]\+|\d[.,]\d+[eE])\d+")
 FLOAT = re.compile(r"[+-]?(\d+)\.0+")
+CAPTION = re.compile(r"blip2_caption(\d{1,9})")
 SEPARATOR = re.compile(r"[,;|/]")
 LIST = re.compile(r"""[\[({]\s*["'].*["']\s*[\])}]""", re.DOTALL)  # as Python, JSON and pandas write one
 IN_QUOTES = re.compile(r"""(["'])(.+)\1""")
@@ -62,8 +63,8 @@ def identifier(cell: Any) -> str | None:
     """A product id or a category as text without outer blanks; None for an empty cell.
 
     Whole numbers are the same in columns of integers, floats and decimals: pandas writes 12.0 for 12 where a column has
-    gaps, and NaN in the gaps. A cell of a float32 column must come as numpy.float32 (see `parquet.rows`), for from 2^24
-    on such numbers are no longer told apart.
+    gaps, and NaN in the gaps. A cell of a float32 column must come as numpy.float32 (see `parquet.rows_of`), for from
+    2^24 on such numbers are no longer told apart.
 
     Raises:
         UnusableCell: the cell is of another kind, shows nothing, or another cell could have become the same text.
@@ -82,6 +83,14 @@ def identifier(cell: Any) -> str | None:
     ):
         raise UnusableCell("a number that was shortened (as 2.38e+16 is); save the column as text")
     return name
+
+
+def usable_identifier(cell: Any) -> str | None:
+    """The `identifier`; None also for a cell that cannot be taken, which could be the id of several products."""
+    try:
+        return identifier(cell)
+    except UnusableCell:
+        return None
 
 
 def identifiers(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str | None]:
@@ -108,6 +117,12 @@ def texts(cells: Iterable[Any], skip: Callable[[str], None]) -> list[str]:
         except UnusableCell as error:
             skip(f"text, not its image: {error.reason}")
     return [words for words in found if words]
+
+
+def captions(row: Mapping[str, Any], skip: Callable[[str], None]) -> list[str]:
+    """The texts of blip2_caption1, 2, ... of a row, in the order of their numbers. `skip`: see `texts`."""
+    names = sorted((int(match[1]), name) for name in row if (match := CAPTION.fullmatch(name)))
+    return texts((row[name] for _, name in names), skip)
 
 
 def text(cell: Any) -> str | None:

@@ -22,7 +22,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ import fsspec
 
 from lrvsf.data.bounds.tar_members import MAX_HEADER_BYTES, TarMembers
 from lrvsf.data.images import MAX_IMAGE_BYTES
-from lrvsf.data.names import UnusableCell, identifier, identifiers, printable, texts
+from lrvsf.data.names import UnusableCell, captions, identifier, identifiers, printable
 from lrvsf.data.schema import MAX_IMAGES, SCENES, SIMPLE
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,6 @@ TOO_MANY = f"products of more than {MAX_IMAGES:,} images"
 RASTER = "jpe?g|png|webp|gif|bmp|tiff?|avif"
 MEMBER = re.compile(rf"(?P<name>[^.]+)\.(?P<part>json|(?:(?P<number>\d{{1,9}})\.)?(?:{RASTER}))", re.IGNORECASE)
 NAMES = ("PRODUCT_ID", "TYPE", "CATEGORY")
-CAPTION = re.compile(r"blip2_caption(\d{1,9})")
 
 Source = str | Path | BinaryIO
 
@@ -100,9 +99,8 @@ def read_distractors(source: Source, skipped: Counter[str]) -> Iterator[dict[str
         elif not images[0]:
             _skip(skipped, EMPTY, name)
         else:
-            caption = captions_of(
-                {"blip2_caption1": (metadata or {}).get("blip2_caption1")}, partial(_skip, skipped, name=name)
-            )
+            first = {name: cell for name, cell in (metadata or {}).items() if name == "blip2_caption1"}
+            caption = captions(first, partial(_skip, skipped, name=name))
             try:
                 known = dict(zip(NAMES, identifiers(metadata or {}, NAMES), strict=True))
             except UnusableCell as error:
@@ -155,8 +153,8 @@ def _product(name: str, members: dict[str, bytes], skipped: Counter[str]) -> dic
                 _skip(skipped, f"images whose {error.reason}", path)
                 continue
             image = {"image": {"bytes": members[number], "path": path}, "type": described["TYPE"]}
-            captions = captions_of(described, partial(_skip, skipped, name=path))
-            images.append(image | {"category": category, "captions": captions})
+            texts = captions(described, partial(_skip, skipped, name=path))
+            images.append(image | {"category": category, "captions": texts})
     if not images:
         return _skip(skipped, NO_IMAGES, name)
     return {"product_id": product_id, "images": images}
@@ -213,12 +211,6 @@ def _metadata(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def captions_of(described: dict[str, Any], skip: Callable[[str], None]) -> list[str]:
-    """Of an image's metadata blip2_caption1, 2, ... in the order of their numbers. `skip`: see `names.texts`."""
-    names = sorted((int(match[1]), name) for name in described if (match := CAPTION.fullmatch(name)))
-    return texts((described[name] for _, name in names), skip)
 
 
 def _skip(skipped: Counter[str], reason: str, name: object) -> None:

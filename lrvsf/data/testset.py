@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
-from lrvsf.data.names import UnusableCell, did_you_mean, identifier
+from lrvsf.data.names import UnusableCell, did_you_mean, identifier, usable_identifier
 from lrvsf.data.parquet import opened, read_rows, wrong_types
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
@@ -100,7 +100,7 @@ class ProductTestSet:
                 yield from (Origin(None, name, row) for row in range(first, last))
             elif first < last:
                 for row, cells in file.read(first, last, ["PRODUCT_ID"]):
-                    yield Origin(_id(cells["PRODUCT_ID"]), name, row)
+                    yield Origin(usable_identifier(cells["PRODUCT_ID"]), name, row)
             offset += file.rows
 
     def categories(self) -> list[str | None]:
@@ -184,14 +184,6 @@ def _name(cell: Any) -> str | None:
         return identifier(cell)
     except UnusableCell:
         return str(cell)
-
-
-def _id(cell: Any) -> str | None:
-    """A product's id; None for what could be that of several products, which would be taken for one."""
-    try:
-        return identifier(cell)
-    except UnusableCell:
-        return None
 
 
 def _holds(folder: Path) -> str:

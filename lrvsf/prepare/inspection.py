@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
-from lrvsf.data.names import UnusableCell, identifier
+from lrvsf.data.names import UnusableCell, identifier, usable_identifier
 from lrvsf.data.parquet import DAMAGE, open_parquet, read_rows
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
-from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, wrong_cells
+from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, image_bytes, wrong_cells
 from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.writers import row_digest
 
@@ -145,7 +145,7 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
         return
     for _, _, cell in images:
         _look_at_image(cell, found, name)
-    data = (_bytes(cell) for _, _, cell in images)
+    data = (image_bytes(cell) for _, _, cell in images)
     found.pictures.append(
         ("" if kind == DISTRACTORS else name, [number_of(hashlib.sha256(d).digest()) for d in data if d])
     )
@@ -163,19 +163,12 @@ def _category(row: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _owner(cell: Any) -> int | None:
-    try:
-        name = identifier(cell)
-    except UnusableCell:
-        return None
+    name = usable_identifier(cell)
     return None if name is None else number_of(name)
 
 
-def _bytes(cell: Cell) -> bytes | None:
-    return cell["bytes"] if isinstance(cell, dict) else cell
-
-
 def _look_at_image(cell: Cell, found: RowGroup, name: str) -> None:
-    data = _bytes(cell)
+    data = image_bytes(cell)
     if data is None:
         found.bad.add(NO_BYTES, name)  # even where there is a path, which is never opened
         return

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from lrvsf.data.names import UnusableCell, identifiers
+from lrvsf.data.names import UnusableCell, captions, identifiers
 from lrvsf.data.parquet import opened, rows_of
-from lrvsf.data.tars import captions_of
 
 ROWS = 8192  # read at a time
 COLUMNS = ("URL", "PRODUCT_ID", "TYPE", "SPLIT", "CATEGORY")
@@ -46,7 +45,7 @@ class UrlMetadata:
                 except UnusableCell as error:
                     self.unusable[f"metadata whose {error.reason}"] += 1
                     continue
-                yield names | {"URL": url, "captions": captions_of(row, lambda reason: self.unusable.update([reason]))}
+                yield names | {"URL": url, "captions": captions(row, lambda reason: self.unusable.update([reason]))}
 
     def facts(self, urls: pa.Array) -> pa.Table:
         """FACTS of these URLs; what the test set's rows say of a URL stands before what other splits' rows say."""

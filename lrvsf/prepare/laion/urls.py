@@ -26,7 +26,7 @@ from tqdm import tqdm
 from typer import Argument
 
 from lrvsf.data.folders import matching_below
-from lrvsf.data.names import UnusableCell, identifiers, texts
+from lrvsf.data.names import CAPTION, UnusableCell, captions, identifiers
 from lrvsf.data.parquet import opened, read_rows
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, is_web, write_list
@@ -36,7 +36,6 @@ BATCH_ROWS = 8192
 REMEDY = "Fetch it again, and give the folder of LRVS-F's metadata files only."
 NEEDED = ("URL", "SPLIT")
 COLUMNS = ("URL", "SPLIT", "TYPE", "PRODUCT_ID", "CATEGORY")
-CAPTION = re.compile(r"blip2_caption(\d+)")
 BASE_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 # The published SPLITs are such as test_query and test_gallery. In products_*.parquet these are a product's scenes and
 # SIMPLE images, both of the test set; elsewhere a gallery is distractors.
@@ -179,12 +178,9 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
     for file in files:
         with opened(file, REMEDY, NEEDED) as parquet:
             names = parquet.schema_arrow.names
-            captions = sorted(
-                (name for name in names if CAPTION.fullmatch(name)), key=lambda n: int(CAPTION.match(n)[1])
-            )
-            columns = [name for name in COLUMNS if name in names] + captions
+            columns = [name for name in names if name in COLUMNS or CAPTION.fullmatch(name)]
             for cells, place in zip(read_rows(parquet, columns, BATCH_ROWS), places, strict=False):
-                row = _row(cells, captions, file.name.startswith("products"), skipped)
+                row = _row(cells, file.name.startswith("products"), skipped)
                 if isinstance(row, str):
                     skipped[row] += 1
                 else:
@@ -192,7 +188,7 @@ def usable_rows(files: list[Path], skipped: Counter[str], bar: tqdm) -> Iterator
                 bar.update()
 
 
-def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped: Counter[str]) -> dict[str, Any] | str:
+def _row(cells: dict[str, Any], of_products: bool, skipped: Counter[str]) -> dict[str, Any] | str:
     """A row of URL_SCHEMA without its place, or why there is none.
 
     Args:
@@ -223,7 +219,7 @@ def _row(cells: dict[str, Any], captions: list[str], of_products: bool, skipped:
         "type": kind,
         "split": f"{base}_distractors" if gallery else base,
         "category": category,
-        "captions": texts((cells[name] for name in captions), lambda reason: skipped.update([reason])),
+        "captions": captions(cells, lambda reason: skipped.update([reason])),
     }
 
 
