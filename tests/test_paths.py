@@ -2,16 +2,11 @@
 
 from argparse import Namespace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from made import write_layout
 
 from lrvsf import paths
 from lrvsf.evaluation.arguments import check_evaluation, check_test_set
-
-
-def write_table(columns, path):
-    pq.write_table(pa.table(columns), path)
 
 
 @pytest.fixture
@@ -118,11 +113,7 @@ def test_what_is_there_already_is_not_called_meant(here):
 
 @pytest.mark.parametrize("sizes, larger", [(None, "500, 2000, 5000"), ([3, 4], "4")])
 def test_a_gallery_that_the_test_set_cannot_fill_is_refused(here, sizes, larger):
-    products = {name: [b""] for name in ("SIMPLE_IMG", "COMPLEX_IMG")}
-    write_table(products | {"CATEGORY": ["Bags"], "blip2_caption1": [""]}, here / "data/test/products.parquet")
-    (here / "data/test/distractors").mkdir()
-    for name, rows in (("0", 1), ("1", 2)):
-        write_table({"jpg": [b""] * rows}, here / f"data/test/distractors/{name}.parquet")
+    write_layout(here / "data/test", {}, {"jpg": [b""]}, {"jpg": [b""] * 2})
     given = {"model": "runs/first", "data_root": "data/test", "product_folds": None, "stored_folds": None}
     asked = Namespace(**given, output_dir="out", protocol="bootstrap", gallery_sizes=sizes)
     with pytest.raises(ValueError, match=f"gallery_sizes has {larger}, but only 3 distractors are available"):

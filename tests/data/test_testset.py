@@ -5,6 +5,7 @@ import itertools
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import write_layout, write_table
 
 from lrvsf.data import testset
 from lrvsf.data.testset import ProductTestSet
@@ -12,7 +13,7 @@ from lrvsf.data.testset import ProductTestSet
 
 @pytest.fixture
 def root(tmp_path):
-    """7 products in row groups of 3; 5 + 1 + 4 distractors in files whose further columns differ."""
+    """7 products and 5 + 1 + 4 distractors in row groups of 3, these in files whose further columns differ."""
     products = {
         "PRODUCT_ID": [f"p{i}" for i in range(7)],
         "SIMPLE_IMG": [f"simple {i}".encode() for i in range(7)],
@@ -20,16 +21,9 @@ def root(tmp_path):
         "CATEGORY": ["Bags", "Feet"] * 3 + ["Neck"],
         "blip2_caption1": [f"caption {i}" for i in range(7)],
     }
-    pq.write_table(pa.table(products), tmp_path / "products.parquet", row_group_size=3)
-    (tmp_path / "distractors").mkdir()
-    row = 0
-    for number, size in enumerate((5, 1, 4)):
-        table = {"jpg": [f"jpg {row + i}".encode() for i in range(size)]}
-        if number:
-            table["CATEGORY"] = ["Bags"] * size
-        pq.write_table(pa.table(table), tmp_path / "distractors" / f"{number}.parquet", row_group_size=2)
-        row += size
-    return tmp_path
+    images = [f"jpg {i}".encode() for i in range(10)]
+    further = [{"jpg": part, "CATEGORY": ["Bags"] * len(part)} for part in (images[5:6], images[6:])]
+    return write_layout(tmp_path, products, {"jpg": images[:5]}, *further, row_group_size=3)
 
 
 def test_rows(root, monkeypatch):
@@ -54,7 +48,7 @@ def test_slices_partition_the_rows(root, bounds):
 
 def test_images_as_datasets_stores_them(root):
     table = {"jpg": [{"bytes": b"one", "path": "x.jpg"}, {"bytes": None, "path": "/etc/passwd"}]}
-    pq.write_table(pa.table(table), root / "distractors" / "9.parquet")
+    write_table(root / "distractors/9.parquet", table)
     assert [image for _, image in ProductTestSet(root).distractors(10)] == [b"one", None]  # a path is not opened
 
 
@@ -75,7 +69,7 @@ def test_refuses_what_is_missing(root, tmp_path):
         FileNotFoundError, match=r"distractors has no .parquet file; .* holds distractors, products.parquet"
     ):
         ProductTestSet(root)
-    pq.write_table(pa.table({"png": [b""], "width": [1]}), root / "distractors" / "0.parquet")
+    write_table(root / "distractors/0.parquet", {"png": [b""], "width": [1]})
     with pytest.raises(ValueError, match=r"0.parquet lacks the column\(s\) jpg; it has png, width"):
         ProductTestSet(root)
     (root / "products.parquet").unlink()
@@ -106,25 +100,19 @@ def test_damaged_files_are_named(root):
     ],
 )
 def test_columns_that_hold_something_else_are_refused(tmp_path, column, message):
-    (tmp_path / "distractors").mkdir()
-    pq.write_table(pa.table({"jpg": [b"x"]}), tmp_path / "distractors/0.parquet")
-    known = {"COMPLEX_IMG": [b"x"] * 2, "CATEGORY": ["Bags"] * 2, "blip2_caption1": [None] * 2}
-    pq.write_table(pa.table({"SIMPLE_IMG": column, **known}), tmp_path / "products.parquet")
     with pytest.raises(ValueError, match=message):
-        ProductTestSet(tmp_path)
+        ProductTestSet(write_layout(tmp_path, {"SIMPLE_IMG": column}, {"jpg": [b"x"]}))
     struct = {"SIMPLE_IMG": [{"bytes": b"x", "path": None}] * 2}
-    pq.write_table(pa.table({**struct, **known, "CATEGORY": [1, 2]}), tmp_path / "products.parquet")
     with pytest.raises(ValueError, match="has INT64 .NONE. in CATEGORY, where text must be"):
-        ProductTestSet(tmp_path)
+        ProductTestSet(write_layout(tmp_path, struct | {"CATEGORY": [1, 2]}))
     for kind in (pa.large_binary(), pa.binary_view(), pa.binary(1), pa.dictionary(pa.int8(), pa.binary())):
-        images = pa.array([b"x"] * 2, pa.binary()).cast(kind)
-        pq.write_table(pa.table({"SIMPLE_IMG": images, **known}), tmp_path / "products.parquet")
+        write_layout(tmp_path, {"SIMPLE_IMG": pa.array([b"x"] * 2, pa.binary()).cast(kind)})
         assert [p.target_image for p in ProductTestSet(tmp_path).products()] == [b"x"] * 2
 
 
 def test_no_products_are_refused(root):
     file = root / "products.parquet"
-    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    write_table(file, pq.read_table(file).slice(0, 0))
     with pytest.raises(ValueError, match="products.parquet has no rows: there is nothing to ask for"):
         ProductTestSet(root)
 
@@ -140,12 +128,7 @@ def test_no_products_are_refused(root):
 )
 def test_what_could_be_several_ids_is_none(tmp_path, cells, ids):
     """Rows of one id are one product, so rounded numbers and words for nothing must not be one."""
-    (tmp_path / "distractors").mkdir()
-    pq.write_table(pa.table({"jpg": [b"x"] * 3, "PRODUCT_ID": cells}), tmp_path / "distractors/0.parquet")
-    images = {"SIMPLE_IMG": [b"x"], "COMPLEX_IMG": [b"x"]}
-    pq.write_table(pa.table({**images, "CATEGORY": ["a"], "blip2_caption1": ["b"]}), tmp_path / "products.parquet")
+    write_layout(tmp_path, {}, {"jpg": [b"x"] * 3, "PRODUCT_ID": cells})
     assert [origin.product_id for origin in ProductTestSet(tmp_path).origins("distractors")] == ids
-    lists = pa.table({**images, "CATEGORY": [["a"]], "blip2_caption1": ["b"]})
-    pq.write_table(lists, tmp_path / "products.parquet")
     with pytest.raises(ValueError, match=r"has list<.*> in CATEGORY, where text must be"):
-        ProductTestSet(tmp_path)
+        ProductTestSet(write_layout(tmp_path, {"CATEGORY": [["a"]]}))

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from made import jpeg, rows_of, tar_of, tar_product, write_file
+from waiting import killed_at
 
 import lrvsf.prepare.convert_tars as step
 from lrvsf.data import tars as reader
@@ -144,19 +145,10 @@ def test_a_second_run_changes_nothing_and_another_input_is_refused(layout, tmp_p
         tars(layout, tmp_path / "out", processes=1)
 
 
-def test_a_killed_run_ends_with_the_same_result(layout, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
+def test_a_killed_run_ends_with_the_same_result(layout, tmp_path):
     tars(layout, tmp_path / "whole", processes=1)
-
-    def kill(*args):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "_described", kill)  # in the middle of the last part
-        with pytest.raises(Killed):
-            tars(layout, tmp_path / "out", processes=1)
+    with killed_at(step, "_described"):  # in the middle of the last part
+        tars(layout, tmp_path / "out", processes=1)
     assert (tmp_path / "out/validation").is_dir() and not (tmp_path / "out/test").exists()
     tars(layout, tmp_path / "out", processes=1)
     for path in (tmp_path / "whole").rglob("*.parquet"):

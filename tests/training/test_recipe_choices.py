@@ -4,15 +4,13 @@ import json
 import os
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from made import edit_rows
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel
 
 from lrvsf.data.pairs import PairMaker
-from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.mini.build import MiniSize, build_mini, draw_looks, draw_product
 from lrvsf.training.loss import info_nce
 from modeling_condvit import CondViTModel
@@ -86,11 +84,12 @@ def test_the_unconditioned_baseline_trains_by_the_same_recipe(train, tmp_path):
 def test_products_of_one_photo_have_nothing_to_learn_from_each_other(train, tmp_path, chunk):
     """A batch of seven ids with one photo: no negatives, so the loss is log 1."""
     build_mini(tmp_path / "data", MiniSize(products=7, test_products=1, distractors=1, image_size=48), processes=1)
-    shard = tmp_path / "data/train/00000.parquet"
-    rows = pq.read_table(shard).to_pylist()
-    for row in rows:
-        row["images"][0]["image"] = rows[0]["images"][0]["image"]
-    pq.write_table(pa.Table.from_pylist(rows, schema=PRODUCT_FEATURES.arrow_schema), shard)
+
+    def lend(rows):
+        for row in rows:
+            row["images"][0]["image"] = rows[0]["images"][0]["image"]
+
+    edit_rows(tmp_path / "data/train/00000.parquet", lend)
     flags = {} if chunk is None else {"grad_cache_chunk": chunk}
     assert train(tmp_path / "run", data=tmp_path / "data", max_steps=1, phase1_steps=0, save_steps=1, **flags) == [0.0]
 

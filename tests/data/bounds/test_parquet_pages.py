@@ -9,7 +9,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made import product, write_shards
+from made import product, write_layout, write_shards
 
 from lrvsf.data import parquet, products
 from lrvsf.data.bounds.parquet_pages import unfolded
@@ -171,11 +171,8 @@ def test_a_large_dictionary_of_different_images_is_no_bomb(tmp_path, monkeypatch
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits of memory are Linux's here")
 def test_kilobytes_do_not_take_gigabytes(tmp_path):
     """In a process that may take 1 GB more than its imports."""
-    query = pa.table({"CATEGORY": ["Bags"], "SIMPLE_IMG": [b"s"], "COMPLEX_IMG": [b"c"], "blip2_caption1": [""]})
-    pq.write_table(query, tmp_path / "products.parquet")
-    (tmp_path / "distractors").mkdir()
     rows = dictionary_of(bytes(2**26), 64)
-    pq.write_table(pa.table({"jpg": rows}), tmp_path / "distractors/0.parquet", compression="zstd", store_schema=False)
+    write_layout(tmp_path, {}, {"jpg": rows}, compression="zstd", store_schema=False)
     with pq.ParquetWriter(
         tmp_path / "distractors/1.parquet", DISTRACTOR_SCHEMA, compression="zstd", use_dictionary=False
     ) as file:
@@ -195,10 +192,6 @@ def test_kilobytes_do_not_take_gigabytes(tmp_path):
 
 def test_a_page_of_two_gigabytes_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "MAX_PAGE_BYTES", 2**20)
-    pq.write_table(pa.table({"jpg": [bytes(2**21)]}), tmp_path / "jpg.parquet", compression="zstd")
-    query = pa.table({"CATEGORY": ["Bags"], "SIMPLE_IMG": [b"s"], "COMPLEX_IMG": [b"c"], "blip2_caption1": [""]})
-    pq.write_table(query, tmp_path / "products.parquet")
-    (tmp_path / "distractors").mkdir()
-    (tmp_path / "jpg.parquet").rename(tmp_path / "distractors/0.parquet")
+    write_layout(tmp_path, {}, {"jpg": [bytes(2**21)]}, compression="zstd")
     with pytest.raises(OSError, match="0.parquet is damaged: near row 0: column jpg .* has a page of 2097"):
         list(ProductTestSet(tmp_path).distractors())

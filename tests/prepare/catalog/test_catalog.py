@@ -8,6 +8,7 @@ import pytest
 import yaml
 from made import as_flags, jpeg, tiny_clip, write_csv, write_file, write_shop
 from shops import distractors_of, place, queries_of, same_parquet, shards_of
+from waiting import killed_at
 
 import evaluate_lrvsf
 import lrvsf.prepare.catalog.catalog as step
@@ -177,26 +178,12 @@ def test_a_second_run_changes_nothing_and_another_input_is_refused(shop, tmp_pat
     "function, call",
     [("fetch", 69), ("query_row", 1), ("query_row", 10), ("distractor_row", 2), ("product_row", 2)],
 )
-def test_a_killed_run_ends_with_the_same_result(shop, tmp_path, monkeypatch, function, call):
+def test_a_killed_run_ends_with_the_same_result(shop, tmp_path, function, call):
     """Killed while reading, in the validation set, in the test set, in distractors, and in shards."""
-
-    class Killed(BaseException):
-        pass
-
     whole = catalog(shop, tmp_path / "whole", validation=0.2, test=0.3, processes=1)
     assert whole["validation"]["queries"] < 10 < whole["validation"]["queries"] + whole["test"]["queries"]
-    calls, original = [], getattr(step, function)
-
-    def dies(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == call:
-            raise Killed
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, function, dies)
-        with pytest.raises(Killed):
-            catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
+    with killed_at(step, function, call):
+        catalog(shop, tmp_path / "out", validation=0.2, test=0.3, processes=1)
     assert (tmp_path / "out/validation").exists() == ((function, call) in [("query_row", 10), ("product_row", 2)])
     assert not (tmp_path / "out/train").exists() and not (tmp_path / "out/catalog.json").exists()
     write_file(tmp_path / "out/images.writing", b"left by a run that nothing could catch")

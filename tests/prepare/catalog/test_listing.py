@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from made import COLUMNS, jpeg, write_csv, write_file, write_shop
+from made import COLUMNS, encode, jpeg, noise, write_csv, write_file, write_rows, write_shop, write_table
 from PIL import Image
 from shops import same_parquet, shards_of
 
@@ -90,15 +89,14 @@ def test_a_parquet_table_gives_what_a_csv_gives(shop, tmp_path):
     catalog(shop, tmp_path / "csv", processes=1)
     with shop.open() as file:
         rows = list(csv.DictReader(file))
-    paths = pa.Table.from_pylist(rows)
-    pq.write_table(paths, shop.parent / "paths.parquet", row_group_size=7)
+    write_rows(shop.parent / "paths.parquet", rows, row_group_size=7)
     catalog(shop.parent / "paths.parquet", tmp_path / "paths", processes=1)
     assert same_parquet(tmp_path / "csv", tmp_path / "paths")
 
     for row in rows:
         row["image"] = (shop.parent / row["image"]).read_bytes()
         row["text"] = [row["text"]] if row["text"] else None
-    pq.write_table(pa.Table.from_pylist(rows), shop.parent / "bytes.parquet", row_group_size=7)
+    write_rows(shop.parent / "bytes.parquet", rows, row_group_size=7)
     catalog(shop.parent / "bytes.parquet", tmp_path / "bytes", processes=2)
     assert same_parquet(tmp_path / "csv", tmp_path / "bytes")
 
@@ -107,7 +105,7 @@ def test_a_parquet_table_gives_what_a_csv_gives(shop, tmp_path):
         row["role"] = {"product": "SIMPLE", "scene": "COMPLEX"}[row["role"]]
     rows[0]["image"] = {"bytes": None, "path": "images/p0.jpg"}
     rows.insert(3, rows[3] | {"image": {"bytes": None, "path": None}})
-    pq.write_table(pa.Table.from_pylist(rows), shop.parent / "struct.parquet")
+    write_rows(shop.parent / "struct.parquet", rows)
     report = catalog(shop.parent / "struct.parquet", tmp_path / "struct", processes=1)
     assert same_parquet(tmp_path / "csv", tmp_path / "struct")
     assert report["not used"] == {"empty": 1} and report["not used, the first"] == {"empty": "row 3"}
@@ -117,7 +115,7 @@ def test_a_parquet_table_of_one_row_group_is_not_read_at_once(tmp_path):
     images = [bytes([i % 256]) * 100_000 for i in range(400)]
     columns = {"product_id": [str(i) for i in range(400)], "image": images, "role": ["product"] * 400}
     small_pages = {"use_dictionary": False, "write_batch_size": 8}  # a page is read as a whole, whoever reads
-    pq.write_table(pa.table(columns), tmp_path / "t.parquet", compression="none", **small_pages)
+    write_table(tmp_path / "t.parquet", columns, compression="none", **small_pages)
     del columns
     listing = read_listing(tmp_path / "t.parquet", "")
     before, most = pa.total_allocated_bytes(), 0
@@ -130,13 +128,9 @@ def test_a_parquet_table_of_one_row_group_is_not_read_at_once(tmp_path):
 def test_numbers_as_ids_stay_themselves(tmp_path):
     for i in range(4):
         write_file(tmp_path / f"{i}.jpg", jpeg(i))
-    csv_rows = [
-        ("007", "0.jpg", "product"),
-        ("007", "1.jpg", "scene"),
-        ("7", "2.jpg", "product"),
-        ("7", "3.jpg", "scene"),
-    ]
-    table = write_csv(tmp_path / "t.csv", csv_rows, COLUMNS[:3])
+    ids, roles = ("007", "007", "7", "7"), ("product", "scene") * 2
+    cells = [(name, f"{i}.jpg", role) for i, (name, role) in enumerate(zip(ids, roles, strict=True))]
+    table = write_csv(tmp_path / "t.csv", cells, COLUMNS[:3])
     catalog(table, tmp_path / "out", validation=0, test=0, processes=1)
     assert shards_of(tmp_path / "out").keys() == {"007", "7"}
     columns = {
@@ -144,7 +138,7 @@ def test_numbers_as_ids_stay_themselves(tmp_path):
         "image": ["0.jpg", "1.jpg", "2.jpg"],
         "role": ["product", "scene", "scene"],
     }
-    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    write_table(tmp_path / "t.parquet", columns)
     report = catalog(tmp_path / "t.parquet", tmp_path / "floats", validation=0, test=0, processes=1)
     assert shards_of(tmp_path / "floats").keys() == {"12"} and report["not used"] == {"no product_id": 1}
 
@@ -170,14 +164,7 @@ def test_a_folder(tmp_path):
 
 
 def test_images_are_made_smaller_only_if_they_are_larger():
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 4, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels).resize((300, 600))
-
-    def encode(image, format):
-        buffer = io.BytesIO()
-        image.save(buffer, format)
-        return buffer.getvalue()
-
+    image = noise(4, 40).resize((300, 600))
     fetch = partial(fetch_image, folder=Path("."))
     data = encode(image, "PNG")
     small, digest, changes = fetch(data, 256)
@@ -219,7 +206,7 @@ def test_requests_that_make_no_sense_are_refused(shop, tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(OSError, match="not a readable Parquet file"):
         catalog(tmp_path / "t.parquet", tmp_path / "out")
-    pq.write_table(pa.table({"product_id": ["a"], "image": [1], "role": ["product"]}), tmp_path / "t.parquet")
+    write_table(tmp_path / "t.parquet", {"product_id": ["a"], "image": [1], "role": ["product"]})
     with pytest.raises(ValueError, match="image is int64; it must hold paths"):
         catalog(tmp_path / "t.parquet", tmp_path / "out")
 

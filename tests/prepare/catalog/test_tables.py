@@ -4,9 +4,8 @@ import os
 import uuid
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from made import jpeg, write_csv, write_file, write_shop
+from made import jpeg, write_csv, write_file, write_shop, write_table
 from shops import same_parquet, shards_of
 
 from lrvsf.prepare.catalog.catalog import catalog
@@ -25,7 +24,7 @@ def ids(listing):
 
 
 def parquet(path, **columns):
-    pq.write_table(pa.table(columns), path)
+    write_table(path, columns)
     return listed(path)
 
 
@@ -89,7 +88,7 @@ def test_heads(tmp_path):
             listed(tmp_path / "t.csv")
     columns = ["product_id", "image", "role", "image"]
     table = pa.table([pa.array(["a"])] * 4, names=columns)
-    pq.write_table(table, tmp_path / "t.parquet")
+    write_table(tmp_path / "t.parquet", table)
     with pytest.raises(ValueError, match="has the column image twice"):
         listed(tmp_path / "t.parquet")
     (tmp_path / "t.csv").write_text("product_id,image,role,,\np,a.jpg,product,,\n")

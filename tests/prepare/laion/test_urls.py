@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made import rows_of, write_rows, write_table
 
 from lrvsf.prepare.laion import url_lists
 from lrvsf.prepare.laion.url_lists import SPLITS, URL_SCHEMA
@@ -24,14 +25,8 @@ def scene(url, product, split="train", kind="COMPLEX"):
 
 def write(folder, **files):
     for name, rows in files.items():
-        path = folder / (name.replace("__", "/") + ".parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        write_rows(folder / (name.replace("__", "/") + ".parquet"), rows)
     return folder
-
-
-def read(out):
-    return [row for file in sorted((out / "urls").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 def test_files_that_differ_in_columns_become_one_list(tmp_path):
@@ -54,7 +49,7 @@ def test_files_that_differ_in_columns_become_one_list(tmp_path):
         ("http://a/%C3%A9%20.jpg", "8", "COMPLEX", "test", None, [], 0),
         ("http://a/4.jpg", "8", "SIMPLE", "test", "Bags", [], 1),
     ]  # numbered through the files in the order of their paths
-    rows = sorted(read(tmp_path / "out"), key=lambda row: row["url"])
+    rows = sorted(rows_of(tmp_path / "out/urls"), key=lambda row: row["url"])
     assert rows == [dict(zip(columns, row, strict=True)) for row in sorted(expected)]
     assert (report["rows"], report["URLs to download"], report["skipped"]) == (5, 5, 0)
     assert report["splits"]["validation_distractors"] == {"URLs": 1, "products": 0}
@@ -80,7 +75,7 @@ def test_what_cannot_be_used_is_counted_by_reason(tmp_path):
         "unknown split: train_gallery": 1,
         "no product id": 1,
     }
-    assert {row["product_id"] for row in read(tmp_path / "out")} == {"1", "12"}
+    assert {row["product_id"] for row in rows_of(tmp_path / "out/urls")} == {"1", "12"}
     unusable = write(tmp_path / "unusable", c=pq.read_table(meta / "c.parquet").to_pylist())
     with pytest.raises(ValueError, match="none of the 3 rows of .*unknown split: dev"):
         urls(str(unusable), tmp_path / "nowhere")
@@ -103,7 +98,7 @@ def test_overlap_goes_to_the_test_set(tmp_path):
         val=[simple("http://a/3.jpg", 31, "val_gallery")],
     )
     report = urls(str(meta), tmp_path / "out")
-    kept = sorted((row["split"], row["url"][9:], row["product_id"]) for row in read(tmp_path / "out"))
+    kept = sorted((row["split"], row["url"][9:], row["product_id"]) for row in rows_of(tmp_path / "out/urls"))
     assert kept == [
         ("test", "2-test.jpg", "2"),
         ("test", "shared.jpg", "9"),
@@ -156,7 +151,7 @@ def test_lists_are_cut_shuffled_and_always_the_same(tmp_path, monkeypatch):
     for out in ("out", "again", "out"):
         urls(str(meta), tmp_path / out)
     assert [len(pq.read_table(f)) for f in sorted((tmp_path / "out/urls").iterdir())] == [4, 4, 2]
-    assert read(tmp_path / "out") == read(tmp_path / "again")
+    assert rows_of(tmp_path / "out/urls") == rows_of(tmp_path / "again/urls")
     first = [row["product_id"] for row in pq.read_table(tmp_path / "out/urls/00000.parquet").to_pylist()]
     assert sorted(first) == list("0123") != first
     assert [p.name for p in (tmp_path / "out").iterdir() if p.name.endswith(".writing")] == []
@@ -173,7 +168,7 @@ def test_the_hub_is_asked_for_what_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     urls("Slep/LAION-RVS-Fashion", tmp_path / "out")
     assert asked == [(("Slep/LAION-RVS-Fashion",), {"repo_type": "dataset", "allow_patterns": ["*.parquet"]})]
-    assert len(read(tmp_path / "out")) == 1
+    assert len(rows_of(tmp_path / "out/urls")) == 1
 
     def offline(*args, **kwargs):
         raise RuntimeError("no network")
@@ -199,9 +194,9 @@ def test_refusals_name_the_file_and_the_remedy(tmp_path):
 @pytest.mark.parametrize("kind", [pa.binary(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
 def test_text_of_any_type_is_read(tmp_path, kind):
     table = pa.table({name: pa.array([cell]).cast(kind) for name, cell in simple("http://a/1.jpg", "p").items()})
-    pq.write_table(table, tmp_path / "meta.parquet")
+    write_table(tmp_path / "meta.parquet", table)
     urls(str(tmp_path), tmp_path / "out")
-    (row,) = read(tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out/urls")
     assert row | {"captions": None} == dict(
         zip(URL_SCHEMA.names, ("http://a/1.jpg", "p", "SIMPLE", "train", "Bags", None, 0), strict=True)
     )
@@ -216,7 +211,7 @@ def test_ids_and_categories_that_lose_something_are_counted(tmp_path):
     assert [reason.partition(" is ")[0] for reason in report["skipped"]] == [
         *("PRODUCT_ID", "PRODUCT_ID", "PRODUCT_ID", "text, not its image: a control character; remove it")
     ]
-    found = {row["product_id"]: row["category"] for row in read(tmp_path / "out")}
+    found = {row["product_id"]: row["category"] for row in rows_of(tmp_path / "out/urls")}
     assert found == {"12": "Bags", "7": "Bags", "c": "3"}
 
 
