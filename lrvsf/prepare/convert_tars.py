@@ -35,7 +35,17 @@ from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.url_metadata import UrlMetadata
 from lrvsf.prepare.ledger import Ledger
-from lrvsf.prepare.rows import TWICE, TYPES, Picture, distinct, product_row, query_row, type_rank, why_incomplete
+from lrvsf.prepare.rows import (
+    TWICE,
+    TYPES,
+    Picture,
+    distinct,
+    distractor_row,
+    product_row,
+    query_row,
+    type_rank,
+    why_incomplete,
+)
 from lrvsf.prepare.spool import Span, Spool
 from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
@@ -46,7 +56,7 @@ READ_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class Conversion:
     """A folder to write: of which files, and how."""
 
     name: str
@@ -71,19 +81,20 @@ def tars(
     processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Turn the published tar layout into product shards and test sets."""
-    parts, missing = find_parts(source, metadata or source)
+    parts, missing = conversions(source, metadata or source)
     with locked(out, "prepare_lrvsf.py tars"), worker_map(processes) as mapper:
-        finished = [made_from(out / part.name, part.fingerprint()) for part in parts]  # refuses before it writes
+        # All parts are asked first, so that what cannot be replaced is refused before hours of work on another part.
+        finished = [made_from(out / part.name, part.fingerprint()) for part in parts]
         for part, done in zip(parts, finished, strict=True):
             if not done:
-                _write(part, out, mapper)
+                _convert(part, out, mapper)
         notes = {part.name: read_manifest(out / part.name)["note"]["report"] for part in parts}
         report = {"folder": str(out), **notes, **missing}
         write_report(out / "tars.json", report)
     return report
 
 
-def find_parts(source: Path, metadata: Path) -> tuple[list[Part], dict[str, str]]:
+def conversions(source: Path, metadata: Path) -> tuple[list[Conversion], dict[str, str]]:
     """What there is to write, and why the rest is left out.
 
     Raises:
@@ -95,16 +106,16 @@ def find_parts(source: Path, metadata: Path) -> tuple[list[Part], dict[str, str]
     described = matching_below(metadata, "*metadata*.parquet")
     parts, missing = [], {}
     if train:
-        parts.append(Part("train", train, lambda part: part.add_products(train)))
+        parts.append(Conversion("train", train, lambda part: part.add_products(train)))
     else:
         missing["train"] = f"left out: no TRAIN/*.tar in {source}"
     if prods:
-        parts.append(Part("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)))
+        parts.append(Conversion("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)))
     else:
         missing["validation"] = f"left out: no VALID/prods*.tar in {source}"
     if tests and described:
         files = (tests, test_dist, described)
-        parts.append(Part("test", sum(files, []), lambda part: part.add_parquet_set(*files)))
+        parts.append(Conversion("test", sum(files, []), lambda part: part.add_parquet_set(*files)))
     elif tests:
         missing["test"] = (
             f"left out: TEST/prods*.parquet says of no image what it is, and {metadata} has no *metadata*.parquet that "
@@ -117,7 +128,7 @@ def find_parts(source: Path, metadata: Path) -> tuple[list[Part], dict[str, str]
     return parts, missing
 
 
-def _write(part: Part, out: Path, mapper: Callable) -> None:
+def _convert(part: Conversion, out: Path, mapper: Callable) -> None:
     with part.writer(out) as writer:
         filled = PartWriter(writer, mapper)
         part.write(filled)
@@ -164,22 +175,24 @@ class PartWriter:
         """A test set of tars."""
         self._add_queries(self._tar_products(prods))
         bar = tqdm(dist, desc="VALID distractors", unit="tar")
-        self._add_distractors(row for file in bar for row in read_distractors(file, self.lost.counts))
+        rows = (row for file in bar for row in read_distractors(file, self.lost.counts))
+        self._add_distractors((row, row["jpg"]) for row in rows)
 
     def add_parquet_set(self, prods: list[Path], dist: list[Path], metadata: list[Path]) -> None:
         """A test set of Parquet files, whose metadata says what each URL is."""
         described = UrlMetadata(metadata, self.lost.counts)
         with Spool(self.writer.writing.with_name("test-images.writing")) as spool:
-            places = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _images(file)}
-            products = _described(places, described)
+            # A test set's products wait on disk until the metadata has said which pictures make one product.
+            spans = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _url_images(file)}
+            products = _described_products(spans, described)
             named = {picture.url for pictures in products.values() for picture, _ in pictures}
-            self.unjoined.add_all("images of products that no metadata describes", sorted(places.keys() - named))
+            self.unjoined.add_all("images of products that no metadata describes", sorted(spans.keys() - named))
             loaded = (
-                (product_id, [_with_data(picture, spool.read(place)) for picture, place in pictures])
+                (product_id, [_with_data(picture, spool.read(span)) for picture, span in pictures])
                 for product_id, pictures in tqdm(sorted(products.items()), desc="TEST products", unit="product")
             )
             self._add_queries(self._judged(loaded))
-        urls = pa.concat_arrays([pa.array(list(places), pa.string()), *map(_urls, dist)])
+        urls = pa.concat_arrays([pa.array(list(spans), pa.string()), *map(_urls, dist)])
         self.unjoined.add_all("metadata rows of the test set without an image", described.without_file(urls))
         self._add_distractors(self._described_distractors(dist, described))
 
@@ -198,12 +211,15 @@ class PartWriter:
                 self.writer.add_query(row)
                 self._keep(product_id, pictures)
 
-    def _add_distractors(self, rows: Iterator[dict[str, Any]]) -> None:
-        while chunk := list(islice(rows, CHUNK)):
-            for row, bad in zip(chunk, self.mapper(why_bad, [row["jpg"] for row in chunk]), strict=True):
+    def _add_distractors(self, described: Iterable[tuple[dict[str, Any], bytes]]) -> None:
+        """`described`: what is known of a distractor, by its column, and its image."""
+        described = iter(described)
+        while chunk := list(islice(described, CHUNK)):
+            for (known, data), bad in zip(chunk, self.mapper(why_bad, [data for _, data in chunk]), strict=True):
                 self.distractors.add("kept" if bad is None else bad)
                 if bad is None:
-                    self.writer.add_distractor(row)
+                    picture = Picture(known["TYPE"], known["CATEGORY"], [known["blip2_caption1"]], data)
+                    self.writer.add_distractor(distractor_row(known["PRODUCT_ID"], picture))
 
     def _tar_products(self, files: list[Path]) -> Iterator[tuple[str, list[Picture]]]:
         """(product id, distinct readable pictures) of every product of some tars."""
@@ -227,19 +243,21 @@ class PartWriter:
                 self.bad.add_all(TWICE, [None] * (len(readable) - len(kept)))
                 yield product_id, sorted(kept, key=lambda picture: type_rank(picture.type))
 
-    def _described_distractors(self, files: list[Path], metadata: UrlMetadata) -> Iterator[dict[str, Any]]:
-        """The images of the files, with what the metadata says of their URLs."""
+    def _described_distractors(
+        self, files: list[Path], metadata: UrlMetadata
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """What the metadata says of the URLs of the files, and their images."""
         urls = [_urls(file) for file in files]
+        # One pass over the metadata for all files: text of a few million URLs fits, their images do not.
         facts = metadata.facts(pa.concat_arrays([pa.array([], pa.string()), *urls]))
         known = facts["URL"].combine_chunks()
         for file, file_urls in zip(tqdm(files, desc="TEST distractors", unit="file"), urls, strict=True):
             # Of several rows with one URL, `index_in` gives the first, which is the test set's own.
             found = facts.take(pc.index_in(file_urls, known)).to_pylist()
-            for row, fact in zip(_images(file), found, strict=True):
+            for row, fact in zip(_url_images(file), found, strict=True):
                 if fact["URL"] is None:
                     self.unjoined.add("distractors that no metadata describes", str(row["url"]))
-                del fact["URL"]
-                yield fact | {"TYPE": fact["TYPE"] or SIMPLE, "jpg": row["jpg"]}
+                yield fact | {"TYPE": fact["TYPE"] or SIMPLE}, row["jpg"]
 
 
 def _tar_picture(image: dict[str, Any]) -> Picture:
@@ -251,12 +269,12 @@ def _with_data(picture: Picture, data: bytes) -> Picture:
     return replace(picture, data=data, sha256=hashlib.sha256(data).hexdigest() if data else "")
 
 
-def _images(file: Path) -> Iterator[dict[str, Any]]:
+def _url_images(file: Path) -> Iterator[dict[str, Any]]:
     """`url` and `jpg` of each row."""
-    return _rows(file, ["url", "jpg"])
+    return _url_rows(file, ["url", "jpg"])
 
 
-def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _url_rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     remedy = "Write it again, with jpg as its column and url as its index, or remove it."
     with opened(file, remedy, ("url", "jpg")) as parquet:
         if why := wrong_cells(parquet, ["url", "jpg"]):
@@ -265,19 +283,19 @@ def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
             yield row | {"jpg": image_bytes(row["jpg"])} if "jpg" in row else row
 
 
-def _described(places: dict[str, Span], metadata: UrlMetadata) -> dict[str, list[tuple[Picture, Span]]]:
+def _described_products(spans: dict[str, Span], metadata: UrlMetadata) -> dict[str, list[tuple[Picture, Span]]]:
     """Product id -> its pictures, still without data, and where their images wait."""
     products: dict[str, list[tuple[Picture, Span]]] = defaultdict(list)
-    for row in metadata.rows(pa.array(list(places), pa.string())):
+    for row in metadata.rows(pa.array(list(spans), pa.string())):
         product_id, split = row["PRODUCT_ID"], row["SPLIT"] or ""
         # The published products are told apart by TYPE, or by SPLIT: test_query and test_gallery.
         kind = row["TYPE"] or (SIMPLE if "gallery" in split else SCENES[0] if "query" in split else None)
         if product_id is not None and kind in TYPES and (not split or split.startswith("test")):
             picture = Picture(kind, row["CATEGORY"], row["captions"], None, url=row["URL"])
-            products[product_id].append((picture, places[row["URL"]]))
+            products[product_id].append((picture, spans[row["URL"]]))
     return products
 
 
 def _urls(file: Path) -> pa.Array:
     """The URLs of a file, whose rows were found to be readable or are refused by name."""
-    return pa.array((row["url"] for row in _rows(file, ["url"])), pa.string())
+    return pa.array((row["url"] for row in _url_rows(file, ["url"])), pa.string())

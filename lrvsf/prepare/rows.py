@@ -25,7 +25,7 @@ class Picture:
         split: that the metadata names; empty where there is none.
         failure: why there is no data, such as "failed_to_download" or "truncated".
         fetched: whether bytes arrived, readable or not.
-        place: of its row in the metadata; None if the download does not say it.
+        metadata_row: its number in the metadata; None if the download does not say it.
     """
 
     type: str | None
@@ -37,7 +37,7 @@ class Picture:
     split: str = ""
     failure: str | None = None
     fetched: bool = True
-    place: int | None = None
+    metadata_row: int | None = None
 
 
 def type_rank(kind: str | None) -> int:
@@ -47,7 +47,7 @@ def type_rank(kind: str | None) -> int:
 
 def distinct(pictures: list[Picture]) -> list[Picture]:
     """The pictures that have data, without those whose image came before under another URL."""
-    first: dict[str, Picture] = {}
+    first: dict[str, Picture] = {}  # by content, not by URL: shops serve one photo under several
     for picture in pictures:
         if picture.data is not None:
             first.setdefault(picture.sha256, picture)

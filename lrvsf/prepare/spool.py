@@ -38,7 +38,7 @@ class Spool:
 
     def add(self, data: bytes) -> Span:
         span = (self._end, len(data))
-        self._file.seek(self._end)
+        self._file.seek(self._end)  # reads in between have moved it
         self._file.write(data)
         self._end += len(data)
         return span
@@ -59,9 +59,11 @@ class Waiting(Spool):
     def add(self, place: int | None, row: dict[str, Any], images: tuple[str, ...]) -> None:
         """Keeps a row, whose cells named in `images` are bytes; rows without a place come last, as they were added."""
         text = {name: cell for name, cell in row.items() if name not in images}
+        # A line of JSON, then the images one after another; JSON writes no line break of its own.
         head = json.dumps([text, {name: len(row[name]) for name in images}]).encode()
         start, size = super().add(b"".join([head, b"\n", *(row[name] for name in images)]))
         self.unplaced += place is None
+        # Three arrays of 8 bytes a row, where tuples of Python's numbers would take several times that.
         self._places.append(np.iinfo(np.int64).max if place is None else place)
         self._starts.append(start)
         self._sizes.append(size)

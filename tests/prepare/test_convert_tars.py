@@ -147,7 +147,7 @@ def test_a_second_run_changes_nothing_and_another_input_is_refused(layout, tmp_p
 
 def test_a_killed_run_ends_with_the_same_result(layout, tmp_path):
     tars(layout, tmp_path / "whole", processes=1)
-    with killed_at(step, "_described"):  # in the middle of the last part
+    with killed_at(step, "_described_products"):  # in the middle of the last part
         tars(layout, tmp_path / "out", processes=1)
     assert (tmp_path / "out/validation").is_dir() and not (tmp_path / "out/test").exists()
     tars(layout, tmp_path / "out", processes=1)

@@ -87,6 +87,7 @@ def download(
                 folder = out / f"round-{number}"
                 if not folder.is_dir():
                     _fetch(lists, folder, work / folder.name, python, settings)
+                # A later round that is there already was asked for by an earlier run with more --rounds.
                 again = number < rounds or (out / f"round-{number + 1}").is_dir()
                 # The next round's list follows from the outcomes alone, so a killed run makes the same one again.
                 retry_folder = work / f"list-{number + 1}"
@@ -137,6 +138,7 @@ def split_outcomes(
     for row in rows:
         outcome, error = row.pop("reason"), row.pop("error")
         became.tried[number] += 1
+        # Counted in its last round alone, so that each URL is counted once.
         if again and outcome not in FINAL:
             retry.add(row)
             continue

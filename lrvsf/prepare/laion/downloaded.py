@@ -116,18 +116,22 @@ class Partitions:
         Args:
             mapper: a `map` that keeps the order (see worker_map).
         """
+        # The verdicts on all batches of all partitions come in one stream, in the order of the jobs; `_rated` takes one
+        # a batch. So workers are ahead in the next partition while this process still groups and writes this one.
         jobs = [(str(file), number) for file in self.files for number in range(_batches(file))]
         verdicts = iter(mapper(_judge, *zip(*jobs, strict=True)) if jobs else ())
         with tqdm(total=self.rows, desc="grouping", unit="row") as bar:
             for file in self.files:
+                # Mapped, not read: what is in memory of the images is one product's, and what the kernel keeps.
                 with pa.memory_map(str(file)) as mapped:
                     for (_, product_id), group in groupby(
                         _rated(mapped, verdicts), key=itemgetter("key", "product_id")
                     ):
                         rows = list(group)
                         bar.update(len(rows))
+                        # The rows of a product are sorted by split and URL, so the rounds of one URL are neighbours.
                         urls = groupby(rows, key=itemgetter("split", "url"))
-                        pictures = [_picture(list(rounds)) for _, rounds in urls]
+                        pictures = [_downloaded_picture(list(rounds)) for _, rounds in urls]
                         yield product_id, sorted(pictures, key=lambda picture: (type_rank(picture.type), picture.url))
 
 
@@ -157,9 +161,9 @@ class _PartitionWriter(FolderWriter):
         files = self.source.files()
         for number, file in enumerate(tqdm(files, desc="partitioning", unit="file")):
             for row in self._read(file):
-                self._add(row, number)
+                self._partition(row, number)
 
-    def _add(self, row: dict[str, Any], number: int) -> None:
+    def _partition(self, row: dict[str, Any], number: int) -> None:
         if row["split"] not in self.source.splits:
             self.other_splits[str(row["split"])] += 1
             return
@@ -169,19 +173,19 @@ class _PartitionWriter(FolderWriter):
         except UnusableCell as error:
             self.unusable[f"rows whose {error.reason}"] += 1
             return
-        product_id = product_id or (row["url"] if loose else None)
+        product_id = product_id or (row["url"] if loose else None)  # a distractor of no product is one by itself
         if row["url"] is None or not product_id:
             self.unusable["rows without URL or product id"] += 1
         elif row["type"] not in TYPES and not loose:
             self.unusable["rows of unknown type"] += 1
         else:
             key = self.source.key(product_id)
-            index = key * self.count >> 64
+            index = key * self.count >> 64  # 0 <= key < 2^64: the files in turn hold ascending ranges of keys
             if index not in self._parts:
                 file = pa.ipc.new_file(str(self.writing / f"{index:03d}.arrow"), _SCHEMA)
                 self._parts[index] = RowWriter(file, _SCHEMA, BATCH_ROWS, BATCH_BYTES)
             kept = {name: row.get(name) for name in _SCHEMA.names}
-            captions = texts(_captions(row.get("captions")), lambda reason: self.unusable.update([reason]))
+            captions = texts(_caption_cells(row.get("captions")), lambda reason: self.unusable.update([reason]))
             names = {"product_id": product_id, "category": category, "captions": captions}
             row = kept | names | {"key": key, "round": number}
             self._parts[index].add(row, len(row["jpg"] or b""))
@@ -217,6 +221,7 @@ class _PartitionWriter(FolderWriter):
 
     def finish(self) -> None:
         skipped = {"other splits": dict(self.other_splits), "unusable": dict(self.unusable)}
+        # What a later run compares: a partition that a full disk cut short is noticed by its size.
         files = {path.name: path.stat().st_size for path in self.writing.iterdir()}
         described = {"input": self.input, "rows": self.rows, "skipped": skipped, "files": files}
         (self.writing / "partitions.json").write_text(json.dumps(described, indent=1) + "\n")
@@ -224,6 +229,7 @@ class _PartitionWriter(FolderWriter):
 
 def _openable(wanted: int) -> int:
     """How many of these files can be open at once, after the process's limit was raised as far as it may be."""
+    # A Mac begins with 256.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
         most = wanted + OTHER_FILES
@@ -233,7 +239,7 @@ def _openable(wanted: int) -> int:
     return wanted
 
 
-def _captions(cell: list[Any] | str | None) -> list[Any]:
+def _caption_cells(cell: list[Any] | str | None) -> list[Any]:
     """A list, or a JSON list in a string for writers that know no lists; a string that is no JSON is one caption."""
     if isinstance(cell, str):
         try:
@@ -269,18 +275,19 @@ def _rated(mapped: pa.MemoryMappedFile, verdicts: Iterator[list[str | None]]) ->
             fetched = len(images[index].as_buffer() or b"") > 0
             if not fetched and row["status"] != "success":
                 bad = str(row["status"])
-            if fetched and not row["sha256"]:
+            if fetched and not row["sha256"]:  # downloaded by other means than ours
                 row["sha256"] = hashlib.sha256(images[index].as_buffer()).hexdigest()
+            # `as_py` is bound, not called: it copies the bytes out of the map when the picture is made.
             rows.append(row | {"bad": bad, "fetched": fetched, "image": images[index].as_py})
-    return sorted(rows, key=_order)
+    return sorted(rows, key=_total_order)
 
 
-def _order(row: dict[str, Any]) -> tuple:
+def _total_order(row: dict[str, Any]) -> tuple:
     """Total, so that the files in which the rows came do not show."""
     return row["key"], row["product_id"], row["split"], row["url"], type_rank(row["type"]), row["sha256"] or ""
 
 
-def _picture(rounds: list[dict[str, Any]]) -> Picture:
+def _downloaded_picture(rounds: list[dict[str, Any]]) -> Picture:
     """What the rounds of downloading gave for one URL: the image of any of them, or the failure of the last."""
     row = next((row for row in rounds if row["bad"] is None), None) or max(rounds, key=itemgetter("round"))
     return Picture(
@@ -293,5 +300,5 @@ def _picture(rounds: list[dict[str, Any]]) -> Picture:
         data=row["image"]() if row["bad"] is None else None,
         failure=row["bad"],
         fetched=any(row["fetched"] for row in rounds),
-        place=min((row[PLACE] for row in rounds if row[PLACE] is not None), default=None),
+        metadata_row=min((row[PLACE] for row in rounds if row[PLACE] is not None), default=None),
     )

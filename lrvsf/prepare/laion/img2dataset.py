@@ -1,7 +1,7 @@
 """img2dataset in a virtual environment of its own: made on first use, run as a process, ended with us.
 
 It is kept apart because it needs pandas<3 and albumentations<2 and brings its own OpenCV, while our side is tested on
-newer ones. img2dataset writes under final names at once, and marks a file as done with a `_stats.json` beside it; so
+newer ones. img2dataset writes under final names at once, and marks a file as done with a `_stats.json` next to it; so
 what it writes is no result until all files are marked, and a run that was killed goes on with the unmarked ones.
 """
 
@@ -59,6 +59,7 @@ def ensure_environment(folder: Path) -> Path:
             "so that nothing of yours is changed"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    # Before anything else, so that an installation that was interrupted is known as ours and done again.
     (folder / MARK).write_text("\n".join(PINS) + "\n")
     print(f"installing img2dataset {VERSION} into {folder} (once, under a minute)", file=sys.stderr)
     _call([sys.executable, "-m", "venv", str(folder)])
@@ -90,16 +91,16 @@ def run_img2dataset(python: Path, settings: dict[str, Any], sizes: list[int], lo
         process = subprocess.Popen(
             # -I: no PYTHONPATH, nothing of the current folder.
             [str(python), "-I", str(RUNNER), json.dumps(settings)],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # which closes when this process ends, however: see `end_with_parent`
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is ours; its processes are ended as one group
             # albumentations asks the network for its newest version at every import otherwise.
             env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"},
         )
         try:
             while process.poll() is None:
-                time.sleep(0.2)
+                time.sleep(0.2)  # seconds, not tuned
                 bar.update(sum(sizes) - sum(sizes[i] for i in _undone(folder, sizes)) - bar.n)
         finally:
             process.stdin.close()
@@ -120,7 +121,7 @@ def _undone(folder: Path, sizes: list[int]) -> list[int]:
 
 
 def _unmark_damaged(folder: Path) -> None:
-    """Takes the mark of those files whose end a crash or a full disk has cost, so that they are fetched again."""
+    """Unmarks files that a crash or a full disk cut short, so that they are fetched again."""
     for mark in folder.glob("*_stats.json"):
         try:
             pq.read_metadata(folder / mark.name.replace("_stats.json", ".parquet"))

@@ -80,7 +80,8 @@ def outcomes(lists: list[Path], folder: Path, shard_rows: int) -> Iterator[dict[
         folder: what it wrote.
         shard_rows: its number_sample_per_shard.
     """
-    digits = math.ceil(math.log10(shard_rows))  # a key is the output file's number followed by the row's, of so many
+    # A key is the output file's number followed by the row's, in as many digits as the largest row number has.
+    digits = math.ceil(math.log10(shard_rows))
     shard = 0
     for file in lists:
         with open_parquet(file) as parquet:

@@ -38,6 +38,7 @@ class UrlMetadata:
     def rows(self, urls: pa.Array) -> Iterator[dict[str, Any]]:
         """The rows of these URLs: COLUMNS as text or None (a URL as it is), and `captions`."""
         for batch in self._batches():
+            # Filtered in Arrow first: only the rows that were asked for become Python's.
             batch = batch.filter(pc.is_in(_text(batch["URL"]), urls))
             for url, row in zip(_text(batch["URL"]).to_pylist(), rows_of(batch), strict=True):
                 try:
@@ -55,9 +56,10 @@ class UrlMetadata:
             split = row["SPLIT"] or ""
             rank = 0 if split == "test_distractors" else 1 if not split or split.startswith("test") else 2
             ranked[rank].append(row | {"blip2_caption1": next(iter(row["captions"]), None)})
-            if len(ranked[rank]) == ROWS:
+            if len(ranked[rank]) == ROWS:  # dicts take far more memory than a table
                 tables[rank].append(pa.Table.from_pylist(ranked[rank], schema=FACTS))
                 ranked[rank] = []
+        # Tables by rank, one after another, so that a reader who takes a URL's first row takes the best.
         rest = [[pa.Table.from_pylist(facts, schema=FACTS)] for facts in ranked]
         return pa.concat_tables([table for parts in zip(tables, rest, strict=True) for part in parts for table in part])
 

@@ -113,12 +113,13 @@ def resolve(
     """
     best_of_url, shared_urls = _first_split(url, rank)
     compared = has_product & np.isin(rank, PRODUCT_RANKS)
-    best_of_product = rank.copy()
+    best_of_product = rank.copy()  # its own, where products are not compared: such a row is never outranked by one
     best_of_product[compared], shared_products = _first_split(product[compared], rank[compared])
     outranked = (best_of_url < rank) | (best_of_product < rank)
     # Survivors with one URL are of one split, so URL and product name a row. The odd factor only spreads bits.
     pair = url * np.uint64(0x9E3779B97F4A7C15) + product
     survivors = np.flatnonzero(~outranked)
+    # `return_index` is that of the first row of each pair.
     keep = np.zeros(len(url), bool)
     keep[survivors[np.unique(pair[survivors], return_index=True)[1]]] = True
     rows_of_url = np.unique(url[keep], return_counts=True)[1]
@@ -138,7 +139,7 @@ def resolve(
 
 def _first_split(key: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, int]:
     """For each row the smallest rank among the rows of its key, and how many keys have several ranks."""
-    values, group = np.unique(key, return_inverse=True)
+    values, group = np.unique(key, return_inverse=True)  # (k,) keys, (n,) which of them each row has
     first, last = np.full(len(values), 255, np.uint8), np.zeros(len(values), np.uint8)
     np.minimum.at(first, group, rank)
     np.maximum.at(last, group, rank)

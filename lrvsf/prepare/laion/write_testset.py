@@ -1,7 +1,7 @@
 """`prepare_lrvsf.py testset`: downloaded images -> a test set in the published layout.
 
-Of several images of a kind the first readable one is taken: COMPLEX before PARTIAL_COMPLEX, then by URL. So a dead
-link can change which images a query and its target are, but chance cannot.
+The first readable image of a kind is taken: COMPLEX before PARTIAL_COMPLEX, then by URL. So a dead link can change
+which images a query and its target are, but chance cannot.
 
 Products and distractors stand in the order of the metadata, so that the first N are the published first N without
 those that did not arrive. They are found product by product, in a seeded order; meanwhile they wait on disk.
@@ -64,6 +64,7 @@ def testset(
                     filler.add_published(products)
                 for product_id, pictures in partitions.products(mapper):
                     filler.add(product_id, pictures)
+                # Only now is every place known; memory held none of the images meanwhile.
                 filler.write_in_order()
                 note = filler.report() | partitions.skipped
                 if not writer.queries:
@@ -82,7 +83,7 @@ def _fingerprint(source: Source, products: Path | None) -> str:
     """What the test set is made from, the published file included."""
     if products is None:
         return source.fingerprint()
-    stat = products.stat()
+    stat = products.stat()  # not its bytes, which would be hashed at every start
     return hashlib.sha256(json.dumps([source.fingerprint(), stat.st_size, stat.st_mtime_ns]).encode()).hexdigest()
 
 
@@ -97,6 +98,7 @@ class _Filler:
         self.distractors = 0
 
     def add(self, product_id: str, pictures: list[Picture]) -> None:
+        # One product may be both: its pictures as a query, and others of it among the distractors.
         shown, others = ([p for p in pictures if p.split == name] for name in self.lost)
         for part, lost in zip((shown, others), self.lost.values(), strict=True):
             lost.update(picture.failure for picture in part if picture.failure is not None)
@@ -106,11 +108,12 @@ class _Filler:
             row = query_row(product_id, distinct(shown))
             self._count_query(row)
             if not isinstance(row, str):
-                places = [picture.place for picture in shown if picture.place is not None]
+                # A product has a row for each of its URLs, and stands where its first one does.
+                places = [picture.metadata_row for picture in shown if picture.metadata_row is not None]
                 self.waiting_queries.add(min(places, default=None), row, ("SIMPLE_IMG", "COMPLEX_IMG"))
         self.distractors += len(others)
         for picture in distinct(others):
-            self.waiting_distractors.add(picture.place, distractor_row(product_id, picture), ("jpg",))
+            self.waiting_distractors.add(picture.metadata_row, distractor_row(product_id, picture), ("jpg",))
 
     def add_published(self, path: Path) -> None:
         for row in _published(path):
