@@ -11,12 +11,13 @@ import argparse
 import ast
 import importlib.util
 import re
+import textwrap
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lrvsf.command import OneLineParser
+from lrvsf.command import WIDTH, OneLineParser
 from lrvsf.data.names import did_you_mean
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # as HfArgumentParser reads them
@@ -58,7 +59,7 @@ class FlagParser(OneLineParser):
         )
         self.flags: dict[str, Flag] = {}
         for module, name in classes:
-            group = self.add_argument_group(_docstring(module, name))
+            group = self.add_argument_group(textwrap.fill(_docstring(module, name), WIDTH - 1))
             for flag in dataclass_flags(module, name).values():
                 self.flags[flag.name] = flag
                 self._add(group, flag)

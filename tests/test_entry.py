@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 
+import prepare_lrvsf as prepare
+import publish_lrvsf as publish
 from lrvsf import entry
 from lrvsf.command import called
 
 ROOT = Path(__file__).parent.parent
+MODEL = str(ROOT / "assets/mini-condvit")
 SCRIPTS = {
     "lrvsf-prepare": "prepare_lrvsf",
     "lrvsf-train": "train_hf",
     "lrvsf-evaluate": "evaluate_lrvsf",
     "lrvsf-publish": "publish_lrvsf",
+}
+STEPS = {name: [] for name in SCRIPTS} | {"lrvsf-evaluate": ["compare"]}
+STEPS |= {
+    f"lrvsf-{one.__name__.partition('_')[0]}": [step.__name__ for step in one.STEPS] for one in (prepare, publish)
 }
 
 
@@ -61,10 +68,11 @@ print(json.dumps([said, slow, time.process_time()]))
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """{(command, first word): (exit status, output)}, the slow packages that were imported, and processor seconds."""
+    """{(command, first words): (exit status, output)}, the slow packages that were imported, and processor seconds."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    place = ["--model", str(ROOT / "assets/mini-condvit"), "--output_dir", "x"]
-    calls = [(name, ["--help"]) for name in SCRIPTS] + [(name, ["--nonsense"]) for name in SCRIPTS]
+    place = ["--model", MODEL, "--output_dir", "x"]
+    calls = [(name, [*step, "--help"]) for name, steps in STEPS.items() for step in ([], *([step] for step in steps))]
+    calls += [(name, ["--nonsense"]) for name in SCRIPTS]
     calls += [("lrvsf-train", [*place, "--data", "nowhere"]), ("lrvsf-evaluate", [*place, "--data_root", "nowhere"])]
     calls += [("lrvsf-publish", ["convert", "nowhere", "x"]), ("lrvsf-publish", ["push", "nowhere", "me/x"])]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -72,11 +80,8 @@ def outcomes(tmp_path_factory):
     done = subprocess.run(words, cwd=elsewhere, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, imported, seconds = json.loads(done.stdout)
-    return (
-        {(name, words[0]): tuple(outcome) for (name, words), outcome in zip(calls, said, strict=True)},
-        imported,
-        seconds,
-    )
+    said = {(name, *words[:2]): tuple(outcome) for (name, words), outcome in zip(calls, said, strict=True)}
+    return said, imported, seconds
 
 
 def test_help_and_mistakes_come_before_torch(outcomes):
@@ -86,25 +91,29 @@ def test_help_and_mistakes_come_before_torch(outcomes):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_fits_80_columns_and_writes_flags_with_underscores(outcomes, name):
-    status, text = outcomes[0][name, "--help"]
-    assert status == 0 and max(map(len, text.splitlines())) <= 80
-    assert text.lower().startswith(f"usage: {name} ")
-    hyphenated = [word for word in text.split() if word.startswith("--") and "-" in word[2:]]
-    assert not hyphenated
+    assert outcomes[0][name, "--help"][1].lower().startswith(f"usage: {name} ")
+    helps = [outcomes[0][(name, *step, "--help")] for step in ([], *([step] for step in STEPS[name]))]
+    for status, text in helps:
+        assert status == 0 and max(map(len, text.splitlines())) <= 80, text
+        assert not [word for word in text.split() if word.startswith("--") and "-" in word[2:]], text
 
 
 @pytest.mark.parametrize(
-    "name, word, says",
+    "name, words, says",
     [
-        *((name, "--nonsense", f"{name}: .*--nonsense.*--help") for name in SCRIPTS if name != "lrvsf-evaluate"),
-        ("lrvsf-train", "--model", "lrvsf-train: nowhere has no train/ folder"),
-        ("lrvsf-evaluate", "--nonsense", "lrvsf-evaluate: the following arguments are required: --model, --data_root"),
-        ("lrvsf-evaluate", "--model", "lrvsf-evaluate: nowhere has no products.parquet"),
-        ("lrvsf-publish", "convert", "lrvsf-publish convert: There is no file or folder nowhere"),
-        ("lrvsf-publish", "push", "lrvsf-publish push: nowhere is no finished model"),
+        *((name, ["--nonsense"], f"{name}: .*--nonsense.*--help") for name in SCRIPTS if name != "lrvsf-evaluate"),
+        ("lrvsf-train", ["--model", MODEL], "lrvsf-train: nowhere has no train/ folder"),
+        (
+            "lrvsf-evaluate",
+            ["--nonsense"],
+            "lrvsf-evaluate: the following arguments are required: --model, --data_root",
+        ),
+        ("lrvsf-evaluate", ["--model", MODEL], "lrvsf-evaluate: nowhere has no products.parquet"),
+        ("lrvsf-publish", ["convert", "nowhere"], "lrvsf-publish convert: There is no file or folder nowhere"),
+        ("lrvsf-publish", ["push", "nowhere"], "lrvsf-publish push: nowhere is no finished model"),
     ],
 )
-def test_a_refusal_is_one_line_and_exit_status_2(outcomes, name, word, says):
-    status, text = outcomes[0][name, word]
+def test_a_refusal_is_one_line_and_exit_status_2(outcomes, name, words, says):
+    status, text = outcomes[0][(name, *words)]
     assert status == 2 and text.count("\n") == 1
     assert re.match(says, text), text
