@@ -8,12 +8,36 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 LONGEST = 300  # seconds of a run
+
+
+@contextmanager
+def forks_of(script: Path) -> Iterator[Callable[..., tuple[list[int], str]]]:
+    """`ask(log, processes, *run)` of a script that serves: the exit statuses of this run, and what it said."""
+    # On the CPU wherever the test runs; the number of threads may move last bits.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, str(script)], env=environment, text=True, **pipes) as process:
+
+        def ask(log: Path, *run: Any) -> tuple[list[int], str]:
+            process.stdin.write(json.dumps([str(log), *run]) + "\n")
+            process.stdin.flush()
+            statuses = json.loads(process.stdout.readline())
+            said = Path(f"{log}.said")
+            text = said.read_text()
+            said.unlink()  # else the next run is blamed for what this one's survivor says of its end
+            return statuses, text
+
+        yield ask
+        process.stdin.close()  # it ends
 
 
 def serve(run: Callable[..., None]) -> None:

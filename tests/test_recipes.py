@@ -41,13 +41,3 @@ def test_full_recipes_keep_the_published_schedule_and_mark_their_numbers(path):
     for topic in ("Cost", "Score"):
         sentence = re.search(rf"{topic}[,:].*?(measured|published|estimated)", comments)
         assert sentence and len(sentence.group()) < 40, f"{topic} must say whether it is measured, published, estimated"
-
-
-def test_there_is_one_for_each_model():
-    starts = {path.stem: parse(path)[0].model for path in FULL}
-    assert starts == {
-        "lrvsf-b32": "openai/clip-vit-base-patch32",
-        "lrvsf-b16": "openai/clip-vit-base-patch16",
-        "lrvsf-l14": "openai/clip-vit-large-patch14",
-        "lrvsf-h14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    }

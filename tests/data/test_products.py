@@ -100,22 +100,17 @@ def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(t
 
 
 def test_products_without_a_category_are_not_of_an_unknown_one(tmp_path):
-    rows = [product("odd", category=None), product("a")]
+    rows = [product("odd", category=None), product("a"), product("mixed", category=None)]
     rows[0]["images"][1]["category"] = "Boats"  # a scene's does not count
+    rows[2]["images"].append(row_image(plain("red"), "SIMPLE", "Bags"))
     folder = write_shards(tmp_path / "t", rows, 1)
-    assert ProductShards.scan(folder, ["Bags"]).usable == 1
+    shards = ProductShards.scan(folder, ["Bags"])
+    assert shards.faulty == {"odd": "no SIMPLE image that has a category"} and shards.rows.tolist() == [1, 2]
     write_shards(folder, rows[:1], 1)
     with pytest.raises(
         TooManyBadImages, match=r"no SIMPLE image that has a category\n.*\(--condition none\), or raise"
     ):
         ProductShards.scan(folder, ["Bags"])
-
-
-def test_null_and_mixed_categories(tmp_path):
-    mixed = product("mixed", category=None)
-    mixed["images"].append(row_image(plain("red"), "SIMPLE", "Bags"))
-    shards = ProductShards.scan(write_shards(tmp_path / "t", [product("none", category=None), mixed], 1), ["Bags"])
-    assert shards.faulty == {"none": "no SIMPLE image that has a category"} and shards.rows.tolist() == [1]
 
 
 @pytest.mark.survives("a shard without its footer", "named; left out where that is tolerated, else refused")

@@ -3,14 +3,12 @@
 Started again, it embeds what is missing and ends with the bytes of a run that nothing disturbed.
 """
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import forks_of
+from made import as_flags
 
 from lrvsf.durable import LOCK
 
@@ -18,13 +16,8 @@ from lrvsf.durable import LOCK
 @pytest.fixture(scope="module")
 def evaluations():
     """The process that evaluations are forks of."""
-    # On the CPU wherever the test runs; the number of threads may move last bits.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(Path(__file__).with_name("evaluations.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        yield process
-        process.stdin.close()  # it ends
+    with forks_of(Path(__file__).with_name("evaluations.py")) as ask:
+        yield ask
 
 
 @pytest.fixture
@@ -36,18 +29,12 @@ def run(evaluations, make_test_set, make_model, tmp_path):
     root = make_test_set(bad={"COMPLEX_IMG": {9: b"<html>"}, "jpg": {3: b"", 31: b"no"}})
     make_model().save_pretrained(tmp_path / "model")
     flags = {"model": tmp_path / "model", "data_root": root, "batch_size": 3, "gallery_sizes": 38, "folds": 2}
-    flags |= {"bf16": False, "max_bad_fraction": 0.2, "seed": 3}
-    fixed = [token for name, value in flags.items() for token in (f"--{name}", str(value))]
+    fixed = as_flags(**flags, bf16=False, max_bad_fraction=0.2, seed=3)
 
     def run(folder, processes=1, fault="none", at=0):
         folder.mkdir(exist_ok=True)
-        log = folder / "log"
-        request = [str(log), processes, fault, at, [*fixed, "--output_dir", str(folder / "out")]]
-        evaluations.stdin.write(json.dumps(request) + "\n")
-        evaluations.stdin.flush()
-        statuses = json.loads(evaluations.stdout.readline())
-        said = log.with_suffix(".said").read_text()
-        log.with_suffix(".said").unlink()  # else the next run is blamed for what this one's survivor says of its end
+        flags = [*fixed, "--output_dir", str(folder / "out")]
+        statuses, said = evaluations(folder / "log", processes, fault, at, flags)
         expected = {"none": 0, "ctrl-c": 130, "terminate": 143}.get(fault, -signal.SIGKILL)
         assert statuses[-1] == expected, said[-3000:]
         assert expected < 0 or "Traceback" not in said, said

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import forks_of
 from made import as_flags, rows_of, tiny_clip, write_products
 
 from lrvsf.data.products import ProductShards
@@ -53,11 +54,8 @@ def uninterrupted(run, flags, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trainings():
     """The process that trainings are forks of."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, str(SCRIPT)], env=environment, text=True, **pipes) as process:
-        yield process
-        process.stdin.close()  # it ends
+    with forks_of(SCRIPT) as ask:
+        yield ask
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +64,8 @@ def run(trainings):
     can. Gives what it said."""
 
     def run(folder, flags, *, processes=1, workers=0, fault="none", at=0, status=0, global_batch=4):
-        request = [str(folder / "log"), processes, fault, at]
-        trainings.stdin.write(
-            json.dumps([*request, with_sizes(folder, flags, processes, workers, global_batch)]) + "\n"
-        )
-        trainings.stdin.flush()
-        statuses = json.loads(trainings.stdout.readline())
-        said = (folder / "log.said").read_text()
-        (folder / "log.said").unlink()
+        flags = with_sizes(folder, flags, processes, workers, global_batch)
+        statuses, said = trainings(folder / "log", processes, fault, at, flags)
         assert status in statuses and (status or not any(statuses)), said[-9000:]
         return said
 
