@@ -1,8 +1,9 @@
 """Product shards: which rows can be trained on, known before the first step, and how any part of them is read.
 
-`datasets` reads them undecoded and unit by unit, from a folder or from a URL such as hf://datasets/NAME/train. A unit
-is a row group of a Parquet shard or, in the published layout, a whole tar of products. Of Parquet the scan reads types,
-categories and ids, a few bytes a row; a tar has no index, so it is read through: convert tars that are used often.
+`datasets` reads them undecoded and row group by row group, from a folder or from a URL such as
+hf://datasets/NAME/train. In the published layout, tars of products, a whole tar counts as one row group. From Parquet
+the scan reads types, categories and ids, a few bytes a row; a tar has no index, so it is read through: convert tars
+that are used often.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ IMAGE_BYTES = "images.list.element.image.bytes"
 TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
 NOT_ASKED_FOR = "no SIMPLE image of a known category"
 NO_CATEGORY = "no SIMPLE image that has a category"
-SCAN_ROWS = 1024
+SCAN_ROWS = 1024  # a row is some hundred bytes here: its images stay unread
 SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
 
 # (product_id, types, categories) of one row
 Structure = tuple[str, list[str], list[str | None]]
 
 
-def fault(types: list[str], categories: list[str | None], known: list[str] | None) -> str | None:
+def why_no_pair(types: list[str], categories: list[str | None], known: list[str] | None) -> str | None:
     """Why a product gives no training pair, or None if it does. `known`: the categories to condition on, if any."""
     if len(types) > MAX_IMAGES:
         return f"more than {MAX_IMAGES:,} images"
@@ -76,20 +77,20 @@ class ProductShards:
     """The shards of a training set, scanned. A row's number is its position in the files sorted by name.
 
     Attributes:
-        stream: undecoded rows; one of its shards is one unit.
-        units: the name of each unit, for messages.
-        starts: (units + 1,) row number where each unit begins.
+        stream: undecoded rows; one of its shards is one row group.
+        row_groups: the name of each, for messages; a tar counts as one.
+        starts: (row groups + 1,) row number where each begins.
         rows: (n,) numbers of the rows that give a training pair, ascending.
-        groups: (n,) a number for the category of each of them.
+        category_codes: (n,) a number for the category of each of them.
         faulty: product id -> why it gives none.
-        fingerprint: of what decides an epoch's order: the ids, usable or not, and how units divide them.
+        fingerprint: of what decides an epoch's order: the ids, usable or not, and how row groups divide them.
     """
 
     stream: datasets.IterableDataset
-    units: list[str]
+    row_groups: list[str]
     starts: np.ndarray
     rows: np.ndarray
-    groups: np.ndarray
+    category_codes: np.ndarray
     faulty: dict[str, str]
     fingerprint: str
 
@@ -122,36 +123,37 @@ class ProductShards:
             )
         for file, error in damaged.items():
             logger.warning("Skipped the whole of %s: %s. Write it again.", file, error)
-        readable = [(file, units) for file, units in scanned if file not in damaged]
-        names = [f"{file}, part {i}" for file, units in readable for i in range(len(units))]
-        sizes = [len(unit) for _, units in readable for unit in units]
+        readable = [(file, groups) for file, groups in scanned if file not in damaged]
+        names = [f"{file}, part {i}" for file, groups in readable for i in range(len(groups))]
+        sizes = [len(group) for _, groups in readable for group in groups]
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        structure = [(file, row) for file, units in readable for unit in units for row in unit]
-        rows, groups, faulty = _sort_out(structure, categories)
+        structure = [(file, row) for file, groups in readable for group in groups for row in group]
+        rows, category_codes, faulty = _usable_rows(structure, categories)
         if categories is not None:
             _compare_categories([row for _, row in structure], categories, tolerance, folder)
         if faulty:
             _report(faulty, len(structure), tolerance, folder)
         if len(rows) == 0:
             raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
-        identity = json.dumps([[product for product, _, _ in unit] for _, units in readable for unit in units])
+        # A resumed run must find the same order, which follows from the ids, the row groups and what is usable.
+        identity = json.dumps([[product for product, _, _ in group] for _, groups in readable for group in groups])
         fingerprint = hashlib.sha256(identity.encode() + rows.tobytes()).hexdigest()
-        return cls(_stream([file for file, _ in readable]), names, starts, rows, groups, faulty, fingerprint)
+        return cls(_stream([file for file, _ in readable]), names, starts, rows, category_codes, faulty, fingerprint)
 
-    def read(self, unit: int) -> Iterator[tuple[int, dict]]:
-        """(row number, row) of a unit, undecoded; ends early with a warning where the shard is damaged."""
-        number = int(self.starts[unit])
+    def read(self, group: int) -> Iterator[tuple[int, dict]]:
+        """(row number, row) of a row group, undecoded; ends early with a warning where the shard is damaged."""
+        number = int(self.starts[group])
         try:
-            _check_unit(self.units[unit])
-            for row in self.stream.shard(num_shards=len(self.units), index=unit):
+            _check_size(self.row_groups[group])
+            for row in self.stream.shard(num_shards=len(self.row_groups), index=group):
                 yield number, row
                 number += 1
         except DAMAGE as error:
-            lost = int(self.starts[unit + 1]) - number
-            logger.warning("%s: %s. Lost %d products; write this file again.", self.units[unit], error, lost)
+            lost = int(self.starts[group + 1]) - number
+            logger.warning("%s: %s. Lost %d products; write this file again.", self.row_groups[group], error, lost)
 
 
-def _check_unit(name: str) -> None:
+def _check_size(name: str) -> None:
     """Raises ParquetBomb: `datasets` reads a row group at once, so what it unfolds to is looked at before."""
     file, _, group = name.rpartition(", part ")
     if file.endswith(".parquet") and os.path.exists(file):  # of remote files the scan has looked at the footers
@@ -184,7 +186,7 @@ def product_files(folder: str) -> list[str]:
 
 
 def _stream(files: list[str]) -> datasets.IterableDataset:
-    """Undecoded rows; each of its shards is one unit."""
+    """Undecoded rows; each of its shards is one row group."""
     if files[0].endswith(".tar"):
         # Without features: with them, an image whose path happens to exist here would lose its bytes to it.
         return datasets.IterableDataset.from_generator(_tar_rows, gen_kwargs={"tars": files})
@@ -196,7 +198,7 @@ def _stream(files: list[str]) -> datasets.IterableDataset:
         features=UNDECODED,
         columns=list(UNDECODED),
     )
-    return stream.reshard()
+    return stream.reshard()  # from a shard a file to a shard a row group: `shard(index=...)` then reads just that one
 
 
 def _tar_rows(tars: list[str]) -> Iterator[dict]:
@@ -206,7 +208,7 @@ def _tar_rows(tars: list[str]) -> Iterator[dict]:
 
 
 def _structure(file: str) -> list[list[Structure]] | Exception:
-    """The rows of each unit, or why the file cannot be read."""
+    """The rows of each row group, or why the file cannot be read. (Returned: it runs in a thread of many.)"""
     try:
         if file.endswith(".tar"):
             lost: Counter[str] = Counter()
@@ -214,6 +216,7 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
             if lost:
                 logger.warning("%s: %d products; skipped %s.", file, len(rows), dict(lost.most_common()))
             return [rows]
+        # pre_buffer joins the small columns' reads into few requests, which is what a remote store makes one wait for.
         with fsspec.open(file, "rb") as handle, BoundedFile(handle, pre_buffer=True) as parquet:
             if why := wrong_columns(parquet):
                 raise ValueError(f"{file} {why}. Write product shards with prepare_lrvsf.py")
@@ -243,25 +246,25 @@ def _structure_of(row: dict) -> Structure:
     return row["product_id"], [image["type"] for image in images], [image["category"] for image in images]
 
 
-def _sort_out(
+def _usable_rows(
     structure: list[tuple[str, Structure]], known: list[str] | None
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """(usable rows, their groups, product id -> fault) of all (file, row)."""
+    """All (file, row) -> the numbers of the usable rows, the codes of their categories, product id -> why it is not."""
     seen: dict[str, str] = {}
     codes: dict[str | None, int] = {}
-    rows, groups, faulty = [], [], {}
+    rows, category_codes, faulty = [], [], {}
     for number, (file, (product, types, names)) in enumerate(structure):
         if product is None:
             raise ValueError(f"a row of {file} has no product_id; give it one, or remove it")
         if product in seen:
             raise ValueError(f"product {product!r} is in {seen[product]} and again in {file}; remove one of them")
         seen[product] = file
-        if reason := fault(types, names, known):
+        if reason := why_no_pair(types, names, known):
             faulty[product] = reason
         else:
             rows.append(number)
-            groups.append(codes.setdefault(category_of(types, names), len(codes)))
-    return np.array(rows, dtype=np.int64), np.array(groups, dtype=np.int64), faulty
+            category_codes.append(codes.setdefault(category_of(types, names), len(codes)))
+    return np.array(rows, dtype=np.int64), np.array(category_codes, dtype=np.int64), faulty
 
 
 def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tolerance, folder: str) -> None:
@@ -276,7 +279,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
     for _, types, names in rows:
         own = [name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name is not None]
         found.update(set(own))
-        if fault(types, names, asked) == NOT_ASKED_FOR:
+        if why_no_pair(types, names, asked) == NOT_ASKED_FOR:
             lost[own[0]] += 1
     for name in asked:
         if name not in found:
@@ -306,7 +309,7 @@ def _count_unused_pictures(rows: list[Structure], asked: list[str]) -> None:
     """Says which pictures of products that are trained on are never a target, for want of a category asked for."""
     unused: Counter[str] = Counter()
     for _, types, names in rows:
-        if fault(types, names, asked) is None:
+        if why_no_pair(types, names, asked) is None:
             own = (name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name not in asked)
             unused.update("none" if name is None else quoted(name) for name in own)
     if unused:

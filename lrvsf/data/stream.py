@@ -1,8 +1,8 @@
 """The training stream: every process takes its slice of every global batch of one planned order.
 
 The order of an epoch is known before it is read (lrvsf/data/order.py). So all processes get the same number of equal
-batches, the last partial global batch is dropped on all of them alike, and a resumed run starts where it stopped and
-reads nothing that came before. One reader feeds any number of decoding workers.
+batches, the last partial global batch is dropped on all of them, and a resumed run starts where it stopped and reads
+nothing that came before. One reader feeds any number of decoding workers.
 
 A batch drawn over all categories compares a bag with few other bags. One of few categories is full of hard negatives:
 products that the condition does not tell apart.
@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrvsf.data.images import USUAL, Tolerance
-from lrvsf.data.order import WINDOW, epoch_order, in_parts
+from lrvsf.data.order import WINDOW, batches_of_one_group, epoch_order
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards
 
 SPARES = 8  # products that may replace unreadable ones in one batch, and more of larger batches: see `ProductBatches`
-UNITS_AHEAD = 4  # units that are read while earlier ones are used
+GROUPS_AHEAD = 4  # row groups that are read while earlier ones are used
 BATCH_WITHIN = 120  # seconds that a batch is waited for, and one more for each of its pairs (not tuned)
 SHARED_PAGES = 32  # 128 KB; two loading processes work with 256
 TRAINER_SEEN_EVERY = 1.0  # seconds after which a loading process looks whether its trainer lives
@@ -47,8 +47,8 @@ Batch = tuple[int, list[dict], list[dict]]  # epoch, rows, spares
 class ProductBatches:
     """A batch sampler whose "indices" are the rows themselves: (epoch, rows, spares) for each of this rank's batches.
 
-    It holds at most a window of rows, `UNITS_AHEAD` units and, with `categories_per_batch`, one part of every category;
-    of these only what this rank will use.
+    It holds at most a window of rows, `GROUPS_AHEAD` row groups and, with `categories_per_batch`, one part of every
+    category; of these only what this rank will use.
 
     Args:
         shards: what to read; products that give no pair are left out.
@@ -99,7 +99,7 @@ class ProductBatches:
         if self.parts is None:
             return self.shards.usable // self.global_size
         part = self.global_size // self.parts
-        return int((np.bincount(self.shards.groups) // part).sum()) // self.parts
+        return int((np.bincount(self.shards.category_codes) // part).sum()) // self.parts
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -109,27 +109,31 @@ class ProductBatches:
         shards = self.shards
         order = epoch_order(shards.starts, shards.rows, self.seed, epoch, self.window)
         if self.parts is not None:
-            groups = shards.groups[np.searchsorted(shards.rows, order)]
-            whole = in_parts(groups, self.global_size // self.parts)
-            order = np.concatenate([order[whole], np.delete(order, whole)])
+            codes = shards.category_codes[np.searchsorted(shards.rows, order)]
+            whole = batches_of_one_group(codes, self.global_size // self.parts)
+            order = np.concatenate([order[whole], np.delete(order, whole)])  # the incomplete ones are left out, below
         used = len(self) * self.global_size
-        batches = order[:used].reshape(len(self), self.global_size)
+        batches = order[:used].reshape(len(self), self.global_size)  # equal on all processes, who each take columns
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         return batches[:, mine], order[used:][self.rank :: self.world_size][: self.batch_size]
 
     def __iter__(self) -> Iterator[Batch | None]:
         epoch, unread, self.unread = self.epoch, self.unread, 0
+        # A resumed run's loader counts its batches from the epoch's beginning: those before cost nothing.
         for _ in range(unread):
             yield None
         plan, left_out = self.plan(epoch)
-        first = max(unread - 1, 0)  # a resumed run too knows the batch before
+        # One batch earlier than needed: it gives spares, and a resumed run must have the ones that it had before.
+        first = max(unread - 1, 0)
         rows = RowReader(self.shards, np.concatenate([plan[first:].ravel(), left_out]))
         before = list(rows.take((unread - first) * self.batch_size))
         batch = list(rows.take(self.batch_size))
         for _ in plan[unread:]:
-            # Spares are this rank's rows of the next batch, at the end those that the epoch leaves out, and those of
-            # the batch before: no product is in a global batch twice.
+            # A sliding window of three batches: the ones before and after this one are its spares, and at the epoch's
+            # end what it leaves out. All are this rank's own rows of other global batches, so no product is in a
+            # global batch twice, and no process needs to ask another which spares it took.
             following = list(rows.take(self.batch_size))
+            # A row that a damaged shard lost takes a spare for certain: it must not use up those for bad images.
             lost = sum(not row["images"] for row in batch)
             spares = [row for row in (*following, *before) if row["images"]]
             yield epoch, batch, spares[: self.spares + lost]
@@ -137,7 +141,7 @@ class ProductBatches:
 
 
 class RowReader:
-    """Gives rows in a planned order, reading each unit once, a few units ahead, and keeping what is still to come.
+    """Gives rows in a planned order, reading each row group once, a few ahead, and keeping what is still to come.
 
     Args:
         shards: where the rows are.
@@ -147,35 +151,34 @@ class RowReader:
     def __init__(self, shards: ProductShards, plan: np.ndarray):
         self.shards = shards
         self.order = iter(plan.tolist())
-        self.wanted = np.zeros(shards.starts[-1], dtype=bool)
+        self.wanted = np.zeros(shards.starts[-1], dtype=bool)  # a byte a row of the whole set
         self.wanted[plan] = True
         self.held: dict[int, dict] = {}
-        units = np.searchsorted(shards.starts, plan, side="right") - 1
-        _, first = np.unique(units, return_index=True)
-        self.units = iter(units[np.sort(first)].tolist())  # in the order in which they are first needed
-        self.pool = ThreadPoolExecutor(UNITS_AHEAD)
+        groups = np.searchsorted(shards.starts, plan, side="right") - 1
+        _, first = np.unique(groups, return_index=True)
+        self.groups = iter(groups[np.sort(first)].tolist())  # in the order in which they are first needed
+        self.pool = ThreadPoolExecutor(GROUPS_AHEAD)  # threads: they wait for the disk or the network, not for Python
         self.coming: deque = deque()
 
     def take(self, count: int) -> Iterator[dict]:
         """The next `count` rows, or those that are left."""
         for _, number in zip(range(count), self.order, strict=False):
             while number not in self.held:
-                self._next_unit()
+                self._next_group()
             yield self.held.pop(number)
 
-    def _next_unit(self) -> None:
-        while len(self.coming) < UNITS_AHEAD and (unit := next(self.units, None)) is not None:
-            self.coming.append((unit, self.pool.submit(self._read, unit)))
-        unit, future = self.coming.popleft()
-        self.held.update(future.result())
+    def _next_group(self) -> None:
+        while len(self.coming) < GROUPS_AHEAD and (group := next(self.groups, None)) is not None:
+            self.coming.append(self.pool.submit(self._read, group))
+        self.held.update(self.coming.popleft().result())  # in their order, whichever is read first
         if not self.coming:
             self.pool.shutdown()
 
-    def _read(self, unit: int) -> dict[int, dict]:
-        rows = {number: row for number, row in self.shards.read(unit) if self.wanted[number]}
-        for number in range(self.shards.starts[unit], self.shards.starts[unit + 1]):
+    def _read(self, group: int) -> dict[int, dict]:
+        rows = {number: row for number, row in self.shards.read(group) if self.wanted[number]}
+        for number in range(self.shards.starts[group], self.shards.starts[group + 1]):
             if self.wanted[number] and number not in rows:  # lost to damage: a product without images
-                rows[number] = {"product_id": f"row {number}: {self.shards.units[unit]}", "images": []}
+                rows[number] = {"product_id": f"row {number}: {self.shards.row_groups[group]}", "images": []}
         return rows
 
 
@@ -234,7 +237,7 @@ def check_shared_memory() -> None:
 
 
 def _obey_the_trainer(worker: int) -> None:
-    """Lets a loading process end when its trainer says so, or has died, and not of a signal to all processes.
+    """Keeps a loading process alive through a signal sent to the whole group; only its trainer, or its death, ends it.
 
     The trainer still needs it then: it finishes its step and saves a checkpoint. So SIGTERM is not handled (torch's
     handler would end the process) but waited for, by a thread that looks who sent it, and whether the trainer lives.

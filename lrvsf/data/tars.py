@@ -68,7 +68,7 @@ Source = str | Path | BinaryIO
 def read_products(source: Source, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
     """The products of a tar: rows of PRODUCT_FEATURES, images undecoded and in the order of their numbers.
 
-    A product may lack a SIMPLE or a scene image: `lrvsf.data.products.fault` tells.
+    A product may lack a SIMPLE or a scene image: `lrvsf.data.products.why_no_pair` tells.
 
     Args:
         source: path, URL that fsspec knows, or open binary file, which is read from where it stands and left open.

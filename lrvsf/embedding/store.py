@@ -39,7 +39,7 @@ from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.fingerprint import differences, fingerprint
 from lrvsf.embedding.parts import Part
 from lrvsf.embedding.pipeline import Embedded, embed_ranges
-from lrvsf.embedding.top import NORM_TOLERANCE, unit_rows
+from lrvsf.embedding.top import NORM_TOLERANCE, checked_unit_rows
 from lrvsf.processes import on_main_process, own_share
 
 logger = logging.getLogger(__name__)
@@ -319,7 +319,7 @@ class EmbeddingStore:
         path = self._path(kind, start)
         with safetensors.safe_open(path, "pt") as file:
             embeds = file.get_tensor("embeds")
-        unit_rows(f"{path}, which may be removed to make it again", embeds)
+        checked_unit_rows(f"{path}, which may be removed to make it again", embeds)
         return renormalised(embeds)
 
 

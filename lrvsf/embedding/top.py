@@ -85,7 +85,7 @@ class TopItems(TopLists):
 NORM_TOLERANCE = 1e-3  # float16 and bfloat16 storage included: rounding errors of many coordinates cancel
 
 
-def unit_rows(name: str, embeds: Tensor, first_row: int = 0) -> Tensor:
+def checked_unit_rows(name: str, embeds: Tensor, first_row: int = 0) -> Tensor:
     """Embeddings (n, dim) as float32; refused are other shapes, and rows that are not finite or not of length 1."""
     embeds = torch.as_tensor(embeds).float()
     if embeds.ndim != 2:

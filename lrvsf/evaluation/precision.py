@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrvsf.embedding import top
-from lrvsf.embedding.top import unit_rows
+from lrvsf.embedding.top import checked_unit_rows
 from lrvsf.evaluation.recall import Draws, Folds, checked_categories, checked_folds
 
 
@@ -42,7 +42,7 @@ class TopShares:
         max_k: int = 100,
     ) -> None:
         self.queries, self.targets = (
-            top.on_grid(unit_rows(name, embeds))
+            top.on_grid(checked_unit_rows(name, embeds))
             for name, embeds in (("query_embeds", query_embeds), ("target_embeds", target_embeds))
         )
         self.device, self.max_k = self.queries.device, max_k
@@ -60,7 +60,7 @@ class TopShares:
         categories = checked_categories("categories", categories, len(embeds)).to(self.device)
         for start in range(0, len(embeds), top.BLOCK):
             first = first_row + start
-            items = unit_rows("distractor_embeds", embeds[start : start + top.BLOCK], first).to(self.device)
+            items = checked_unit_rows("distractor_embeds", embeds[start : start + top.BLOCK], first).to(self.device)
             scores = self.queries @ top.on_grid(items).T  # (P, b), exact: lists are the same on every machine
             # Distractors are numbered after all products, so that products win ties.
             numbers = torch.arange(first, first + len(items), device=self.device) + len(self.queries)

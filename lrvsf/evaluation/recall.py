@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrvsf.embedding.top import unit_rows
+from lrvsf.embedding.top import checked_unit_rows
 from lrvsf.evaluation.counting import count_above
 from lrvsf.processes import sum_over
 
@@ -100,7 +100,10 @@ class RankCounter:
         categories: Tensor | None = None,
         bf16: bool = False,
     ) -> None:
-        self.queries, self.targets = unit_rows("query_embeds", query_embeds), unit_rows("target_embeds", target_embeds)
+        self.queries, self.targets = (
+            checked_unit_rows("query_embeds", query_embeds),
+            checked_unit_rows("target_embeds", target_embeds),
+        )
         if self.queries.shape != self.targets.shape:
             raise ValueError(
                 f"query_embeds {tuple(self.queries.shape)} and target_embeds {tuple(self.targets.shape)} differ in "
@@ -136,7 +139,7 @@ class RankCounter:
         if categories is not None:
             categories = checked_categories("categories", categories, len(embeds)).to(self.queries.device)
         for start in range(0, len(embeds), BLOCK):  # so that memory is a block's, however many rows come
-            block = unit_rows("distractor_embeds", embeds[start : start + BLOCK], first_row + start)
+            block = checked_unit_rows("distractor_embeds", embeds[start : start + BLOCK], first_row + start)
             if block.shape[1] != self.queries.shape[1]:
                 dims = block.shape[1], self.queries.shape[1]
                 raise ValueError("Distractors have {} dimensions but queries {}: another model's?".format(*dims))

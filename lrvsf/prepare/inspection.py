@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.data.names import UnusableCell, identifier, usable_identifier
 from lrvsf.data.parquet import DAMAGE, open_parquet, read_rows
-from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, fault, wrong_columns
+from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, why_no_pair, wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
 from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, image_bytes, wrong_cells
@@ -119,7 +119,7 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
     if kind == SHARD:
         name = row["product_id"]
         images = [(i["type"], i["category"], i.get("image")) for i in row["images"] or () if i is not None]
-        why = fault([kind for kind, _, _ in images], [category for _, category, _ in images], None)
+        why = why_no_pair([kind for kind, _, _ in images], [category for _, category, _ in images], None)
     elif kind == QUERIES:
         category, why = _category(row)
         target = (SIMPLE, category, row.get("SIMPLE_IMG"))

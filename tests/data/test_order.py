@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from lrvsf.data.order import epoch_order, in_parts
+from lrvsf.data.order import batches_of_one_group, epoch_order
 
-STARTS = np.array([0, 3, 3, 10, 12, 20])  # an empty unit among them
+STARTS = np.array([0, 3, 3, 10, 12, 20])  # an empty row group among them
 ROWS = np.array([0, 2, 3, 4, 5, 8, 9, 10, 12, 13, 14, 18, 19])
 
 
@@ -17,12 +17,14 @@ def test_every_row_once_within_windows_of_units(window):
     assert sorted(order) == ROWS.tolist()
     assert order.tolist() == epoch_order(STARTS, ROWS, 1, 2, window).tolist()
     start, cuts = 0, []
-    for stop in range(1, len(order) + 1):  # cut where whole units fill a window
+    for stop in range(1, len(order) + 1):  # cut where whole row groups fill a window
         units = {unit_of(row) for row in order[start:stop]}
         if stop - start >= window and stop - start == sum(unit_of(row) in units for row in ROWS):
             cuts.append(stop - start)
             start = stop
-    assert all(cut < window + 5 for cut in cuts) and len(order) - start < window, "at most a unit more than the window"
+    assert all(cut < window + 5 for cut in cuts) and len(order) - start < window, (
+        "at most a row group more than the window"
+    )
 
 
 def test_orders_of_seeds_and_epochs_differ():
@@ -37,6 +39,6 @@ def test_shuffle_is_uniform_over_places():
 
 
 def test_parts_share_a_group_and_stand_where_they_were_completed():
-    assert in_parts(np.array([0, 1, 0, 1, 1, 0, 2, 0, 1]), 2).tolist() == [0, 2, 1, 3, 5, 7, 4, 8]
-    assert in_parts(np.array([0, 1, 2]), 1).tolist() == [0, 1, 2]
-    assert in_parts(np.array([0, 1, 2]), 2).tolist() == []
+    assert batches_of_one_group(np.array([0, 1, 0, 1, 1, 0, 2, 0, 1]), 2).tolist() == [0, 2, 1, 3, 5, 7, 4, 8]
+    assert batches_of_one_group(np.array([0, 1, 2]), 1).tolist() == [0, 1, 2]
+    assert batches_of_one_group(np.array([0, 1, 2]), 2).tolist() == []

@@ -32,7 +32,7 @@ def test_products_that_give_no_pair_are_named_before_training(tmp_path, caplog):
     assert "lonely" in caplog.text and "3 of 5" in caplog.text
     assert ProductShards.scan(tmp_path / "t").usable == 3, "without a condition the category does not matter"
     assert shards.rows.tolist() == [0, 3], "in the order of the files: a, lonely, odd, then b, bare"
-    names = [row["product_id"] for unit in range(2) for _, row in shards.read(unit)]
+    names = [row["product_id"] for group in range(2) for _, row in shards.read(group)]
     assert names == ["a", "lonely", "odd", "b", "bare"]
 
 
@@ -122,7 +122,7 @@ def test_a_shard_cut_short(tmp_path, tolerated, caplog):
     if tolerated:
         shards = ProductShards.scan(folder, tolerance=Tolerance(0.3))
         assert shards.usable == 6 and "Skipped the whole of" in caplog.text and "2.parquet" in caplog.text
-        names = [row["product_id"] for unit in range(3) for _, row in shards.read(unit)]
+        names = [row["product_id"] for group in range(3) for _, row in shards.read(group)]
         assert names == ["p0", "p4", "p1", "p5", "p3", "p7"]
     else:
         with pytest.raises(TooManyBadImages, match="1 of 4 shards"):
@@ -148,8 +148,12 @@ def test_shards_behind_a_url(tmp_path):
     store = fsspec.filesystem("memory")
     store.put(f"{tmp_path}/t/*.parquet", "/bucket/train/")
     near, far = ProductShards.scan(tmp_path / "t"), ProductShards.scan("memory://bucket/train")
-    assert len(far.units) == 4 and far.units[1].startswith("memory://") and far.rows.tolist() == near.rows.tolist()
-    assert [list(far.read(unit)) for unit in range(4)] == [list(near.read(unit)) for unit in range(4)]
+    assert (
+        len(far.row_groups) == 4
+        and far.row_groups[1].startswith("memory://")
+        and far.rows.tolist() == near.rows.tolist()
+    )
+    assert [list(far.read(group)) for group in range(4)] == [list(near.read(group)) for group in range(4)]
 
 
 def write_tars(folder, names, files=2):
@@ -165,9 +169,9 @@ def test_published_tars_are_read_as_they_are(tmp_path):
     whole = (folder / "1.tar").read_bytes()
     (folder / "1.tar").write_bytes(whole[: 512 * 9])  # cut in the second of its three products
     shards = ProductShards.scan(training_folder(str(tmp_path)), ["Bags"])
-    assert shards.usable == 5 and shards.starts.tolist() == [0, 4, 5] and shards.units[1].endswith("1.tar, part 0")
+    assert shards.usable == 5 and shards.starts.tolist() == [0, 4, 5] and shards.row_groups[1].endswith("1.tar, part 0")
     for _ in range(2):
-        rows = [row for unit in range(2) for _, row in shards.read(unit)]
+        rows = [row for group in range(2) for _, row in shards.read(group)]
         assert [row["product_id"] for row in rows] == ["p0", "p2", "p4", "p6", "p1"]
     assert rows[0]["images"][1]["type"] == "COMPLEX" and rows[0]["images"][1]["image"]["bytes"] == plain("red")
     batches = ProductBatches(shards, 2, seed=0)
@@ -199,7 +203,7 @@ def test_names_are_no_patterns(tmp_path):
     (root / "._aab.parquet").write_bytes(b"attributes")
     assert training_folder(str(root.parent)) == str(root)
     shards = ProductShards.scan(str(root))
-    names = [row["product_id"] for unit in range(len(shards.units)) for _, row in shards.read(unit)]
+    names = [row["product_id"] for group in range(len(shards.row_groups)) for _, row in shards.read(group)]
     assert names == [f"p{i}" for first in (1, 2, 0) for i in range(first, 12, 3)] and shards.usable == 12
 
 

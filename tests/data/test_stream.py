@@ -126,7 +126,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_pa
         batches.set_epoch(epoch)
         read.clear()
         whole = list(batches)
-        assert len(read) == len(set(read)) <= len(shards.units), "each unit is read once an epoch"
+        assert len(read) == len(set(read)) <= len(shards.row_groups), "each row group is read once an epoch"
         counts = [len(read)]
         for start in (1, 4, len(whole) - 1):
             read.clear()
@@ -145,7 +145,7 @@ def test_what_is_read_and_held_is_bounded(tmp_path):
     shards.read = lambda unit: reads.append(unit) or whole_read(unit)
     for step, _ in enumerate(batches):
         held.append(4 * len(reads) - 4 * (step + 1))
-    assert len(reads) == len(shards.units) == 50
+    assert len(reads) == len(shards.row_groups) == 50
     assert max(held) <= 16 + 4 + 4 * 5, "a window, the batch for spares, units ahead"
 
 

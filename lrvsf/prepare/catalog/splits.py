@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
 
-from lrvsf.data.products import fault
+from lrvsf.data.products import why_no_pair
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, marks, number_of
 from lrvsf.prepare.catalog.listing import ListedImage
@@ -153,7 +153,7 @@ class Splits:
         """Whether a product can be trained on; counts it as what it is."""
         types = [image.listed.type for image in images]
         self.products["usable"] += 1
-        if fault(types, [], None) is None and (images[0].category or not self.conditioned):
+        if why_no_pair(types, [], None) is None and (images[0].category or not self.conditioned):
             self.products["complete"] += 1
             return True
         lacks = "product image" if SIMPLE not in types else "category" if set(types) & set(SCENES) else "scene"

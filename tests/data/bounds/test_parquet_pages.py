@@ -149,7 +149,7 @@ def test_a_shard_that_unfolds_is_lost_and_named(tmp_path, monkeypatch, caplog):
     pq.write_table(bomb, folder / "2.parquet", compression="zstd")
     shards = ProductShards.scan(folder)
     assert shards.usable == 18, "its structure is small"
-    assert [len(list(shards.read(unit))) for unit in range(len(shards.units))] == [4, 4, 0]
+    assert [len(list(shards.read(group))) for group in range(len(shards.row_groups))] == [4, 4, 0]
     assert "2.parquet, part 0" in caplog.text and "Lost 10 products" in caplog.text
 
 
