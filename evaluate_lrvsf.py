@@ -77,7 +77,8 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
     output = Path(args.output_dir)
     tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
     folder = args.embeds or output / "embeds"
-    data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, args.batch_size, tolerance, args.store_dtype))
+    settings_of_store = {"batch_size": args.batch_size, "tolerance": tolerance, "dtype": args.store_dtype}
+    data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, **settings_of_store))
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
         write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
         print(f"Wrote {output / 'attention.png'}.")

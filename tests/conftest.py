@@ -127,6 +127,7 @@ def make_store(tmp_path):
     numbers = count()
 
     def make(encoder, test_set, batch_size: int = 256, max_bad: float = 0.01):
-        return StoredTestSet(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, batch_size, Tolerance(max_bad))
+        limits = {"batch_size": batch_size, "tolerance": Tolerance(max_bad)}
+        return StoredTestSet(tmp_path / f"embeds-{next(numbers)}", encoder, test_set, **limits)
 
     return make

@@ -10,7 +10,7 @@ from lrvsf.flags import FlagParser
 from lrvsf.paths import PRODUCTS, check_model, check_output, near
 from lrvsf.recipe import read_arguments
 
-GALLERY_SIZES = (500, 2000, 5000)
+GALLERY_SIZES = (500, 2000, 5000)  # which Mini LRVS-F fills
 STEPS = {  # of evaluate_lrvsf.py, besides measuring; each module has a `main`
     "compare": "lrvsf.evaluation.pages.compare",
     "picture": "lrvsf.evaluation.pages.picture",
@@ -131,7 +131,6 @@ class PictureArguments:
         default=0,
         metadata={"help": "how many successes, and how many of the worst failures, sheet.html shows; 0: no page"},
     )
-
     conditioning_page: bool = field(
         default=False,
         metadata={"help": "write conditioning.html: does the condition help, and what does another one change?"},

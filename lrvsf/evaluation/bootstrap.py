@@ -30,7 +30,7 @@ from lrvsf.evaluation.stored_folds import read_indices
 logger = logging.getLogger(__name__)
 
 LEADERBOARD_SIZES = (10_000, 100_000, 500_000, 1_000_000)
-FLAGS = {  # that only some protocols have
+FLAGS = {  # that only some protocols have: given to another, they would be obeyed by nobody
     "bootstrap": ("gallery_sizes", "folds", "products_per_fold", "restrict_to_category"),
     "leaderboard": ("product_folds", "restrict_to_category"),
     "paper": ("stored_folds",),
@@ -102,8 +102,8 @@ def chosen_settings(protocol: str, given: Mapping[str, Any]) -> BootstrapSetting
             raise ValueError(f"--{name} has no meaning in the {protocol} protocol; leave it out.")
     if protocol == "paper":
         return None
-    own = {name: given[name] for name in (*FLAGS[protocol], *EVERYWHERE) if given[name] is not None}
-    return BootstrapSettings.leaderboard(**own) if protocol == "leaderboard" else BootstrapSettings(**own)
+    chosen = {name: given[name] for name in (*FLAGS[protocol], *EVERYWHERE) if given[name] is not None}
+    return BootstrapSettings.leaderboard(**chosen) if protocol == "leaderboard" else BootstrapSettings(**chosen)
 
 
 def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Tensor:
@@ -111,6 +111,7 @@ def draw_folds(items: int, draws: int, folds: int, seed: int, stream: int) -> Te
 
     Each gallery size is a stream of its own, so adding a size leaves the draws of the others as they were.
     """
+    # A generator for each stream, not one for all in turn: results stay paired whatever sizes are asked for.
     return torch.from_numpy(np.random.default_rng([seed, stream]).integers(0, items, (folds, draws)))
 
 
@@ -128,7 +129,7 @@ def evaluate_bootstrap(
         ValueError: a category that the model does not know, distractors that do not join by category, a gallery larger
             than the distractors that could be read; and as `EmbeddedTestSet.fill` does.
     """
-    settings.check_distractors(data.test_set.n_distractors)
+    settings.check_distractors(data.test_set.n_distractors)  # all that can be refused is, before anything is embedded
     stored = settings.product_folds and read_indices(settings.product_folds, data.test_set.n_products)
     restricted = settings.restrict_to_category
     if restricted and not settings.allow_unmatched_categories:
@@ -138,11 +139,11 @@ def evaluate_bootstrap(
 
     if stored is None:
         per_fold = settings.products_per_fold or min(len(data.rows), MAX_PRODUCTS_PER_FOLD)
-        product_folds: Folds = draw_folds(len(data.rows), per_fold, settings.folds, settings.seed, stream=0)
+        product_folds: Folds = draw_folds(len(data.rows), per_fold, settings.folds, settings.seed, stream=0)  # (F, n)
     else:
         per_fold, product_folds = stored.shape[1], data.positions(stored)
     distractor_folds = [
-        draw_folds(data.n_distractors, size, len(product_folds), settings.seed, stream=size)
+        draw_folds(data.n_distractors, size, len(product_folds), settings.seed, stream=size)  # (F, size)
         for size in settings.gallery_sizes
     ]
     categories = data.product_categories if restricted else None
@@ -159,13 +160,13 @@ def evaluate_bootstrap(
         }
         if queries is not None:
             queries.add(size, ranks, data.rows, data.category_names, "galleries", data.product_ids)
-        if size > data.n_distractors:
+        if size > data.n_distractors:  # as the published code draws: its score is better than its size deserves
             galleries[str(size)]["marked"] = f"drawn with repeats from only {data.n_distractors} distractors"
     return {
         **asdict(settings),
         "folds": len(product_folds),
         "products_per_fold": per_fold,
-        "missing_draws": {"products": len(product_folds) * per_fold - int(counter.weights.sum())},
+        "missing_draws": {"products": len(product_folds) * per_fold - int(counter.weights.sum())},  # of a file only
         **data.facts,
         **({"unmatched": data.categories.facts()} if restricted else {}),
         "galleries": galleries,

@@ -21,7 +21,7 @@ from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lookalikes,
 from lrvsf.data.parquet import opened
 from lrvsf.data.testset import RESTORE, ProductTestSet
 
-SHOWN = 5  # names in a message
+SHOWN = 5  # names in a message, not tuned
 
 
 def product_ids(test_set: ProductTestSet) -> list[str]:
@@ -60,8 +60,8 @@ class Categories:
 
     def without_distractors(self) -> list[str]:
         """The products' categories that no distractor has."""
-        held = torch.bincount(self.distractors + 1, minlength=len(self.names) + 1)[1:]
-        return [name for name, count in zip(self.names, held.tolist(), strict=True) if not count]
+        counts = torch.bincount(self.distractors + 1, minlength=len(self.names) + 1)[1:]  # the first bin is that of -1
+        return [name for name, count in zip(self.names, counts.tolist(), strict=True) if not count]
 
     def facts(self) -> dict[str, Any]:
         """What was joined and what did not join, of JSON's types."""
@@ -84,7 +84,7 @@ class Categories:
         if len(more := self.without_distractors()) > SHOWN:
             lines.append(f"and {len(more) - SHOWN} more categories have no distractor")
         for group in lookalikes([*self.names, *self.foreign])[:SHOWN]:
-            if set(group) & set(self.names):
+            if set(group) & set(self.names):  # two names that no product has put nothing into a wrong gallery
                 lines.append(f"{' and '.join(map(quoted, group))} look alike and are not the same category")
         return lines
 
@@ -102,25 +102,26 @@ def join_categories(test_set: ProductTestSet) -> Categories:
     """The categories of all products and distractors, joined by name: blanks around a name and a column's type do not
     count, capitals and accents do. Raises ValueError: products without a category.
     """
-    of_products = test_set.categories()
-    if without := [row for row, name in enumerate(of_products) if name is None]:
+    product_names = test_set.categories()
+    if without := [row for row, name in enumerate(product_names) if name is None]:
         raise ValueError(
             f"{len(without)} products of {test_set.root} have no category, the first is row {without[0]}. A gallery of "
             "the target's category needs one: fill CATEGORY, or measure without it."
         )
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(of_products))}
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(product_names))}  # by first appearance
     parts, nameless, foreign = [torch.empty(0, dtype=torch.int64)], Counter(), Counter()
     for names, indices, reasons in _names(_distractors(test_set), "CATEGORY"):
+        # Names are few and rows are millions: Python sees each name once, and tensors see the rows.
         counts = torch.bincount(indices, minlength=len(names)).tolist()
         for name, reason, count in zip(names, reasons, counts, strict=True):
             if name is None:
                 nameless[reason] += count
             elif name not in numbers:
                 foreign[name] += count
-        parts.append(torch.tensor([numbers.get(name, -1) for name in names])[indices])
+        parts.append(torch.tensor([numbers.get(name, -1) for name in names])[indices])  # (n,)
     return Categories(
         list(numbers),
-        torch.tensor([numbers[name] for name in of_products]),
+        torch.tensor([numbers[name] for name in product_names]),
         torch.cat(parts),
         {reason: count for reason, count in nameless.items() if count},
         {name: count for name, count in foreign.most_common() if count},
@@ -132,7 +133,7 @@ def _names(files: list[Path], name: str) -> Iterator[tuple[list[str | None], Ten
     """For each part of a column: its different names, None where a cell has none, the place (n,) of each row's name
     among them, and why there is none."""
     for chunk in _chunks(files, name):
-        coded = pc.dictionary_encode(chunk, null_encoding="encode")
+        coded = pc.dictionary_encode(chunk, null_encoding="encode")  # a null is a name, too, or its row had no place
         values = coded.dictionary
         # Python's float does not tell what float32 rounded; numpy's does.
         narrow = pa.types.is_float32(values.type) or pa.types.is_float16(values.type)
@@ -162,7 +163,7 @@ def _chunks(files: list[Path], name: str) -> Iterator[pa.Array]:
             column = parquet.read([name])[name]
         if pa.types.is_nested(column.type):
             raise ValueError(f"{file} has {column.type} in {name}, where text must be. Save the column as text.")
-        if pa.types.is_dictionary(column.type):
+        if pa.types.is_dictionary(column.type):  # its chunks may have dictionaries of their own
             column = column.cast(column.type.value_type)
         yield from column.chunks
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Distractors, Products
@@ -25,17 +24,9 @@ SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one; no
 class StoredTestSet(EmbeddingStore):
     """The embedding store of a test set, which it knows."""
 
-    def __init__(
-        self,
-        folder: str | Path,
-        encoder: Encoder,
-        test_set: ProductTestSet,
-        batch_size: int = 256,
-        tolerance: Tolerance = USUAL,
-        dtype: str = "float16",
-    ) -> None:
-        parts = Products(test_set), Distractors(test_set)
-        super().__init__(folder, encoder, parts, test_set.root, batch_size, tolerance, dtype)
+    def __init__(self, folder: str | Path, encoder: Encoder, test_set: ProductTestSet, **settings: Any) -> None:
+        parts = Products(test_set), Distractors(test_set)  # `settings` are the others of `EmbeddingStore`
+        super().__init__(folder, encoder, parts, test_set.root, **settings)
         self.test_set = test_set
 
 
@@ -65,17 +56,18 @@ class EmbeddedTestSet:
         if self._filled:
             return
         encoder, test_set, store = self.encoder, self.test_set, self._store
-        if encoder.conditioning == "category":
+        if encoder.conditioning == "category":  # or it fails in the middle of embedding
             test_set.check_categories(encoder.model.config.categories)
         store.fill()
         self.rows: list[int] = store.rows("products").tolist()
         if not self.rows:
             skipped = store.skipped("products")
             raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {skipped}.")
+        # What the store gives, whether it was just written or not: the rounding of its type is in every result.
         self.queries, self.targets = (store.whole(kind).to(encoder.device) for kind in Products.kinds)
         self.distractor_rows = store.rows("distractors")
         self.n_distractors = len(self.distractor_rows)
-        names, origins = test_set.categories(), list(test_set.origins("products"))
+        names, origins = test_set.categories(), list(test_set.origins("products"))  # of all rows, unlike what follows
         self.category_names = [names[row] for row in self.rows]
         self.product_ids = [origins[row].product_id for row in self.rows]
         self.facts = {
@@ -131,9 +123,9 @@ class EmbeddedTestSet:
 
 def positions_among(rows: Tensor, folds: Iterable[Tensor]) -> list[Tensor]:
     """Folds of row numbers -> of their positions among ascending `rows` (n,); what is not among them is left out."""
-    position = torch.full((int(rows.max()) + 1 if len(rows) else 1,), -1)
+    position = torch.full((int(rows.max()) + 1 if len(rows) else 1,), -1)  # row -> position, -1 for none
     position[rows] = torch.arange(len(rows))
-    found = [position[fold[fold < len(position)]] for fold in folds]
+    found = [position[fold[fold < len(position)]] for fold in folds]  # rows beyond the last that could be read
     return [fold[fold >= 0] for fold in found]
 
 

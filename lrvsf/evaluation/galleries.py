@@ -15,7 +15,7 @@ from lrvsf.evaluation.results import KS
 
 logger = logging.getLogger(__name__)
 
-TIES_WORTH_A_WARNING = 0.001
+TIES_WORTH_A_WARNING = 0.001  # of the queries; not tuned
 
 
 def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> dict[str, Any]:

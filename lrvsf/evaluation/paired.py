@@ -6,7 +6,7 @@ models find the same queries hard, which a difference of each product with itsel
 with replacement, each with all its draws, and the difference is taken in every resample: a paired bootstrap. Its 2.5th
 and 97.5th percentiles are the interval.
 
-What the interval does not hold: other distractors, and other training runs of the same recipe.
+What the interval does not cover: other distractors, and other training runs of the same recipe.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from lrvsf.evaluation.queries import load_queries
 from lrvsf.evaluation.results import FIRST_KS, is_trivial, load_results
 
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # percentiles of 2.5 stand on 250 of them
 AT_A_TIME = 500  # resamples in memory: 4 MB for 1,000 products
 SAME = ("test_set", "protocol", "seed", "folds", "products_per_fold", "gallery_sizes", "skipped")
 
@@ -65,19 +65,22 @@ def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
     tables = [load_queries(folder) for folder in (first, second)]
     parts = [_part_of(table) for table in tables]
     if parts[0] != parts[1]:
-        raise ValueError(f"{first} has the galleries {_named(parts[0])}, {second} {_named(parts[1])}. Evaluate alike.")
+        named = [", ".join(f"{galleries} {size}" for galleries, size in part) for part in parts]
+        raise ValueError(
+            f"{first} has the galleries {named[0]}, {second} {named[1]}. Evaluate both with the same flags."
+        )
     differences = []
     for galleries, size in parts[0]:
-        one, two = (_rows(table, galleries, size) for table in tables)
-        _check_draws(one, two, size, first, second)
-        draws = one["draws"].to_numpy()
-        hits = [np.stack([table[f"hit_at_{k}"].to_numpy() for k in FIRST_KS], axis=1) for table in (one, two)]  # (P, 3)
+        pair = [_rows(table, galleries, size) for table in tables]
+        _check_draws(*pair, size, first, second)
+        draws = pair[0]["draws"].to_numpy()  # (P,), the same in both
+        hits = [np.stack([rows[f"hit_at_{k}"].to_numpy() for k in FIRST_KS], axis=1) for rows in pair]  # (P, 3) each
         lows, highs = bootstrap_interval(hits[1] - hits[0], draws)
         for column, k in enumerate(FIRST_KS):
-            if any(is_trivial(gallery, "recall", str(k), of) for gallery, of in _measured(results, galleries, size)):
+            if any(is_trivial(part, "recall", str(k), whole) for part, whole in _measured(results, galleries, size)):
                 continue
             values = [hit[:, column] for hit in hits]
-            recalls = [float(value @ draws / draws.sum()) for value in values]
+            recalls = [float(value @ draws / draws.sum()) for value in values]  # pooled over all draws, as the interval
             better = [int((values[a] > values[b]).sum()) for a, b in ((0, 1), (1, 0))]
             differences.append(
                 Difference(galleries, size, k, *recalls, float(lows[column]), float(highs[column]), *better)
@@ -96,10 +99,11 @@ def bootstrap_interval(
     if products < 2:
         raise ValueError(f"{products} product(s) were drawn; an interval over products needs at least 2.")
     generator = np.random.default_rng(seed)
-    weighted = np.column_stack([draws[:, None] * differences, draws])  # (P, M + 1)
+    weighted = np.column_stack([draws[:, None] * differences, draws])  # (P, M + 1): the last column sums to a weight
     means = []
     for start in range(0, resamples, AT_A_TIME):
         count = min(AT_A_TIME, resamples - start)
+        # Each resample counts in a row of cells of its own, so that one bincount serves them all.
         drawn = generator.integers(0, products, (count, products)) + products * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * products).reshape(count, products)
         sums = times @ weighted  # (count, M + 1): how often each product was drawn decides, not in which order
@@ -136,7 +140,8 @@ def _line(one: Difference) -> str:
 
 def _measured(results: Sequence[Mapping[str, Any]], galleries: str, size: int) -> list[tuple[Any, Mapping[str, Any]]]:
     """Each evaluation's part on one gallery size, and the whole."""
-    return [((of if galleries == "galleries" else of[galleries])["galleries"][str(size)], of) for of in results]
+    parts = [whole if galleries == "galleries" else whole[galleries] for whole in results]
+    return [(part["galleries"][str(size)], whole) for part, whole in zip(parts, results, strict=True)]
 
 
 def _check_same(one: Mapping[str, Any], two: Mapping[str, Any], first: str | Path, second: str | Path) -> None:
@@ -167,10 +172,6 @@ def _part_of(table: pa.Table) -> list[tuple[str, int]]:
     return list(dict.fromkeys((part["galleries"], part["size"]) for part in parts))
 
 
-def _named(parts: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{galleries} {size}" for galleries, size in parts)
-
-
 def _rows(table: pa.Table, galleries: str, size: int) -> pa.Table:
     rows = table.filter((pc.field("galleries") == galleries) & (pc.field("size") == size))
-    return rows.sort_by("product_row").combine_chunks()
+    return rows.sort_by("product_row").combine_chunks()  # both tables in one order: products are paired by place

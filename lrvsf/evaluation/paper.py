@@ -27,6 +27,7 @@ from lrvsf.evaluation.recall import Folds, RankCounter, fold_recall
 from lrvsf.evaluation.results import KS
 from lrvsf.evaluation.stored_folds import StoredFolds
 
+# The published curve's; the last one is all published distractors.
 SIZES = (0, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_015)
 
 
@@ -53,16 +54,16 @@ def evaluate_paper(
             `evaluate_bootstrap` does.
     """
     stored = None if stored_folds is None else StoredFolds(stored_folds)
-    matched = None if stored is None else _Matched(stored, data.test_set)
+    matched = None if stored is None else _Matched(stored, data.test_set)  # refused before anything is embedded
     categories = data.categories
     if not allow_unmatched:
         categories.check()
     data.fill()
 
-    reached = [size for size in SIZES if size <= data.n_distractors]
+    reached = [size for size in SIZES if size <= data.n_distractors]  # never empty: 0 is one
     sizes = reached if reached[-1] == data.n_distractors else [*reached, data.n_distractors]
-    everyone = torch.arange(len(data.rows))[None]
-    prefixes = [torch.arange(size)[None] for size in sizes]
+    everyone = torch.arange(len(data.rows))[None]  # one fold, (1, P)
+    prefixes = [torch.arange(size)[None] for size in sizes]  # the first N distractors of the test set's order
     galleries = _galleries(data, sizes, everyone, prefixes, bf16_ranks, queries, "galleries")
     if len(sizes) > len(reached):
         galleries[str(sizes[-1])]["marked"] = "all distractors of this test set; no published size"
@@ -94,13 +95,13 @@ class _Matched:
         self.distractors = [stored.distractors(size, ids) for size in stored.sizes]
 
     def results(self, data: EmbeddedTestSet, bf16_ranks: bool, queries: QueryTable | None) -> dict[str, Any]:
-        """The folds' galleries. Draws of what could not be had are missing: a smaller gallery, a query less."""
+        """The folds' galleries. What could not be read is left out: galleries can be smaller and queries fewer."""
         products = data.positions(self.products.rows)
-        drawn: list[Sequence[Tensor]] = [[torch.empty(0, dtype=torch.int64)] * self.folds]
+        drawn: list[Sequence[Tensor]] = [[torch.empty(0, dtype=torch.int64)] * self.folds]  # size 0: products alone
         drawn += [positions_among(data.distractor_rows, matched.rows) for matched in self.distractors]
         galleries = _galleries(data, self.sizes, products, drawn, bf16_ranks, queries, "stored_folds")
         for size, matched, folds in zip(self.sizes[1:], self.distractors, drawn[1:], strict=True):
-            missing = matched.draws - sum(map(len, folds))
+            missing = matched.draws - sum(map(len, folds))  # of ids that are not there, and of images that are damaged
             if missing:
                 galleries[str(size)]["missing_draws"] = missing
                 galleries[str(size)]["marked"] = (
@@ -128,7 +129,7 @@ def _galleries(
     whole = RankCounter(*arguments, bf16=bf16_ranks)
     within = RankCounter(*arguments, data.product_categories, bf16=bf16_ranks)
     tops = TopShares(data.queries, data.targets, data.product_categories, product_folds, distractor_folds, max(KS))
-    for embeds, first_row, categories in data.categorised_blocks():
+    for embeds, first_row, categories in data.categorised_blocks():  # read once for all three
         whole.add(embeds, first_row)
         within.add(embeds, first_row, categories)
         tops.add(embeds, first_row, categories)
@@ -143,6 +144,6 @@ def _galleries(
             **describe_items(product_folds, drawn, data),
             "recall_in_category": over_folds(fold_recall(restricted.expected, restricted.weights, max(KS))),
             "precision": precision,
-            "category_accuracy": precision["1"],
+            "category_accuracy": precision["1"],  # the paper's name for it
         }
     return galleries

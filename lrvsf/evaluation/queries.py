@@ -1,4 +1,4 @@
-"""What became of every query, beside results.json: queries.parquet, one row for each gallery size and product.
+"""What became of every query, next to results.json: queries.parquet, one row for each gallery size and product.
 
 galleries        "galleries" or "stored_folds": the part of results.json that the row belongs to
 size             distractors in the gallery
@@ -33,7 +33,7 @@ COLUMNS = ("galleries", "size", "product_row", "category", "draws", "mean_rank",
 
 
 class QueryTable:
-    """Collects the queries of a protocol's galleries. Alike on every process, as the ranks are."""
+    """Collects the queries of a protocol's galleries. The same on every process, as the ranks are."""
 
     def __init__(self) -> None:
         self._parts: list[pa.Table] = []

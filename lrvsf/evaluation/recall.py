@@ -287,18 +287,21 @@ def _category_blocks(
 
 
 def ranks_among_all(
-    queries: Tensor, targets: Tensor, blocks: Iterable[tuple[Tensor, int]], n_distractors: int
+    queries: Tensor, targets: Tensor, blocks: Iterable[tuple], n_distractors: int, categories: Tensor | None = None
 ) -> GalleryRanks:
     """The ranks (P, 1) of all products' targets among each other and all processes' distractors, on every process.
 
     Args:
         queries, targets: (P, dim) unit rows, the same on every process.
-        blocks: this process's distractors, as (n, dim) unit rows and the place of the first of them among all.
+        blocks: this process's distractors, as `RankCounter.add` takes them: (n, dim) unit rows, the place of the first
+            of them among all and, where there are categories, theirs.
         n_distractors: how many all processes hold.
+        categories: (P,) as `RankCounter` takes them.
     """
     # One fold in which everything is drawn once.
-    counter = RankCounter(queries, targets, torch.arange(len(queries))[None], [torch.arange(n_distractors)[None]])
-    for embeds, first_row in blocks:
-        counter.add(embeds, first_row)
+    folds = torch.arange(len(queries))[None], [torch.arange(n_distractors)[None]]
+    counter = RankCounter(queries, targets, *folds, categories)
+    for block in blocks:
+        counter.add(*block)
     (ranks,) = counter.ranks()
     return ranks

@@ -1,5 +1,5 @@
 """Results as a file, tables and a plot. All that is printed or drawn comes from the dictionary that results.json holds,
-or, query by query, from queries.parquet beside it (`lrvsf.evaluation.queries`).
+or, query by query, from queries.parquet next to it (`lrvsf.evaluation.queries`).
 
 model, model_weights, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
@@ -46,12 +46,13 @@ FIRST_KS = KS[:3]  # of tables that compare, plots, pages, queries.parquet, vali
 
 TRIVIAL = "-: a gallery has at most K items, so that every query would succeed"
 GROUND = ("test_set", "skipped", "seed", "folds", "products_per_fold", "product_folds", "missing_draws")
-FEW_QUERIES = 200  # below, the table says how little a score can tell
-MOST_NAMES = 30  # categories listed, those with the fewest items first
+FEW_QUERIES = 200  # below, the table says how little a score can tell; not tuned: an interval of at most 14 points
+MOST_NAMES = 30  # categories listed, those with the fewest items first; not tuned
 
 
 def save_results(results: Results, path: str | Path) -> None:
     """Writes results.json so that a reader never sees half of it."""
+    # A number that is not finite ends this: other readers of JSON do not know NaN.
     write_whole(path, (json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
@@ -75,7 +76,7 @@ def results_table(results: Results) -> str:
     lines += [f"protocol      {_protocol(results)}", "", *_galleries(results["galleries"], results)]
     if results.get("sizes_not_reached"):
         sizes = ", ".join(map(str, results["sizes_not_reached"]))
-        lines.append(_wrapped(f"Not measured, for want of distractors: {sizes}"))
+        lines.append(_wrapped(f"Not measured, as there are too few distractors: {sizes}"))
     if stored := results.get("stored_folds"):
         per_fold, missing = stored["products_per_fold"], stored["missing_draws"]["products"]
         lines += ["", f"{stored['folds']} stored folds of {per_fold} products, {missing} draws of products missing", ""]
@@ -137,7 +138,7 @@ def _galleries(galleries: Mapping[str, Any], results: Results) -> list[str]:
 def is_trivial(gallery: Mapping[str, Any], key: str, k: str, results: Results) -> bool:
     """Whether a gallery has at most K items, so that recall at K is 1 whatever the model."""
     if key == "recall_in_category" or results.get("restrict_to_category"):
-        items = max(gallery.get("items_by_category", {}).values(), default=math.inf)
+        items = max(gallery.get("items_by_category", {}).values(), default=math.inf)  # the largest category's gallery
     else:
         items = gallery.get("items", math.inf)  # earlier versions did not count them
     return int(k) >= items
@@ -180,10 +181,11 @@ def _in_brackets(question: str) -> str:
 
 def _few_queries(results: Results) -> list[str]:
     """One sentence where the queries are too few to tell much: how far the score could be from that of others."""
+    # Folds ask for the same products again: more draws than products are not more independent queries.
     queries = min(results["n_products"], results["folds"] * results["products_per_fold"])
     if queries >= FEW_QUERIES:
         return []
-    size = max(results["galleries"], key=int)
+    size = max(results["galleries"], key=int)  # a text, as JSON's names are
     low, high = wilson_interval(results["galleries"][size]["recall"]["1"]["mean"], queries)
     return [
         f"{queries} queries tell little: the 95 % interval of R@1 at N = {int(size):,} is {100 * (high - low):.0f} "
@@ -193,7 +195,7 @@ def _few_queries(results: Results) -> list[str]:
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share of `count` independent cases (Wilson 1927), within 0..1 also at 0 and 1."""
-    z2 = 1.959964**2
+    z2 = 1.959964**2  # the normal distribution's 97.5th percentile
     middle, half = share + z2 / (2 * count), math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2)))
     return max(0.0, (middle - half) / (1 + z2 / count)), min(1.0, (middle + half) / (1 + z2 / count))
 
@@ -234,10 +236,10 @@ def comparison_table(named_results: Mapping[str, Results], size: int | None = No
         ]
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>7}" for cell in cells))
     notes = [TRIVIAL] if any(line.endswith(" -") for line in lines) else []
-    return "\n".join([*lines, *("\n" + _wrapped(note) for note in [*notes, *_not_alike(named_results)])])
+    return "\n".join([*lines, *("\n" + _wrapped(note) for note in [*notes, *_differing_ground(named_results)])])
 
 
-def _not_alike(named_results: Mapping[str, Results]) -> list[str]:
+def _differing_ground(named_results: Mapping[str, Results]) -> list[str]:
     """A sentence for each model whose figures were not measured as the first one's, or not in whole galleries."""
     (first, ground), *others = named_results.items()
     sentences = [

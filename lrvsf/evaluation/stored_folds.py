@@ -35,7 +35,7 @@ from lrvsf.data.bounds.safe_pickle import labels_of, load_arrays, load_tensor
 from lrvsf.data.parquet import open_parquet
 from lrvsf.durable import write_whole
 
-MAX_NAME = 1000  # characters of a label
+MAX_NAME = 1000  # characters of a label, not tuned: one of megabytes is no label
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class StoredFolds:
         return self._matched("distractors", f"distractors.{size}", ids)
 
     def _matched(self, what: str, key: str, ids: Sequence[str]) -> MatchedFolds:
-        row_of = {name: row for row, name in reversed(list(enumerate(ids)))}
-        names = bytes(self._tensors[f"{what}.ids"].numpy()).decode().split("\n")
+        row_of = {name: row for row, name in reversed(list(enumerate(ids)))}  # reversed: of equal ids the first stays
+        names = bytes(self._tensors[f"{what}.ids"].numpy()).decode().split("\n")  # a tensor holds no texts
         rows = torch.tensor([row_of.get(name, -1) for name in names])[self._tensors[key].long()]  # (F, n)
         if rows.numel() and (rows < 0).all():
             raise ValueError(
@@ -113,6 +113,7 @@ def convert(source: str | Path, target: str | Path, metadata: str | Path | None 
     stored = load_arrays(source)
     if not isinstance(stored, dict) or "test_subsets" not in stored:
         raise ValueError(f"{source} holds {_described(stored)}; a dictionary with test_subsets is needed.")
+    # Size 0 is no draw at all: the protocol measures it without being told.
     sizes = {
         int(m[1]): stored[k] for k in stored if (m := re.fullmatch(r"dist_(\d{1,9})_subsets", str(k))) and m[1] != "0"
     }
@@ -123,7 +124,7 @@ def convert(source: str | Path, target: str | Path, metadata: str | Path | None 
         if absent := [label for label in labels if label not in names]:
             raise ValueError(f"{metadata} has no row {absent[0]!r}, which {source} names ({len(absent)} such rows).")
         labels = [names[label] for label in labels]
-    if any(len(folds) != len(products[0]) for folds in distractors):
+    if any(len(folds) != len(products[0]) for folds in distractors):  # fold f of both is one gallery
         raise ValueError(f"{source}: test_subsets has {len(products[0])} folds, but not every size has as many.")
     tensors = {"products": products[0], "products.ids": _as_bytes(ids), "distractors.ids": _as_bytes(labels)}
     tensors |= {f"distractors.{size}": folds for size, folds in zip(sizes, distractors, strict=True)}
@@ -142,6 +143,7 @@ def _as_positions(groups: dict[Any, Any], source: str | Path) -> tuple[list[Tens
     if long := [name for name in number_of if len(name) > MAX_NAME]:
         raise ValueError(f"{source} has the label {long[0][:40]!r}..., of {len(long[0])} characters.")
     names = sorted(number_of)
+    # From numbers in the order of the draws to positions in the sorted list: the file does not depend on that order.
     position_of = np.empty(len(names), dtype=np.int32)
     position_of[[number_of[name] for name in names]] = np.arange(len(names), dtype=np.int32)
     tables = [np.stack(folds) if folds else np.empty((0, 0), dtype=np.int64) for folds in groups_of_numbers]
@@ -154,7 +156,7 @@ def _numbered(fold: Sequence[Any] | np.ndarray, number_of: dict[str, int]) -> np
         return np.array([number_of.setdefault(str(label), len(number_of)) for label in fold], dtype=np.int64)
     if not len(fold):  # numpy's empty list is one of floats
         return np.empty(0, dtype=np.int64)
-    different, inverse = np.unique(fold, return_inverse=True)
+    different, inverse = np.unique(fold, return_inverse=True)  # a fold of two million labels has them in C
     names = [label.decode() if isinstance(label, bytes) else str(label) for label in different.tolist()]
     return np.array([number_of.setdefault(name, len(number_of)) for name in names], dtype=np.int64)[inverse.ravel()]
 

@@ -50,7 +50,7 @@ def open_store(test_set, tiny_model, tmp_path):
 
     def make(folder="embeds", *, encoder=None, of=None, batch_size=3, tolerance=HALF):
         encoder = encoder or Encoder(tiny_model, "category")
-        return StoredTestSet(tmp_path / folder, encoder, of or test_set, batch_size, tolerance)
+        return StoredTestSet(tmp_path / folder, encoder, of or test_set, batch_size=batch_size, tolerance=tolerance)
 
     return make
 

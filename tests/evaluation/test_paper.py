@@ -100,6 +100,6 @@ def test_table(make_test_set, tiny_model, make_store, small_sizes, stored_folds)
     assert max(map(len, table.splitlines())) <= 80
     assert table.count("R@1  ") == 4 and table.count("P@1 ") == 2
     assert "* 40: all distractors of this test set; no published size" in table
-    assert "Not measured, for want of distractors: 100" in table
+    assert "Not measured, as there are too few distractors: 100" in table
     assert "2 stored folds of 4 products, 1 draws of products missing" in table
     assert "* 3: 16.67% of the draws of distractors are missing" in table

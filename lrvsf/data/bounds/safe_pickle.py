@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-MAX_PICKLE_BYTES = 2**30
-MAX_TORCH_BYTES = 2**26
+MAX_PICKLE_BYTES = 2**30  # not tuned
+MAX_TORCH_BYTES = 2**26  # not tuned: a table of (20, 1000) takes 160 kB
 MAX_CONTAINERS = 10**5  # an empty dictionary takes a byte of the file and 64 of memory
 MAX_NUMBER = 2**63
 MAX_LABELS = 10**8  # the paper has 20 folds of up to two million
@@ -122,7 +122,7 @@ class _Walk:
             elif name == "MARK":
                 self._marks.append(len(self._stack))
             elif name == "STOP":
-                return self._stack.pop()
+                return self._stack.pop()  # what follows is not looked at
             elif name not in ("PROTO", "FRAME"):
                 self._build(name, argument)
 
@@ -153,7 +153,7 @@ class _Walk:
         elif name == "BUILD":
             (state,) = self._pop(1)
             _is_a(stack[-1], _DType | _Array).set_state(*_is_a(state, tuple))
-        elif name == "BINPERSID" and self._storage:
+        elif name == "BINPERSID" and self._storage:  # torch's way to name a storage
             stack.append(self._storage(*self._pop(1)))
         else:
             raise PickleRefused(f"the pickle has the operation {name}, which arrays do not need.")
@@ -197,6 +197,7 @@ def _numpy_name(module: str, name: str) -> Any:
     """What a pickle of arrays gets for a name."""
     if not isinstance(module, str) or not isinstance(name, str) or name not in NUMPY.get(module, ()):
         raise PickleRefused(f"the pickle asks for {module!s:.80}.{name!s:.80}, which is no array.")
+    # `ndarray` is handed out as a mere text: it is only ever an argument of `_reconstruct`.
     known = {"dtype": _DType, "_reconstruct": _Array, "_frombuffer": _from_buffer}
     return _Call(known[name]) if name in known else name
 

@@ -28,8 +28,8 @@ from modeling_condvit import CondViTModel
 from processing_condvit import pad_and_resize, to_pixel_values
 
 LABELS = ("[CLS]", "[CLS], more\nthan on average\nover conditions", "condition token")
-LABEL = 120
-COLOURS = colormaps["YlOrRd"]
+LABEL = 120  # pixels for a line's name
+COLOURS = colormaps["YlOrRd"]  # lightness alone tells large from small
 NOTE = "Attention rollout. Red: each map's largest value; no colour: its smallest, or not above the average."
 
 
@@ -41,9 +41,9 @@ def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:
     if not attentions:
         raise ValueError("There is no layer's attention. Run the model with eager attention and output_attentions.")
     identity = torch.eye(attentions[0].shape[-1], device=attentions[0].device)
-    flow = identity.expand(len(attentions[0]), -1, -1)
+    flow = identity.expand(len(attentions[0]), -1, -1)  # nothing has flowed before the first layer
     for layer in attentions:
-        flow = (layer.float().mean(1) + identity) / 2 @ flow
+        flow = (layer.float().mean(1) + identity) / 2 @ flow  # (B, T, T), rows sum to 1; later layers from the left
     return flow
 
 
@@ -54,7 +54,7 @@ def patch_maps(rollout: Tensor, side: int) -> Tensor:
     """
     patches = 1 + side**2
     if rollout.shape[-1] <= patches:
-        raise ValueError(f"{rollout.shape[-1]} tokens hold no condition beside [CLS] and {side}² patches.")
+        raise ValueError(f"{rollout.shape[-1]} tokens hold no condition besides [CLS] and {side}² patches.")
     cls, condition = rollout[:, 0, 1:patches], rollout[:, patches:, 1:patches].mean(1)  # (B, side²)
     return torch.stack([cls, (cls - cls.mean(0)).clamp_min(0), condition], dim=1).unflatten(2, (side, side))
 
@@ -77,16 +77,16 @@ def attention_maps(encoder: Encoder, scene: bytes | None) -> Tensor:
     pixels = torch.from_numpy(to_pixel_values(pad_and_resize(decode_image(scene), size))).to(encoder.device)
     categories = torch.arange(len(model.config.categories), device=encoder.device)
     with eager_attention(model):
-        batch = pixels.expand(len(categories), -1, -1, -1)
+        batch = pixels.expand(len(categories), -1, -1, -1)  # (C, 3, S, S), one image in memory
         attentions = model(batch, categories, output_attentions=True).attentions
     return patch_maps(attention_rollout(attentions), size // model.config.patch_size).cpu()
 
 
 def draw_heat(image: Image.Image, heat: Tensor) -> Image.Image:
     """A map (side, side) over a square image: pale and grey at its smallest value, red at its largest."""
-    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-12)
+    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-12)  # a flat map stays pale
     smooth = Image.fromarray(heat.numpy().astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
-    hot = np.asarray(smooth).clip(0, 1)  # (S, S)
+    hot = np.asarray(smooth).clip(0, 1)  # (S, S); bicubic overshoots
     pale = 0.4 + 0.6 * np.asarray(image.convert("L"))[..., None] / 255
     share = 0.8 * hot[..., None] ** 0.8  # what is warm hides as little of the garment as possible
     mixed = (1 - share) * pale + share * COLOURS(0.25 + 0.75 * hot)[..., :3]

@@ -16,21 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from lrvsf.durable import write_whole
 from lrvsf.embedding.pipeline import THREADS, prefetch_map
 from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.embedded import EmbeddedTestSet
-from lrvsf.evaluation.pages.sheet import FOUND
+from lrvsf.evaluation.pages.sheet import FOUND, render
 from lrvsf.evaluation.paired import bootstrap_interval
-from lrvsf.evaluation.recall import RankCounter
+from lrvsf.evaluation.recall import ranks_among_all
 from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.processes import every, own_share
 
 WAYS = ("with the condition", "without", "without, filtered by category")
-TEMPLATE = Path(__file__).with_name("conditions.html.jinja")
 
 
 def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmat
         gain[WAY]: difference, low, high of R@1 with the condition over this way, 95 % over products
         swap: answers[own][asked], the share of queries whose first item is of the category asked for;
             asked_for, same: this share, and the share of unchanged first items, over all other categories asked for
-        confusion[WAY][own][found]: shares of the first ten items; what is missing to 1 is of no known category
+        confusion[WAY][own][found]: shares of the first ten items; the remainder to 1 has no known category
         queries, items: how many each category has, of queries and in its gallery
         unmatched: what did not join (`lrvsf.evaluation.columns.Categories.facts`)
 
@@ -53,7 +51,7 @@ def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmat
     asked = [name for name in data.encoder.model.config.categories if name in names]
     numbers = [names.index(name) for name in asked]
     asking = queries_under(data, asked, batch_size)  # condition -> (P, dim)
-    own = data.product_categories
+    own = data.product_categories  # (P,)
     meant = torch.stack([asking[names[number]][row] for row, number in enumerate(own.tolist())])  # (P, dim)
     asked_so = ((meant, False), (asking[None], False), (asking[None], True))
     hits = {way: hits_of(data, queries, filtered) for way, (queries, filtered) in zip(WAYS, asked_so, strict=True)}
@@ -98,6 +96,7 @@ def queries_under(data: EmbeddedTestSet, conditions: list[str], batch_size: int)
     """Each condition, and None for no condition -> the queries (P, dim), in the order of `data.rows`, on the device."""
     encoder, (start, stop) = data.encoder, own_share(len(data.rows))
     rows = data.rows[start:stop]
+    # One read from the first row to the last; those between that cannot be read are passed over.
     wanted, products = set(rows), data.test_set.products(rows[0], rows[-1] + 1) if rows else ()
     images = ((product.row, product.query_image) for product in products if product.row in wanted)
     parts: dict[str | None, list[Tensor]] = {name: [torch.empty(0, encoder.dim)] for name in [*conditions, None]}
@@ -108,20 +107,15 @@ def queries_under(data: EmbeddedTestSet, conditions: list[str], batch_size: int)
             for name, embeds in parts.items():
                 embeds.append(encoder.embed(batch, None if name is None else [name] * len(batch)))
             batch = []
-    own = {name: torch.cat(embeds) for name, embeds in parts.items()}
-    everywhere = every(own)  # in the order of the slices
-    return {name: torch.cat([part[name] for part in everywhere]).to(encoder.device) for name in own}
+    share = {name: torch.cat(embeds) for name, embeds in parts.items()}
+    everywhere = every(share)  # in the order of the slices
+    return {name: torch.cat([part[name] for part in everywhere]).to(encoder.device) for name in share}
 
 
 def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
     """(P, 3) float64 on the CPU: is the target among the first 1, 5, 10, everyone among all, or of its category?"""
-    everyone = torch.arange(len(queries))[None]
-    gallery = [torch.arange(data.n_distractors)[None]]
-    categories = data.product_categories if filtered else None
-    counter = RankCounter(queries, data.targets, everyone, gallery, categories)
-    for block in data.categorised_blocks() if filtered else data.blocks():
-        counter.add(*block)
-    (ranks,) = counter.ranks()
+    blocks, categories = (data.categorised_blocks(), data.product_categories) if filtered else (data.blocks(), None)
+    ranks = ranks_among_all(queries, data.targets, blocks, data.n_distractors, categories)
     return torch.cat([(ranks.expected <= k).double() for k in FIRST_KS], dim=1)
 
 
@@ -138,7 +132,7 @@ def top_of(data: EmbeddedTestSet, queries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gain(with_condition: Tensor, other: Tensor) -> dict[str, float]:
-    difference = (with_condition - other)[:, :1].numpy()
+    difference = (with_condition - other)[:, :1].numpy()  # (P, 1): R@1 alone
     low, high = bootstrap_interval(difference, np.ones(len(difference)))
     return {"difference": float(difference.mean()), "low": float(low[0]), "high": float(high[0])}
 
@@ -147,10 +141,12 @@ def _swap(
     found: dict[str | None, tuple[Tensor, Tensor]], asked: list[str], numbers: list[int], own: Tensor
 ) -> dict[str, Any]:
     first_item = torch.stack([found[name][0][:, 0] for name in asked])  # (C, P)
-    first_category = torch.stack([found[name][1][:, 0] for name in asked])
+    first_category = torch.stack([found[name][1][:, 0] for name in asked])  # (C, P)
     as_asked = first_category == torch.tensor(numbers)[:, None]
     other = torch.tensor(numbers)[:, None] != own.cpu()  # asked for what the query is not meant for
-    meant = torch.tensor([numbers.index(number) for number in own.tolist()])
+    meant = torch.tensor(
+        [numbers.index(number) for number in own.tolist()]
+    )  # (P,), the row of each product's condition
     same = first_item == first_item[meant, torch.arange(len(meant))]
     answers = [[_mean(as_asked[column, own.cpu() == row]) for column in range(len(asked))] for row in numbers]
     return {"answers": answers, "asked_for": _mean(as_asked[other]), "same": _mean(same[other])}
@@ -167,7 +163,5 @@ def _mean(values: Tensor) -> float | None:
 
 def write_conditions(measured: dict[str, Any], path: str | Path, model: str) -> None:
     """The page, one HTML file without links, of what `measure_conditions` found."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.1f}"
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    write_whole(path, template.render(model=model, **measured).encode())
+    percent = lambda share: "-" if share is None else f"{100 * share:.1f}"  # noqa: E731
+    write_whole(path, render("conditions", {"percent": percent}, model=model, **measured).encode())

@@ -20,12 +20,13 @@ from lrvsf.embedding.pipeline import embed_distractors, embed_products
 from lrvsf.terminal import never_refuse
 from processing_condvit import pad_and_resize
 
-TILE, GAP, LINE, LABEL = 120, 8, 24, 104
+TILE, GAP, LINE, LABEL = 120, 8, 24, 104  # pixels
 INK, FRAME = (32, 32, 36), (30, 140, 60)
 
 
 def gallery_of(encoder: Encoder, test_set: ProductTestSet) -> tuple[torch.Tensor, list[bytes]]:
     """All products' target images and all distractors: (n, dim) unit rows, and the encoded images in the same order."""
+    # All in memory: this is for a small test set. An evaluation's store is not asked for.
     products, distractors = embed_products(encoder, test_set, 256), embed_distractors(encoder, test_set, 256)
     targets, others = list(test_set.products()), dict(test_set.distractors())
     images = [targets[row].target_image for row in products.rows] + [others[row] for row in distractors.rows]
@@ -36,11 +37,11 @@ def retrieve(
     encoder: Encoder, scene: bytes, categories: Iterable[str], gallery: torch.Tensor, count: int
 ) -> dict[str, list[int]]:
     """For each category the gallery rows that the conditioned scene finds, best first."""
-    pixels = encoder.pixels(scene)
+    pixels = encoder.pixels(scene)  # decoded once for all conditions
     found = {}
     for category in categories:
         query = encoder.embed([pixels], [category])  # (1, dim)
-        found[category] = (query @ gallery.T)[0].topk(count).indices.tolist()
+        found[category] = (query @ gallery.T)[0].topk(count).indices.tolist()  # ties in any order, as it is a picture
     return found
 
 

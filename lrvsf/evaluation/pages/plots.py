@@ -31,10 +31,9 @@ def plot_all(named_results: Mapping[str, Results], queries: Mapping[str, pa.Tabl
     Args:
         named_results, queries: name of a model -> what its results.json and its queries.parquet hold.
     """
-    for name, plot, of in zip(
-        PLOTS, (plot_recall, plot_categories, plot_ranks), (named_results, named_results, queries), strict=True
-    ):
-        plot(of, Path(folder, name))
+    plot_recall(named_results, Path(folder, PLOTS[0]))
+    plot_categories(named_results, Path(folder, PLOTS[1]))
+    plot_ranks(queries, Path(folder, PLOTS[2]))
 
 
 def plot_recall(named_results: Mapping[str, Results], path: str | Path) -> None:
@@ -44,11 +43,11 @@ def plot_recall(named_results: Mapping[str, Results], path: str | Path) -> None:
     for k, axes in zip(KS, panels, strict=True):
         for name, results in named_results.items():
             galleries = {int(size): gallery for size, gallery in results["galleries"].items()}
-            own = [n for n in sorted(galleries) if not is_trivial(galleries[n], "recall", k, results)]
-            recalls = [galleries[size]["recall"][k] for size in own]
+            shown = [n for n in sorted(galleries) if not is_trivial(galleries[n], "recall", k, results)]
+            recalls = [galleries[size]["recall"][k] for size in shown]
             mean, std = (np.array([100 * recall[key] for recall in recalls]) for key in ("mean", "std"))
             within = [np.minimum(std, mean), np.minimum(std, 100 - mean)]  # a recall is between 0 and 100 %
-            axes.errorbar(own, mean, yerr=within, marker="o", markersize=4, capsize=3, label=as_label(name))
+            axes.errorbar(shown, mean, yerr=within, marker="o", markersize=4, capsize=3, label=as_label(name))
         if sizes[0]:
             axes.set_xscale("log")
         else:  # a gallery of products alone
@@ -65,16 +64,17 @@ def plot_categories(named_results: Mapping[str, Results], path: str | Path) -> N
     """A group of bars for each category, one bar for each model; how many queries a category has under its name."""
     size = max(set.intersection(*(set(map(int, results["galleries"])) for results in named_results.values())))
     by_model = [results["galleries"][str(size)]["recall_at_1_by_category"] for results in named_results.values()]
-    categories = sorted({category for of in by_model for category in of})
+    categories = sorted({category for recalls in by_model for category in recalls})
     figure, (axes,) = _panels(1, width=max(6.4, 0.9 * len(categories)))
     width = 0.8 / len(by_model)
-    for number, (name, of) in enumerate(zip(named_results, by_model, strict=True)):
-        places = np.arange(len(categories)) + width * (number - (len(by_model) - 1) / 2)
-        axes.bar(places, [100 * of[c]["mean"] if c in of else 0 for c in categories], width, label=as_label(name))
+    for number, (name, recalls) in enumerate(zip(named_results, by_model, strict=True)):
+        places = np.arange(len(categories)) + width * (number - (len(by_model) - 1) / 2)  # side by side, centred
+        heights = [100 * recalls[c]["mean"] if c in recalls else 0 for c in categories]
+        axes.bar(places, heights, width, label=as_label(name))
         for place, category in zip(places, categories, strict=True):
-            if category not in of:
+            if category not in recalls:  # else no bar would look like a recall of 0
                 axes.text(place, 0, "no query", rotation=90, ha="center", va="bottom", fontsize="x-small", color="grey")
-    counts = [max(of[c]["queries"] for of in by_model if c in of) for c in categories]
+    counts = [max(recalls[c]["queries"] for recalls in by_model if c in recalls) for c in categories]
     labels = [f"{as_label(c)}\n{count:,}" for c, count in zip(categories, counts, strict=True)]
     axes.set_xticks(range(len(categories)), labels, fontsize="small")
     axes.set_ylabel(f"R@1 (%), {size:,} distractors")
@@ -109,7 +109,7 @@ def as_label(name: str) -> str:
 
 def rank_shares(ranks: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Shares of the draws (P,) whose rank (P,), from 1, is at most 1, 2, 4, 8, ... and above the one before."""
-    bins = np.ceil(np.log2(np.maximum(ranks, 1))).astype(int)
+    bins = np.ceil(np.log2(np.maximum(ranks, 1))).astype(int)  # 1 -> 0, 2 -> 1, 3 and 4 -> 2, 5 to 8 -> 3
     return np.bincount(bins, weights=draws) / draws.sum()
 
 
@@ -125,7 +125,7 @@ def _short(number: int) -> str:
 
 def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(count * width, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # not pyplot, which keeps figures and asks for a display
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     for axes in panels:
         axes.grid(alpha=0.3, axis="y" if count == 1 else "both")

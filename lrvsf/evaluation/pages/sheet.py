@@ -7,6 +7,7 @@ kept for the shown queries only, in one pass over blocks of the gallery, in memo
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ from processing_condvit import pad_and_resize
 FOUND = 10  # products shown of each query's answer
 DEPTH = 50  # items looked at for them: a product may have several pictures
 TILE = 128  # pixels
-TEMPLATE = Path(__file__).with_name("sheet.html.jinja")
 
 
 class Found(NamedTuple):
@@ -61,6 +61,7 @@ def choose(ranks: Tensor, count: int, seed: int) -> tuple[list[int], list[int]]:
     Either list is shorter where there are fewer.
     """
     first = (ranks <= 1).nonzero().flatten()
+    # Drawn, as the first rows may be of one category; the worst are not drawn, so that nothing bad is left out.
     drawn = torch.randperm(len(first), generator=torch.Generator().manual_seed(seed))[:count]
     worst = ranks.argsort(descending=True, stable=True)[: min(count, len(ranks) - len(first))]
     return first[drawn].sort().values.tolist(), worst.tolist()
@@ -70,7 +71,7 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
     """Embeds what is missing and writes the page, on the main process. Every process must call it.
 
     Args:
-        count: successes and failures to show, of each so many, if there are.
+        count: how many successes and how many failures to show, if there are.
         seed: of the draw of successes.
         model: the name that the page gives.
     """
@@ -79,7 +80,7 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
     ranks = ranks_among_all(data.queries, data.targets, data.blocks(), data.n_distractors).expected.flatten()  # (P,)
     successes, failures = choose(ranks, count, seed)
     shown = successes + failures
-    answers = top_items(data, shown, first_distractor=test_set.n_products)
+    answers = top_items(data, shown, first_distractor=test_set.n_products)  # collective: before the others leave
     if not PartialState().is_main_process:
         return
     ids = _found_ids(test_set, answers)
@@ -113,7 +114,7 @@ def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) ->
     for embeds, first in data.blocks():
         top.add(embeds, data.distractor_rows[first : first + len(embeds)] + first_distractor)
     top.gather()  # each process saw its own distractors
-    top.add(data.targets, torch.tensor(data.rows, dtype=torch.int64))  # alike on every process
+    top.add(data.targets, torch.tensor(data.rows, dtype=torch.int64))  # the same on every process
     return top.items.tolist()
 
 
@@ -121,16 +122,23 @@ def by_product(items: list[int], ids: dict[int, str | None]) -> list[list[int]]:
     """Items, best first, of which those of one product id are one group, where its best item stands."""
     groups: dict[Any, list[int]] = {}
     for item in items:
-        groups.setdefault(item if ids[item] is None else ids[item], []).append(item)
+        groups.setdefault(item if ids[item] is None else ids[item], []).append(
+            item
+        )  # a dict keeps the best items' order
     return list(groups.values())
 
 
 def render_sheet(successes: list[Retrieval], failures: list[Retrieval], facts: dict[str, Any]) -> str:
     """The page. What comes from the data, captions above all, is escaped; images are embedded as JPEG."""
+    return render("sheet", {"src": thumbnail}, successes=successes, failures=failures, tile=TILE, depth=DEPTH, **facts)
+
+
+def render(page: str, filters: dict[str, Callable], **facts: Any) -> str:
+    """A page from PAGE.html.jinja; a name that it uses and does not get is an error."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["src"] = thumbnail
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(successes=successes, failures=failures, tile=TILE, depth=DEPTH, **facts)
+    environment.filters |= filters
+    template = Path(__file__).with_name(f"{page}.html.jinja")
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**facts)
 
 
 def thumbnail(data: bytes | None) -> str:
