@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from made import as_flags
 from transformers import (
     BertConfig,
     Dinov2Config,
@@ -128,10 +129,10 @@ def test_a_store_tells_baselines_apart(tmp_path, make_test_set):
 def test_evaluated_with_the_published_filter(tmp_path, make_test_set, capsys):
     model, _ = MADE["siglip_vision_model"]()
     model.save_pretrained(tmp_path / "model")
-    flags = ["--model", tmp_path / "model", "--data_root", make_test_set(), "--output_dir", tmp_path / "out"]
-    flags += ["--gallery_sizes", 10, "--folds", 2, "--restrict_to_category", True]
-    evaluate_lrvsf.main([str(flag) for flag in flags])
+    places = {"model": tmp_path / "model", "data_root": make_test_set(), "output_dir": tmp_path / "out"}
+    flags = as_flags(**places, gallery_sizes=10, folds=2, restrict_to_category=True)
+    evaluate_lrvsf.main(flags)
     printed = capsys.readouterr().out
     assert "none, 16 dimensions" in printed and "only items of the target's category" in printed
     with pytest.raises(ValueError, match="this model runs with conditioning=.none."):
-        evaluate_lrvsf.main([*map(str, flags), "--attention", "0"])
+        evaluate_lrvsf.main([*flags, "--attention", "0"])

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from lrvsf.training.arguments import CondViTTrainingArguments
-
 EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
 
 
@@ -76,9 +74,3 @@ def test_the_score_before_the_first_step_is_told_beside_the_best(train, scripted
     scripted(0.6, 0.1, 0.5)
     train(tmp_path, max_steps=2, eval_on_start=True, **EACH_STEP)
     assert "the model of step 2, validation R@1 50.0 % (60.0 % before the first step), is in" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("metric, greater", [("R@1", True), ("R@10", True), ("loss", False)])
-def test_the_best_model_has_the_largest_recall_or_the_smallest_loss(tmp_path, metric, greater):
-    args = CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric)
-    assert args.greater_is_better is greater

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made import as_flags
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
@@ -46,8 +47,8 @@ def test_the_output_is_a_complete_hub_folder(trained, mini):
 
 def test_what_was_trained_evaluates_with_the_bad_query_counted(trained, mini, tmp_path):
     folder, _ = trained
-    flags = ["--model", folder, "--data_root", mini / "test", "--output_dir", tmp_path, "--folds", 2]
-    evaluate_lrvsf.main([*map(str, flags), "--gallery_sizes", "10", "20"])
+    places = {"model": folder, "data_root": mini / "test", "output_dir": tmp_path}
+    evaluate_lrvsf.main(as_flags(**places, folds=2, gallery_sizes=[10, 20]))
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["n_products"] == 9 and results["skipped"]["products"] == {"not an image": 1}
     assert 0 <= results["galleries"]["20"]["recall"]["1"]["mean"] <= 1
@@ -66,9 +67,9 @@ def test_one_run_at_a_time(train, trained, mini, tmp_path, locked_elsewhere):
     with locked_elsewhere(tmp_path) as other:
         with pytest.raises(InUse, match=by.format(other)):
             train(tmp_path)
-        flags = ["--model", trained[0], "--data_root", mini / "test", "--output_dir", tmp_path, "--gallery_sizes", 20]
+        places = {"model": trained[0], "data_root": mini / "test", "output_dir": tmp_path}
         with pytest.raises(InUse, match=by.format(other)):
-            evaluate_lrvsf.main([*map(str, flags)])
+            evaluate_lrvsf.main(as_flags(**places, gallery_sizes=20))
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

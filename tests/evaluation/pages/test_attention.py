@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from made import as_flags, encode, noise
 from PIL import Image
 
 import evaluate_lrvsf
@@ -58,17 +59,12 @@ def test_patch_maps_by_hand():
         patch_maps(torch.eye(5)[None], 2)
 
 
-def png_bytes(image: Image.Image, path) -> bytes:
-    image.save(path)
-    return path.read_bytes()
-
-
-def test_maps_of_a_model_are_of_its_own_weights_and_leave_it_as_it_was(make_model, make_image, tmp_path):
+def test_maps_of_a_model_are_of_its_own_weights_and_leave_it_as_it_was(make_model):
     model = make_model(num_condition_tokens=2)
     encoder = Encoder(model, "category")
     before = model.config._attn_implementation
     assert before != "eager"  # or the test would not see that it is put back
-    maps = attention_maps(encoder, png_bytes(make_image(50, 32), tmp_path / "scene.png"))
+    maps = attention_maps(encoder, encode(noise(50, 32)))
     assert maps.shape == (10, 3, 4, 4) and maps.min() >= 0
     assert (maps[:, [0, 2]].sum((2, 3)) < 1).all()  # the rest flows from [CLS] and the condition
     assert not torch.allclose(maps[0, 2], maps[1, 2])
@@ -119,9 +115,9 @@ def test_refusals(encoder, tiny_model, make_test_set, tmp_path):
 
 def test_the_script_s_flags(tiny_model, make_test_set, tmp_path, capsys):
     tiny_model.save_pretrained(tmp_path / "model")
-    flags = ["--model", tmp_path / "model", "--data_root", make_test_set(), "--output_dir", tmp_path / "out"]
-    flags = [*map(str, flags), "--gallery_sizes", "9", "--folds", "2"]
-    evaluate_lrvsf.main([*flags, "--attention", "3", "--attention_categories", "Upper Body"])
+    places = {"model": tmp_path / "model", "data_root": make_test_set(), "output_dir": tmp_path / "out"}
+    asked = {"attention": 3, "attention_categories": "Upper Body"}
+    evaluate_lrvsf.main(as_flags(**places, gallery_sizes=9, folds=2, **asked))
     assert Image.open(tmp_path / "out" / "attention.png").size == (3 * 8 + 3 * 128 + 120 + 128, 2 * 24 + 3 * 128 + 8)
     assert f"Wrote {tmp_path / 'out' / 'attention.png'}." in capsys.readouterr().out
     assert (tmp_path / "out" / "results.json").exists()

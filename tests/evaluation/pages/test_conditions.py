@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from made import as_flags
 
 import evaluate_lrvsf
 from lrvsf.data.testset import ProductTestSet
@@ -118,8 +119,8 @@ def test_a_model_without_conditions_is_refused(make_test_set, tiny_model, make_s
 
 def test_by_flag(make_test_set, tiny_model, tmp_path, capsys):
     tiny_model.save_pretrained(tmp_path / "model")
-    flags = ["--model", tmp_path / "model", "--data_root", make_test_set(), "--output_dir", tmp_path / "out"]
-    evaluate_lrvsf.main([str(flag) for flag in [*flags, "--gallery_sizes", 10, "--folds", 2, "--conditioning_page", 1]])
+    places = {"model": tmp_path / "model", "data_root": make_test_set(), "output_dir": tmp_path / "out"}
+    evaluate_lrvsf.main(as_flags(**places, gallery_sizes=10, folds=2, conditioning_page=1))
     assert "conditioning.html" in capsys.readouterr().out
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert list(results["conditions"]["ways"]) == list(WAYS)

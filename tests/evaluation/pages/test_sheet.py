@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from made import squares
+from made import as_flags, squares
 from PIL import Image
 
 import evaluate_lrvsf
@@ -86,8 +86,8 @@ def test_the_script_writes_what_a_full_sort_finds(tiny_model, make_test_set, tmp
     """The second query cannot be read, nor the first distractor: rows are not positions."""
     root = make_test_set(bad={"COMPLEX_IMG": {1: b"broken"}, "jpg": {0: b""}})
     tiny_model.save_pretrained(tmp_path / "model")
-    flags = ["--model", tmp_path / "model", "--data_root", root, "--output_dir", tmp_path / "out", "--sheet", 11]
-    evaluate_lrvsf.main([*map(str, flags), "--gallery_sizes", "9", "--folds", "2", "--batch_size", "5", "--bf16", "0"])
+    places = {"model": tmp_path / "model", "data_root": root, "output_dir": tmp_path / "out"}
+    evaluate_lrvsf.main(as_flags(**places, sheet=11, gallery_sizes=9, folds=2, batch_size=5, bf16=0))
     page = (tmp_path / "out" / "sheet.html").read_text()
     parsed = Page(page)
     assert f"Wrote {tmp_path / 'out' / 'sheet.html'}." in capsys.readouterr().out
