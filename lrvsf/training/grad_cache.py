@@ -1,9 +1,12 @@
 """A contrastive batch of any size in the memory of one chunk (GradCache, arXiv 2101.06983).
 
-The loss needs all embeddings at once, but not what the tower remembers of them. So the batch is embedded in chunks
-without a graph, the loss is differentiated with respect to the embeddings, and each chunk is embedded once more with a
-graph, through which its embeddings' gradients flow. Loss and gradients are the plain step's; the price is a second
-forward pass. Random numbers that the tower draws are drawn alike in both passes.
+The loss needs all embeddings at once, but not what the tower remembers of them. So
+
+1. each chunk is embedded without a graph;
+2. the loss of all embeddings is differentiated with respect to them;
+3. each chunk is embedded once more, with a graph, through which its embeddings' gradients flow.
+
+Loss and gradients are the plain step's; the price is a second forward pass.
 """
 
 from __future__ import annotations
@@ -36,24 +39,27 @@ def cached_step(
     """
     rows = len(next(iter(inputs.values())))
     parts = [{name: value[start : start + chunk] for name, value in inputs.items()} for start in range(0, rows, chunk)]
-    generators = [_random_state()]
-    embedded = []
+    # 1. Each chunk, without a graph. Dropout must draw the same numbers again in step 3.
+    embedded, random_states = [], [_random_state()]
     with torch.no_grad():
         for part in parts:
             embedded.append(embed(model, part))
-            generators.append(_random_state())
-    leaves = [torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True)]
+            random_states.append(_random_state())
+    # 2. The loss, and its gradient for every embedding and for the temperature.
+    leaves = [torch.cat(column).requires_grad_() for column in zip(*embedded, strict=True)]  # (B, D) each
     temperature = scale.detach().requires_grad_()
     total = loss(*leaves, temperature)
     *gradients, scale_gradient = torch.autograd.grad(total, [*leaves, temperature])
     columns = [gradient.split(chunk) for gradient in gradients]
-    for number, (part, state) in enumerate(zip(parts, generators, strict=False)):
+    # 3. Each chunk, with a graph: d(sum of embeddings x constants) = the constants, handed on to the weights.
+    for number, (part, state) in enumerate(zip(parts, random_states, strict=False)):
         _set_random_state(state)
         last = number == len(parts) - 1
+        # DistributedDataParallel averages once, in the last chunk, what all chunks have added up.
         with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
             outputs = embed(model, part)
             flow = sum((out * column[number]).sum() for out, column in zip(outputs, columns, strict=True))
-            backward(flow + scale * scale_gradient if last else flow)  # once: chunks add up
+            backward(flow + scale * scale_gradient if last else flow)  # the temperature's gradient: once
     return total.detach()
 
 

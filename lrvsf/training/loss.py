@@ -27,23 +27,27 @@ def rows_that_share(pictures: Tensor) -> Tensor | None:
             between processes, B may not.
 
     Returns:
-        bool (B, world x B), never true of a row and itself; None, on all processes alike, if no two rows share one.
+        bool (B, world x B), never true of a row and itself; None, on all processes, if no two rows share one.
     """
     if world_size() > 1:
+        # Gathered rows must be equally wide: 0, no picture's number, fills up those of processes with fewer.
         width = largest_over(torch.tensor(pictures.shape[1], device=pictures.device))
         everybody = gather_rows(F.pad(pictures, (0, int(width) - pictures.shape[1])))  # (world x B, P)
     else:
         everybody = pictures
+    # (n,) numbers that occur, (world x B, P) the place of each among them, (n,) how often. A row has a picture once:
+    # what occurs twice is in two rows.
     numbers, codes, counts = everybody.unique(return_inverse=True, return_counts=True)
     shared = (counts > 1) & (numbers != 0)
     if not shared.any():
         return None
     rows, places = shared[codes].nonzero(as_tuple=True)
     # Only shared pictures get a column: they are few, and B x world x B x P x P comparisons would be many.
-    column = shared.cumsum(0) - 1
+    column = shared.cumsum(0) - 1  # (n,) its column, of a shared one
     holds = torch.zeros(len(everybody), int(shared.sum()), device=pictures.device)  # (world x B, shared pictures)
     holds[rows, column[codes[rows, places]]] = 1
     own = _own_rows(pictures, everybody)
+    # How many pictures two rows share. In float32, exact at this size: GPUs multiply no matrices of integers.
     together = holds[own] @ holds.T > 0  # (B, world x B)
     together[torch.arange(len(own)), own] = False
     return together
@@ -72,7 +76,8 @@ def info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor, together: Te
     with torch.autocast(queries.device.type, enabled=False):
         precision = torch.promote_types(queries.dtype, torch.float32)
         queries, targets = queries.to(precision), targets.to(precision)
-        all_queries, all_targets = gather_rows(queries), gather_rows(targets)
+        # Differentiable: a row is a negative on every process, and its gradient comes back as the sum of all of theirs.
+        all_queries, all_targets = gather_rows(queries), gather_rows(targets)  # (world x B, D)
         return symmetric_cross_entropy(queries, targets, all_queries, all_targets, logit_scale, together)
 
 
@@ -113,5 +118,7 @@ def symmetric_cross_entropy(
     scale = logit_scale.to(queries.dtype).exp()
     logits = scale * queries @ all_targets.T, scale * targets @ all_queries.T  # (B, world x B) each
     if together is not None:
+        # exp(-inf) is 0: such a row is in no denominator. One mask serves both ways, as sharing is mutual.
         logits = tuple(each.masked_fill(together, -math.inf) for each in logits)
+    # The right column of a row is its own place among all: process 1's first row has its target at B.
     return sum(F.cross_entropy(each, own) for each in logits) / 2
