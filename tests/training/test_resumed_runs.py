@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from lrvsf.training import checkpoints
 from lrvsf.training.checkpoints import newest_whole
 from lrvsf.training.trainer import CondViTTrainer
+from modeling_condvit import CondViTModel
 
 EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
 
@@ -29,6 +31,22 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_did(train, tmp_path):
     assert by_epochs == whole, "two epochs are these six steps"
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed", "epochs")]
     assert weights[0] == weights[1] == weights[2]
+
+
+def test_a_checkpoint_has_the_files_and_the_identity_of_every_version_before(trained):
+    """These names are in checkpoints that people have: another one, or one more, and none of them is resumed."""
+    manifest = json.loads((trained[0] / "checkpoint-6/manifest.json").read_text())
+    files = {"config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert files <= set(manifest["files"])
+    assert set(manifest["run"]) == {
+        "seed", "global_batch", "categories_per_batch", "phase1_steps", "matryoshka_dims", "decay_matrices_only",
+        "data", "model.categories", "model.condition", "model.hidden_act", "model.hidden_size", "model.image_size",
+        "model.intermediate_size", "model.model_type", "model.num_attention_heads", "model.num_condition_tokens",
+        "model.num_hidden_layers", "model.patch_size", "model.projection_dim",
+    }  # fmt: skip
+    optimizer = torch.load(trained[0] / "checkpoint-6/optimizer.pt", weights_only=True)
+    names = [name for name, _ in CondViTModel.from_pretrained(trained[0]).named_parameters()]
+    assert [len(group["params"]) for group in optimizer["param_groups"]] == [len(names), 0], "all decay, as published"
 
 
 @pytest.mark.survives("another seed, or a folder with an earlier run's checkpoints", "refused before the first step")
