@@ -158,7 +158,7 @@ class CondViTTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "leave the best model by validation, not the last; by default with --save_strategy best"},
     )
-    save_total_limit: int = field(default=2, metadata={"help": "checkpoints that are kept, besides the best"})
+    save_total_limit: int = field(default=2, metadata={"help": "checkpoints that are kept, the best among them"})
     metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5, R@10 or loss on the validation set"})
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "whether a larger metric is better; by default for all but the loss"}
@@ -222,7 +222,7 @@ class CondViTTrainingArguments(TrainingArguments):
             )
 
     def _check_launcher(self) -> None:
-        """What `accelerate launch`, or its saved configuration, asks for beside the flags."""
+        """What `accelerate launch`, or its saved configuration, asks for besides the flags."""
         asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if asked != "no" and not (self.bf16 or self.fp16):
             raise ValueError(
@@ -250,7 +250,6 @@ class CondViTTrainingArguments(TrainingArguments):
             )
 
     def _check_evaluation(self) -> None:
-        evaluated = self.eval_strategy != "no"
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1 or not self.load_best_model_at_end:
                 raise ValueError(
@@ -258,12 +257,12 @@ class CondViTTrainingArguments(TrainingArguments):
                     "--load_best_model_at_end True with an eval_strategy"
                 )
             self.restore_callback_states_from_checkpoint = True  # a resumed run remembers how long it has waited
-        if self.eval_on_start and not evaluated:
-            raise ValueError("eval_on_start=True without an eval_strategy: add --eval_strategy steps or epoch")
-        if self.load_best_model_at_end and not evaluated and self.save_strategy != "best":
-            raise ValueError("load_best_model_at_end=True without an eval_strategy: add --eval_strategy steps or epoch")
-        if self.save_strategy == "best" and not evaluated:
-            raise ValueError("save_strategy=best without an eval_strategy: add --eval_strategy steps or epoch")
+        if self.eval_strategy == "no":
+            best = self.save_strategy == "best"  # which also sets load_best_model_at_end
+            asked = {"eval_on_start=True": self.eval_on_start, "save_strategy=best": best}
+            for flag, given in {**asked, "load_best_model_at_end=True": self.load_best_model_at_end}.items():
+                if given:
+                    raise ValueError(f"{flag} without an eval_strategy: add --eval_strategy steps or epoch")
 
 
 # Trainer's flags that would be ignored in silence, or do harm: the values that are taken, and why no others.

@@ -26,7 +26,6 @@ from configuration_condvit import CondViTConfig
 from lrvsf.data.stream import ProductBatches
 from lrvsf.durable import follow_umask, publish_folder
 from lrvsf.embedding.fingerprint import describe_model, differences
-from lrvsf.processes import on_main_process
 from lrvsf.training.arguments import CondViTTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class Checkpoints:
         self.place = output  # where Trainer writes; aside while a checkpoint is saved
 
     def find(self, asked: str | bool | None) -> Path | None:
-        """The checkpoint to resume from, whole and of this run. All processes must call it.
+        """The checkpoint to resume from, whole and of this run.
 
         Args:
             asked: True for the newest, "auto" for the newest if there is one, a checkpoint's folder, or None for none.
@@ -58,9 +57,6 @@ class Checkpoints:
             FileNotFoundError: there is none.
             ValueError: it is not whole or of another run, or none was asked for where an earlier run left some.
         """
-        return on_main_process(lambda: self._find(asked))
-
-    def _find(self, asked: str | bool | None) -> Path | None:
         shutil.rmtree(self.output / STAGING, ignore_errors=True)  # what an interrupted save left
         there = checkpoints_in(self.output)
         if not asked and there:
@@ -126,16 +122,10 @@ def run_identity(
     args: CondViTTrainingArguments, batches: ProductBatches, phase1_steps: int, config: CondViTConfig
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one that it resumes, by names that every checkpoint keeps."""
-    return {
-        "seed": args.seed,
-        "global_batch": batches.global_size,
-        "categories_per_batch": batches.parts,
-        "phase1_steps": phase1_steps,
-        "matryoshka_dims": args.matryoshka_dims,
-        "decay_matrices_only": args.decay_matrices_only,  # which also groups the optimizer's state
-        "data": batches.shards.fingerprint,
-        **describe_model(config),
-    }
+    # `decay_matrices_only` groups the optimizer's state, too.
+    asked = {name: getattr(args, name) for name in ("seed", "matryoshka_dims", "decay_matrices_only")}
+    order = {"global_batch": batches.global_size, "categories_per_batch": batches.parts, "phase1_steps": phase1_steps}
+    return {**asked, **order, "data": batches.shards.fingerprint, **describe_model(config)}
 
 
 def name_of(step: int) -> str:

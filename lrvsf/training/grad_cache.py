@@ -34,7 +34,7 @@ def cached_step(
         chunk: rows of one call; the last call takes what is left.
         embed: (model, rows of `inputs`) -> embeddings, a tuple of tensors with one row for each of the inputs'.
         loss: (*embeddings of all B rows, scale) -> 0-d tensor.
-        scale: the parameter, beside the model's inputs, that the loss depends on.
+        scale: the parameter, besides the model's inputs, that the loss depends on.
         backward: what differentiates a 0-d tensor, such as `accelerator.backward`.
     """
     rows = len(next(iter(inputs.values())))

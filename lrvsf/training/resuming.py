@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from lrvsf.data.stream import PairLoader, explained_stall
-from lrvsf.durable import follow_umask
+from lrvsf.processes import on_main_process
 from lrvsf.signals import Watch
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import Checkpoints, name_of
@@ -138,7 +138,7 @@ class ResumableTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Trainer's, from a checkpoint that is whole and of this run: True for the newest, "auto" for it or none."""
-        folder = self.catch_up.checkpoint = self.checkpoints.find(resume_from_checkpoint)
+        folder = self.catch_up.checkpoint = on_main_process(lambda: self.checkpoints.find(resume_from_checkpoint))
         if folder is not None:
             state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
             if self.is_world_process_zero():
@@ -191,12 +191,3 @@ class ResumableTrainer(Trainer):
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
-
-    def finish(self, dtype: torch.dtype = torch.float32) -> Path:
-        """Saves a Hub repository into the run's folder, which it returns: weights in `dtype`, code, processor."""
-        folder, model = Path(self.args.output_dir), self.weights.gathered(everywhere=False)
-        if self.is_world_process_zero():  # not by Trainer, which adds a pickle that nobody should have to trust
-            model.to(dtype).save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)
-            follow_umask(folder)
-        return folder

@@ -23,35 +23,30 @@ from modeling_condvit import CondViTModel
 
 
 class WholeWeights:
-    """A model that every process has whole: one process alone, or several under DistributedDataParallel."""
+    """A model that every process has whole: one process alone, or several under DistributedDataParallel.
+
+    Nothing is left to do for it; `SplitWeights` says what each method is for.
+    """
 
     def __init__(self, model: CondViTModel) -> None:
         self.model = model
 
     def logit_scale(self) -> Tensor:
-        """The temperature's parameter as the loss wants it: plain, and differentiable."""
         return self.model.logit_scale
 
     def average_scale_gradient(self) -> None:
-        """Averages the temperature's gradient over the processes; DistributedDataParallel has done it."""
+        pass
 
     def gathered(self, everywhere: bool) -> CondViTModel | None:
-        """The model to evaluate or to save, which all processes must ask for together. It is for reading.
-
-        Args:
-            everywhere: on every process, on its device; else it may be None on all but the first.
-        """
         return self.model
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Lets a new optimizer save whole tensors and load them; the same optimizer, for chaining."""
         return optimizer
 
     def join_save(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hands the first process what it is about to save of the optimizer's state; all must call it."""
+        pass
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> bool:
-        """Loads the optimizer's state from a file; False where Trainer may do so."""
         return False
 
 
@@ -75,17 +70,20 @@ class SplitWeights(WholeWeights):
         accelerator.prepare_model(model, evaluation_mode=True)
 
     def logit_scale(self) -> Tensor:
+        """The temperature's parameter as the loss wants it: plain, and differentiable."""
         return self.model.logit_scale.to_local()
 
     def average_scale_gradient(self) -> None:
-        """FSDP averages the gradients of what it splits; this parameter it was told to ignore."""
+        """Averages the temperature's gradient over the processes, as FSDP does all others."""
         gradient = self.model.logit_scale.grad.to_local()
         sum_over(gradient)
         gradient.div_(world_size())
 
     def gathered(self, everywhere: bool) -> CondViTModel | None:
-        """A plain copy, on every process or on the first one's CPU; it shares the configuration and may share
-        `logit_scale`."""
+        """A plain copy for reading, on every process or on the first one's CPU alone; all must ask for it together.
+
+        It shares the configuration, and may share `logit_scale`, with the model that trains.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
         weights = get_model_state_dict(self.model, options=options)
         if not weights:
@@ -99,16 +97,19 @@ class SplitWeights(WholeWeights):
         return use_patch_product(plain)
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Lets a new optimizer save whole tensors and load them; the same optimizer, for chaining."""
         optimizer.register_state_dict_post_hook(_whole_state)
         optimizer.register_load_state_dict_pre_hook(_split_state)
         return optimizer
 
     def join_save(self, optimizer: torch.optim.Optimizer) -> None:
-        if rank() > 0:  # Trainer asks on the first process only, which would gather alone, for ever
+        """Gives the first process, which alone saves, the other ones' shares of the optimizer's state."""
+        if rank() > 0:  # the first one asks by itself; alone it would wait for ever
             optimizer.state_dict()
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, path: Path) -> bool:
-        """Trainer would load the whole state onto every device before it is split: here it stays in the file."""
+        """Loads the optimizer's state from a file; False where Trainer may do so."""
+        # Trainer would put the whole state onto every device before it is split. Mapped, it stays in the file.
         optimizer.load_state_dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
         return True
 

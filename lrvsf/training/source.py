@@ -74,15 +74,9 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
 
 def pair_loader(args: CondViTTrainingArguments, shards: ProductShards, config: CondViTConfig) -> PairLoader:
     """This process's batches of pairs for a model, as the flags ask for them."""
-    state = PartialState()
+    state, size, parts = PartialState(), args.per_device_train_batch_size, args.categories_per_batch
     batches = ProductBatches(
-        shards,
-        args.per_device_train_batch_size,
-        args.seed,
-        state.process_index,
-        state.num_processes,
-        args.categories_per_batch,
-        tolerance=args.tolerance,
+        shards, size, args.seed, state.process_index, state.num_processes, parts, tolerance=args.tolerance
     )
     return PairLoader(
         batches,

@@ -19,6 +19,7 @@ from lrvsf.data.images import BadImageCounter
 from lrvsf.data.pairs import count_images
 from lrvsf.data.products import ProductShards
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.durable import follow_umask
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.processes import every
 from lrvsf.training import schedule
@@ -171,8 +172,13 @@ class CondViTTrainer(ResumableTrainer):
         return tie_won
 
     def finish(self, dtype: torch.dtype = torch.float32) -> Path:
-        """As `ResumableTrainer` does, and adds up all processes' bad images in `skipped`."""
+        """Saves a Hub repository: weights in `dtype`, code, processor. Adds up all processes' bad images."""
+        folder, model = Path(self.args.output_dir), self.weights.gathered(everywhere=False)
+        if self.is_world_process_zero():  # not by Trainer, which adds a pickle that nobody should have to trust
+            model.to(dtype).save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+            follow_umask(folder)
         counted = every((self.skipped.good, self.skipped.reasons))
         self.skipped.good = sum(good for good, _ in counted)
         self.skipped.reasons = sum((reasons for _, reasons in counted), Counter())
-        return super().finish(dtype)
+        return folder
