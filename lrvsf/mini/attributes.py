@@ -104,6 +104,7 @@ def near_miss(garment: Garment, rng: np.random.Generator) -> Garment:
         others = [emblem for emblem in EMBLEMS if emblem != garment.emblem]
         changed = {"emblem": others[rng.integers(len(others))]}
     else:
+        # Never plain, which has no second colour: the colours are to stay.
         others = [pattern for pattern in PATTERNS if pattern not in ("plain", garment.pattern)]
         changed = {"pattern": others[rng.integers(len(others))]}
     return Garment(**{**garment.__dict__, **changed})

@@ -52,7 +52,8 @@ class MiniSize:
         if self.image_size < 32:
             raise ValueError(f"image_size {self.image_size} is too small to see a pattern; take 32 or more")
         looks = len(CATEGORIES) * len(all_looks(CATEGORIES[0]))
-        if self.total > 3 * looks // 4:  # looks are drawn until a new one comes
+        # Looks are drawn until a new one comes, which takes ever longer as few are left. Not tuned.
+        if self.total > 3 * looks // 4:
             raise ValueError(
                 f"{self.total} products asked for, but no two may look alike; ask for {3 * looks // 4} at most"
             )
@@ -64,7 +65,7 @@ class MiniSize:
 
 def draw_looks(size: MiniSize) -> dict[str, list[Garment]]:
     """Which garment each row shows, by split; no two rows of all splits show the same look."""
-    rng = np.random.default_rng([size.seed, 0])
+    rng = np.random.default_rng([size.seed, 0])  # one stream for all looks: who is taken depends on who came before
     taken: set[Garment] = set()
 
     def fresh(propose) -> Garment:
@@ -77,7 +78,7 @@ def draw_looks(size: MiniSize) -> dict[str, list[Garment]]:
         return [fresh(partial(random_garment, CATEGORIES[i % len(CATEGORIES)], rng)) for i in range(count)]
 
     def distract(products: list[Garment], count: int) -> list[Garment]:
-        close = int(NEAR_MISSES * count)
+        close = int(NEAR_MISSES * count)  # of the first products, one each
         misses = []
         for i in range(close):
             for _ in range(20):  # a look may have no near-miss left
@@ -88,6 +89,7 @@ def draw_looks(size: MiniSize) -> dict[str, list[Garment]]:
                     break
         return misses + stock(count - len(misses))
 
+    # Test sets first: they stay the same when more training products are asked for.
     looks = {"test": stock(size.test_products), "validation": stock(size.test_products)}
     looks["test_distractors"] = distract(looks["test"], size.distractors)
     looks["validation_distractors"] = distract(looks["validation"], max(1, size.distractors // 5))
@@ -108,6 +110,7 @@ def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1)
     """
     best = None
     for _ in range(tries):
+        # A staging is only numbers; the one that is kept is drawn, once.
         worn = outfit(garment, rng)
         cropped = bool(rng.random() < CROPPED)
         place = stage(worn, garment, size, rng, cropped)
@@ -119,7 +122,7 @@ def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1)
     _, worn, cropped, place = best
     picture = scene_picture(place, rng)
     names = [g.caption for g in worn]
-    rng.shuffle(names)
+    rng.shuffle(names)  # no garment is the first: nothing says which one is asked about
     caption = f"a person wearing {', '.join(names[:-1])} and {names[-1]}"
     return Picture(SCENES[cropped], None, [caption], jpeg(picture))  # True is 1: a part of the figure
 

@@ -26,6 +26,7 @@ def rounded(points: list[tuple[float, float]], rounds: int = 2) -> np.ndarray:
     """Chaikin's corner cutting of a closed polygon, (n, 2) -> (n * 2 ** rounds, 2): cloth has no sharp corners."""
     polygon = np.asarray(points, dtype=float)
     for _ in range(rounds):
+        # (n, 2) -> (n, 2, 2) -> (2 n, 2): two points on each edge, a fifth from its ends (Chaikin's own are a quarter)
         following = np.roll(polygon, -1, axis=0)
         polygon = np.stack([0.8 * polygon + 0.2 * following, 0.2 * polygon + 0.8 * following], 1).reshape(-1, 2)
     return polygon
@@ -41,18 +42,18 @@ def limb(start: tuple[float, float], end: tuple[float, float], width: float, end
     """(4, 2) tapered bar from start to end."""
     a, b = np.asarray(start, float), np.asarray(end, float)
     along = (b - a) / np.hypot(*(b - a))
-    across = np.array([-along[1], along[0]])
+    across = np.array([-along[1], along[0]])  # a quarter turn
     return np.stack([a + across * width, b + across * end_width, b - across * end_width, a - across * width])
 
 
 def star(x: float, y: float, radius: float) -> np.ndarray:
     angles = np.radians(np.arange(10) * 36 - 90)
-    radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.45)
+    radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.45)  # tips and notches
     return np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], 1)
 
 
 def heart(x: float, y: float, radius: float) -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 24)
+    t = np.linspace(0, 2 * np.pi, 24)  # the usual parametric heart, some 32 units wide
     across = 16 * np.sin(t) ** 3
     up = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([x + across * radius / 16, y - up * radius / 16], 1)
@@ -68,11 +69,12 @@ def second_color_mask(pattern: str, u: np.ndarray, v: np.ndarray, period: float,
     if pattern == "checks":
         return (np.mod(v, period) < 0.24 * period) | (np.mod(u + 0.12 * period, period) < 0.24 * period)
     if pattern == "dots":
-        row = np.floor(v / period)
+        row = np.floor(v / period)  # every other row is shifted by half a period
         du = np.mod(u + 0.5 * period * np.mod(row, 2), period) - 0.5 * period
         dv = np.mod(v, period) - 0.5 * period
         return du * du + dv * dv < (0.33 * period) ** 2
     if pattern == "zigzags":
+        # A triangle wave along u, added to v: stripes that go up and down.
         slope = np.abs(np.mod(u, 1.5 * period) - 0.75 * period)
         return np.mod(v + slope, period) < 0.36 * period
     if pattern == "color block":
@@ -103,6 +105,8 @@ class Canvas:
         """Fills the union of shapes with the garment's textile; `light` in [-1, 1] is where the light comes from."""
         polygons = self.polygons(shapes, matrix)
         points = np.concatenate([np.asarray(p) for p in polygons])
+        # Only the box around the shapes is computed, and pasted through a mask of their union: overlapping parts of a
+        # garment show one textile, without seams.
         left, top = np.clip(np.floor(points.min(0)).astype(int), 0, None)
         right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + 1, self.image.size)
         if left >= right or top >= bottom:
@@ -113,6 +117,7 @@ class Canvas:
             brush.polygon([(x - left, y - top) for x, y in polygon], fill=255)
         textile = self.textile(garment, shapes, matrix, (left, top, right, bottom), period, light)
         self.image.paste(Image.fromarray(textile), (int(left), int(top)), mask)
+        # Outlines, so that white on a white wall is still a garment.
         dark = tuple(int(c * 0.45) for c in COLORS[garment.color])
         for polygon in polygons:
             self.draw.line([*polygon, polygon[0]], fill=dark, width=2)
@@ -120,6 +125,7 @@ class Canvas:
     def textile(self, garment, shapes, matrix, box, period, light) -> np.ndarray:
         """uint8 (bottom - top, right - left, 3): colours, pattern and light over a box of supersampled pixels."""
         left, top, right, bottom = box
+        # Each pixel's place in the garment: (u, v) = A^-1 (x - shift). x is (1, W), y (H, 1); u, v (H, W).
         inverse = np.linalg.inv(matrix[:, :2] * SUPERSAMPLING)
         x = np.arange(left, right, dtype=np.float32)[None] - np.float32(matrix[0, 2] * SUPERSAMPLING)
         y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(matrix[1, 2] * SUPERSAMPLING)
@@ -129,8 +135,9 @@ class Canvas:
         (u0, v0), (u1, v1) = extent.min(0), extent.max(0)
         shade = 1 + np.float32(0.16 * light / max(u1 - u0, 1e-6)) * (u - np.float32((u0 + u1) / 2))
         base = np.asarray(COLORS[garment.color], np.float32)
-        out = shade[..., None] * base
+        out = shade[..., None] * base  # (H, W, 3)
         if garment.second is not None:
+            # Patterns begin at the garment's own corner, so they are the same wherever it is worn.
             where = second_color_mask(garment.pattern, u - u0, v - v0, period, 0.52 * (v1 - v0))
             out[where] = shade[where][:, None] * np.asarray(COLORS[garment.second], np.float32)
         return np.clip(out, 0, 255).astype(np.uint8)

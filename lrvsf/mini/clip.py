@@ -38,6 +38,7 @@ BATCH = 128  # images of which each must find its own caption
 def make_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
     """One token a word of these captions; hyphens and commas stand alone. CLIP pools at the end token."""
     words = sorted({word for caption in captions for word in re.findall(r"\w+|[^\w\s]", caption)})
+    # Special tokens first: their numbers do not depend on the captions.
     vocabulary = {word: index for index, word in enumerate(["[pad]", "[unknown]", "[start]", "[end]", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[unknown]"))
     core.normalizer = normalizers.Lowercase()
@@ -71,7 +72,7 @@ def make_model(args: MiniClipArguments, tokenizer: PreTrainedTokenizerFast) -> C
     }
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
+        "hidden_size": 128,  # not tuned: few words, in short captions
         "intermediate_size": 512,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -95,7 +96,7 @@ class CaptionedImages(torch.utils.data.Dataset):
         def load(image: dict) -> np.ndarray:
             return np.asarray(pad_and_resize(decode_image(image["image"]["bytes"]), size))
 
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
             for shard in tqdm(shards, desc="decoding", unit="shard"):
                 with opened(shard, "Draw Mini LRVS-F again.") as file:
                     images = [image for row in read_rows(file, ["images"], 256) for image in row["images"]]
@@ -117,7 +118,7 @@ class Collator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows])).permute(0, 3, 1, 2)
-        mirrored = torch.rand(len(rows)) < 0.5
+        mirrored = torch.rand(len(rows)) < 0.5  # uint8 (B, 3, S, S) until here: a quarter of the bytes to turn round
         pixels[mirrored] = pixels[mirrored].flip(-1)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         text = self.tokenizer([row["caption"] for row in rows], padding=True, return_tensors="pt")
@@ -128,7 +129,7 @@ class Collator:
 def caption_accuracy(model: CLIPModel, collate: Collator, data: CaptionedImages, batches: int = 8) -> float:
     """Share of images whose own caption scores highest in a batch; two of three are scenes."""
     model.eval()
-    batches = min(batches, len(data) // BATCH)
+    batches = min(batches, len(data) // BATCH)  # whole ones, so that chance is 1 in BATCH everywhere
     rows = np.random.default_rng(0).permutation(len(data))[: batches * BATCH].reshape(batches, BATCH)
     right = []
     for batch in rows:
@@ -151,6 +152,7 @@ def train(args: MiniClipArguments, training: TrainingArguments, shards: list[Pat
     trainer = Trainer(model, training, data_collator=collate, train_dataset=data, callbacks=[ClampTemperature()])
     trainer.train()
     accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= BATCH else None
+    # float16: this is a start, and half the bytes travel in the repository.
     model.half().save_pretrained(output)
     follow_umask(output)
     tokenizer.save_pretrained(output)

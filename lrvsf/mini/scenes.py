@@ -34,6 +34,7 @@ def put_on(canvas: Canvas, garment: Garment, cut: Cut, matrix: np.ndarray, light
 
 def simple_picture(garment: Garment, size: int, rng: np.random.Generator) -> Image.Image:
     """The garment alone on white: `size` pixels high, up to a fifth narrower; turned, stretched and lit a little."""
+    # The arms are the outline of sleeves, gloves and bags, so they move in product pictures too.
     pose = Pose(tuple(rng.uniform(14, 40, 2)), gathered=garment.category == "Hands")
     cut = cut_of(garment.category, garment.silhouette, pose)
     points = np.concatenate([*cut.cloth, *cut.behind])
@@ -42,6 +43,7 @@ def simple_picture(garment: Garment, size: int, rng: np.random.Generator) -> Ima
     scale = rng.uniform(0.78, 0.92) * min(width / (high[0] - low[0]), size / (high[1] - low[1]))
     stretch = rng.uniform(0.95, 1.05)
     matrix = affine((scale * stretch, scale / stretch), rng.uniform(-9, 9), (0, 0))
+    # The shift that puts the middle of the garment into the middle of the picture, after turning.
     matrix[:, 2] = np.array([width / 2, size / 2]) - matrix[:, :2] @ ((low + high) / 2)
     canvas = Canvas(width, size, (255, 255, 255))
     put_on(canvas, garment, cut, matrix, rng.uniform(-1, 1))
@@ -50,6 +52,7 @@ def simple_picture(garment: Garment, size: int, rng: np.random.Generator) -> Ima
 
 def outfit(target: Garment, rng: np.random.Generator) -> list[Garment]:
     """Three to five garments of different categories, the target among them."""
+    # A dress is worn without trousers; any other category goes with each of the three.
     cores = [core for core in CORES if target.category in core] or list(CORES)
     worn = list(cores[rng.integers(len(cores))])
     if target.category not in worn:
@@ -58,6 +61,7 @@ def outfit(target: Garment, rng: np.random.Generator) -> list[Garment]:
     for index in rng.permutation(len(EXTRAS)):
         if len(worn) < count and EXTRAS[index] not in worn:
             worn.append(EXTRAS[index])
+    # In the order of the categories: the place in the list says nothing about the target.
     return [target if c == target.category else random_garment(c, rng) for c in CATEGORIES if c in worn]
 
 
@@ -67,6 +71,7 @@ def clutter(canvas: Canvas, rng: np.random.Generator) -> None:
     to_pixels = affine((1.0, 1.0), 0, (0, 0))
 
     def muted() -> np.ndarray:
+        # Mostly one grey for the three channels, and a little colour: garments stand out.
         return 0.72 * rng.uniform(90, 235) + 0.28 * rng.uniform(0, 255, 3)
 
     floor = height * rng.uniform(0.66, 0.9)
@@ -144,6 +149,7 @@ def visible_share(shapes: list[np.ndarray], covering: list[np.ndarray], matrix: 
     """The share of the shapes' area that lies in the frame and under none of the covering shapes."""
     margin = size  # what lies outside the frame counts as hidden
     matrix = matrix + np.array([[0, 0, margin], [0, 0, margin]])
+    # One bit a pixel, the frame in the middle; at the size of the picture, which is exact enough for a share.
     mask = Image.new("1", (3 * size, 3 * size))
     brush = ImageDraw.Draw(mask)
 

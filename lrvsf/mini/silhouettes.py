@@ -18,6 +18,7 @@ from lrvsf.mini.canvas import ellipse, limb, rounded
 Point = tuple[float, float]
 ARM = 0.26  # length from shoulder to hand
 WIDTH = 1.4  # a stout figure fills its square picture
+# Not tuned: looked at, at 96 pixels.
 ACCESSORY = 1.25  # how much larger than life accessories are
 BOLD = 1.25  # and patterns and emblems
 
@@ -38,7 +39,7 @@ class Pose:
         """The point at a share of the arm's length, 0 the shoulder, 1 the hand."""
         if self.gathered:
             return (0.085 * side, 0.36 + ARM * share)
-        angle = math.radians(self.arms[(side + 1) // 2])
+        angle = math.radians(self.arms[(side + 1) // 2])  # side -1 -> 0, 1 -> 1
         x, y = self.shoulder(side)
         return (x + side * math.sin(angle) * ARM * share, y + math.cos(angle) * ARM * share)
 
@@ -83,6 +84,7 @@ def halves(top_half: float, bottom_half: float, bottom: float, gap: float) -> li
 
 def legs(bottom: float, half: float, bottom_half: float, top: float = 0.575) -> list[np.ndarray]:
     """Trousers: a yoke and two legs, half widths at hip and hem."""
+    # The yoke covers where the legs part, so that trousers are one piece of cloth.
     yoke = rounded([(-0.125, top), (0.125, top), (0.135, 0.68), (-0.135, 0.68)], 1)
     return [yoke] + [
         rounded([(s * 0.005, 0.6), (s * 2 * half, 0.6), (s * (0.07 + bottom_half), bottom)]
@@ -281,12 +283,14 @@ def cut_of(category: str, silhouette: str, pose: Pose) -> Cut:
     held = HELD.get(category)
 
     def placed(points: np.ndarray) -> np.ndarray:
+        # About the point where it is held, or a larger glove would leave the hand. Each side has its own.
         if held is not None:
             about = np.asarray(held(pose, 1 if points[:, 0].mean() > 0 else -1))
             points = about + ACCESSORY * (points - about)
         return widened(points)
 
     cloth, behind, front = ([placed(shape) for shape in shapes] for shapes in (cut.cloth, cut.behind, cut.front))
+    # Only an emblem's centre is moved and widened: as a shape, a star would become as stout as the figure.
     centres = [placed(np.array([(x, y)]))[0] for x, y, _ in cut.emblems]
     emblems = [(*centre, BOLD * radius) for centre, (_, _, radius) in zip(centres, cut.emblems, strict=True)]
     return Cut(cloth, BOLD * cut.period, emblems, behind, front)
