@@ -275,6 +275,13 @@ def write_csv(path, rows, columns=COLUMNS):
     return path
 
 
+def write_catalog(path, rows, columns=COLUMNS):
+    """Writes a catalog's table and draws the pictures that its rows name, each another one; gives the table's path."""
+    for number, name in enumerate(dict.fromkeys(row[1] for row in rows)):
+        write_file(path.parent / name, jpeg(number))
+    return write_csv(path, rows, columns)
+
+
 def write_shop(folder):
     """40 whole products p0..p39 in two categories, and l0..l9 without a scene, each image another one: the table."""
     rows = []

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 import yaml
-from made import as_flags, jpeg, tiny_clip, write_csv, write_file, write_shop
+from made import as_flags, jpeg, tiny_clip, write_catalog, write_csv, write_file, write_shop
 from shops import distractors_of, place, queries_of, same_parquet, shards_of
 from waiting import killed_at
 
@@ -73,9 +73,7 @@ def test_every_product_is_in_its_place_once(shop, tmp_path):
 def test_enough_distractors_of_its_own_need_no_others(tmp_path):
     rows = [(f"l{i}", f"{i}.jpg", "product", "Bags", "") for i in range(60)]
     rows += [(f"p{i // 2}", f"{60 + i}.jpg", ("product", "scene")[i % 2], "Bags", "") for i in range(60)]
-    for i in range(120):
-        write_file(tmp_path / f"{i}.jpg", jpeg(i))
-    report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", processes=1)
+    report = catalog(write_catalog(tmp_path / "t.csv", rows), tmp_path / "out", processes=1)
     for name in SETS:
         assert report[name]["distractors"] >= report[name]["queries"]
         assert "of them products of the other test set" not in report[name]
@@ -146,14 +144,11 @@ def test_a_distractor_is_never_the_answer(tmp_path):
     names = [f"p{i}" for i in range(8)]
     target = min(names, key=place)  # which is in the half that is tested
     rows = []
-    for i, name in enumerate(names):
-        write_file(tmp_path / f"{name}.jpg", jpeg(i))
-        write_file(tmp_path / f"{name}s.jpg", jpeg(100 + i))
+    for name in names:
         rows += [(name, f"{name}.jpg", "product", "Bags", ""), (name, f"{name}s.jpg", "scene", "", "")]
-    write_file(tmp_path / "other.jpg", jpeg(50))
     rows += [(f"l{i}", f"{target}.jpg", "product", "Bags", "") for i in range(8)]
     rows += [(f"m{i}", "other.jpg", "product", "Bags", "") for i in range(8)]
-    report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0.5, processes=1)
+    report = catalog(write_catalog(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0.5, processes=1)
     assert [row["PRODUCT_ID"][0] for row in distractors_of(tmp_path / "out", "test")] == ["m"] * 8
     assert report["images, not used"] == {"distractor that shows the product of a query": 8}
 

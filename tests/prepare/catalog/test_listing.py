@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from made import COLUMNS, encode, jpeg, noise, write_csv, write_file, write_rows, write_shop, write_table
+from made import COLUMNS, encode, jpeg, noise, write_catalog, write_file, write_rows, write_shop, write_table
 from PIL import Image
 from shops import same_parquet, shards_of
 
@@ -126,11 +126,9 @@ def test_a_parquet_table_of_one_row_group_is_not_read_at_once(tmp_path):
 
 
 def test_numbers_as_ids_stay_themselves(tmp_path):
-    for i in range(4):
-        write_file(tmp_path / f"{i}.jpg", jpeg(i))
     ids, roles = ("007", "007", "7", "7"), ("product", "scene") * 2
     cells = [(name, f"{i}.jpg", role) for i, (name, role) in enumerate(zip(ids, roles, strict=True))]
-    table = write_csv(tmp_path / "t.csv", cells, COLUMNS[:3])
+    table = write_catalog(tmp_path / "t.csv", cells, COLUMNS[:3])
     catalog(table, tmp_path / "out", validation=0, test=0, processes=1)
     assert shards_of(tmp_path / "out").keys() == {"007", "7"}
     columns = {
@@ -217,9 +215,7 @@ def test_a_category_in_one_row_is_the_product_s(tmp_path):
         ("p", "1.jpg", "product", "", ""),
         ("p", "2.jpg", "product", "Neck", ""),
     ]
-    for i in range(3):
-        write_file(tmp_path / f"{i}.jpg", jpeg(i))
-    report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0, processes=1)
+    report = catalog(write_catalog(tmp_path / "t.csv", rows), tmp_path / "out", validation=0, test=0, processes=1)
     # an image's own category, else the first of a SIMPLE image, else of a scene
     assert [image["category"] for image in shards_of(tmp_path / "out")["p"]] == ["Neck", "Neck", None]
     assert report["categories"] == {"Neck": {"train": 1, "validation": 0, "test": 0}}

@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from made import jpeg, write_csv, write_file
+from made import write_catalog
 from shops import distractors_of, place, queries_of, shards_of
 
 from lrvsf.data.sharing import SharedPictures
@@ -154,12 +154,10 @@ def test_distractors_that_do_not_join_by_category_are_counted():
 
 def test_several_categories_of_one_product_are_said(tmp_path):
     """On two pictures, on the scene, and on the same picture listed twice."""
-    for i, name in enumerate(("a0", "a1", "aw", "b0", "bw", "c0", "cw", "d0", "dw")):
-        write_file(tmp_path / f"{name}.jpg", jpeg(i))
     rows = [("a", "a0", "rugs"), ("a", "a1", "sofas"), ("a", "aw", ""), ("b", "b0", "rugs"), ("b", "bw", "lamps")]
     rows += [("c", "c0", "poufs"), ("c", "c0", "rugs"), ("c", "cw", ""), ("d", "d0", "rugs"), ("d", "dw", "rugs")]
     cells = [(product, f"{name}.jpg", "scene" if name[1] == "w" else "product", c) for product, name, c in rows]
-    table = write_csv(tmp_path / "t.csv", cells, ("product_id", "image", "role", "category"))
+    table = write_catalog(tmp_path / "t.csv", cells, ("product_id", "image", "role", "category"))
     report = catalog(table, tmp_path / "out", validation=0, test=0, processes=1)
     assert report["products whose rows name"] == {"several categories": 3}
     said = report["products whose rows name, the first"]["several categories"].split("; ")
@@ -177,11 +175,9 @@ def test_sizes_of_one_photo_in_a_catalog_from_end_to_end(tmp_path):
     """Ten things under three ids each: nothing that is asked about was trained on, under whatever id."""
     rows = []
     for i in range(10):
-        write_file(tmp_path / f"{i}.jpg", jpeg(2 * i))
-        write_file(tmp_path / f"{i}w.jpg", jpeg(2 * i + 1))
         for size in "SML":
             rows += [(f"{i}{size}", f"{i}.jpg", "product", "Bags", ""), (f"{i}{size}", f"{i}w.jpg", "scene", "", "")]
-    report = catalog(write_csv(tmp_path / "t.csv", rows), tmp_path / "out", validation=0.2, test=0.3, processes=1)
+    report = catalog(write_catalog(tmp_path / "t.csv", rows), tmp_path / "out", validation=0.2, test=0.3, processes=1)
     trained = {image["image"]["bytes"] for images in shards_of(tmp_path / "out").values() for image in images}
     for name, queries in (("validation", 2), ("test", 3)):
         held = queries_of(tmp_path / "out", name)
