@@ -136,7 +136,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     Raises OSError: as `publish_folder` does, the new folder is then kept.
     """
     folder = Path(path).resolve()
-    writing = folder.with_name(f"{folder.name}.writing")
+    writing = writing_place(folder)
     shutil.rmtree(writing, ignore_errors=True)  # a killed writer's
     writing.mkdir(parents=True)
     try:
@@ -145,6 +145,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(writing, ignore_errors=True)
         raise
     publish_folder(writing, folder)
+
+
+def writing_place(folder: Path) -> Path:
+    """Where a folder is written before it has its name: the same each time, so a killed writer's is thrown away."""
+    return folder.with_name(f"{folder.name}.writing")
 
 
 def publish_folder(finished: Path, folder: Path) -> None:

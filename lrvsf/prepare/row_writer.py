@@ -50,11 +50,13 @@ class RowWriter:
         self._waiting_bytes += image_bytes
         self.rows += 1
         self.bytes += image_bytes
+        # Bytes too: 64 photographs of 20 MB each would be a row group that no reader has room for.
         if len(self._waiting) == self.batch_rows or self._waiting_bytes >= self.batch_bytes:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
+            # By the schema, not by what the rows hold: a column of nothing but None would have no type.
             batch = pa.RecordBatch.from_pylist(self._waiting, schema=self.schema)
             if self.shuffle is not None:
                 batch = batch.take(pa.array(np.random.default_rng(self.shuffle).permutation(len(batch))))
@@ -80,7 +82,7 @@ class NumberedFiles:
     """FOLDER/00000.parquet, 00001.parquet, ...: a row goes to the last file, and a full file is closed.
 
     Args:
-        writer: opens the file of a number at a path.
+        writer: opens a file.
         file_rows, file_bytes: a file is full when it has this many rows, or images of this many bytes.
 
     Attributes:
@@ -91,7 +93,7 @@ class NumberedFiles:
     def __init__(
         self,
         folder: Path,
-        writer: Callable[[Path, int], RowWriter],
+        writer: Callable[[Path], RowWriter],
         file_rows: int | None = None,
         file_bytes: int | None = None,
     ) -> None:
@@ -102,12 +104,12 @@ class NumberedFiles:
 
     def begin(self) -> None:
         """Opens the next file, which is there even if no row follows."""
-        self.open = self._writer(self.folder / f"{self.files:05d}.parquet", self.files)
+        self.open = self._writer(self.folder / f"{self.files:05d}.parquet")
         self.files += 1
 
     def add(self, row: dict[str, Any], image_bytes: int = 0) -> RowWriter | None:
-        """Writes a row; the file, if that has filled and closed it."""
-        if self.open is None:
+        """Writes a row. If that fills the file, closes it and gives it back."""
+        if self.open is None:  # not before a row comes: no file is empty, unless `begin` was called
             self.begin()
         self.rows += 1
         self.open.add(row, image_bytes)

@@ -17,12 +17,13 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
-from lrvsf.durable import whole_folder
+from lrvsf.durable import whole_folder, writing_place
 from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parquet_writer
 from lrvsf.prepare.rows import unjoined_categories
 
@@ -41,13 +42,14 @@ class FolderWriter:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
+        self.writing = writing_place(self.folder)
 
     def __enter__(self) -> Self:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise ValueError(f"{self.folder} is in use; remove it or choose another folder")
         _refuse_irreplaceable(self.folder)
         self._whole = whole_folder(self.folder)
-        self.writing = self._whole.__enter__()
+        self._whole.__enter__()
         self.begin()
         return self
 
@@ -79,7 +81,7 @@ def _refuse_irreplaceable(folder: Path) -> None:
     """Finds out before hours of work what would prevent the finished folder's renaming."""
     if folder.exists():
         try:
-            folder.rmdir()  # it is empty
+            folder.rmdir()  # it is empty; this is what the renaming would do, and a mount point refuses
         except OSError as error:
             raise ValueError(
                 f"{folder} cannot be replaced by the finished folder ({error.strerror}), as a mount point cannot; name "
@@ -123,16 +125,12 @@ class ProductShardWriter(FolderWriter):
         self.ids: set[str] = set()
         self.note: dict[str, Any] = {}
 
-        self._limits, self._format = (shard_rows, shard_bytes), (row_group, dictionary)
+        schema = PRODUCT_FEATURES.arrow_schema
+        shard = partial(parquet_writer, schema=schema, group_rows=row_group, dictionary=dictionary)
+        self._shards = NumberedFiles(self.writing, shard, shard_rows, shard_bytes)
         self._digest = hashlib.sha256()
         self._files: list[dict[str, Any]] = []
         self._images = 0
-
-    def begin(self) -> None:
-        def shard(path: Path, _: int) -> RowWriter:
-            return parquet_writer(path, PRODUCT_FEATURES.arrow_schema, *self._format)
-
-        self._shards = NumberedFiles(self.writing, shard, *self._limits)
 
     def add(self, row: dict[str, Any]) -> None:
         """Writes one row of PRODUCT_FEATURES.
@@ -203,16 +201,14 @@ class TestSetWriter(FolderWriter):
         self.queries = self.distractors = 0
         self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
         self.note: dict[str, Any] = {}
-        self._shard_rows, self._dictionary = shard_rows, dictionary
+        distractors = partial(parquet_writer, schema=DISTRACTOR_SCHEMA, dictionary=dictionary)
+        self._distractors = NumberedFiles(self.writing / "distractors", distractors, shard_rows)
+        self._dictionary = dictionary
 
     def begin(self) -> None:
-        def distractors(path: Path, _: int) -> RowWriter:
-            return parquet_writer(path, DISTRACTOR_SCHEMA, dictionary=self._dictionary)
-
         self._products = parquet_writer(self.writing / "products.parquet", QUERY_SCHEMA, dictionary=self._dictionary)
-        self._distractors = NumberedFiles(self.writing / "distractors", distractors, self._shard_rows)
         self._distractors.folder.mkdir()
-        self._distractors.begin()
+        self._distractors.begin()  # even if none comes: a test set without such a file cannot be opened
 
     def add_query(self, row: dict[str, Any]) -> None:
         """Writes one row of QUERY_SCHEMA; PRODUCT_ID, TYPE and blip2_caption1 may be missing or None.
@@ -258,6 +254,7 @@ class TestSetWriter(FolderWriter):
 
 def row_digest(row: dict[str, Any]) -> bytes:
     """SHA-256 of a product row: its id and, for each image, bytes, type, category and captions; not the path."""
+    # Each image by its own hash, so that no two rows of other images, cut at another byte, give one text.
     images = [
         [hashlib.sha256(i["image"]["bytes"] or b"").hexdigest(), i["type"], i["category"], i.get("captions")]
         for i in row["images"] or ()
@@ -314,6 +311,7 @@ def made_from(folder: str | Path, source: str) -> bool:
             f"{folder} holds something made from other input or with other settings; remove it or choose another folder"
         )
     for entry in manifest.get("files", ()):
+        # Sizes, which a crash of the machine or a full disk changes; what else was done to a file, `check` finds.
         size = path.stat().st_size if (path := folder / entry["name"]).is_file() else None
         if size != entry.get("size", size) or size is None:
             found = "is missing" if size is None else f"has {size:,} bytes in place of {entry['size']:,}"

@@ -95,9 +95,7 @@ def download(
                     split_outcomes(outcomes(lists, folder, file_rows), number, again, became, failures, retry)
                 lists = list_files(retry_folder) if retry.rows else []
                 number += 1
-        with csv_file(out / "hosts.csv", HOST_COLUMNS) as hosts:
-            for (name, outcome), count in sorted(became.outcomes.items()):
-                hosts({"host": name, "outcome": outcome, "urls": count})
+        became.write_hosts(out / "hosts.csv")
         shutil.rmtree(work)
         report = {"folder": str(out), **became.report()}
         write_report(out / "download.json", report)
@@ -164,6 +162,11 @@ class Became:
     arrived: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     splits: Counter[tuple[str, bool]] = field(default_factory=Counter)
+
+    def write_hosts(self, path: Path) -> None:
+        with csv_file(path, HOST_COLUMNS) as write:
+            for (name, outcome), count in sorted(self.outcomes.items()):
+                write({"host": name, "outcome": outcome, "urls": count})
 
     def report(self) -> dict[str, Any]:
         """The step's report: totals, rounds, splits, failures by reason and by host."""

@@ -47,10 +47,10 @@ def write_list(folder: Path, shuffle: bool = False) -> Iterator[NumberedFiles]:
             one shop, and a shop that is asked for 100,000 pictures in a row answers with errors.
     """
 
-    def writer(path: Path, number: int) -> RowWriter:
+    def writer(path: Path) -> RowWriter:
         # One batch a file, shuffled by the file's number. URLs, unlike pictures, compress.
         file = pq.ParquetWriter(path, URL_SCHEMA, compression="snappy")
-        return RowWriter(file, URL_SCHEMA, FILE_ROWS, shuffle=number if shuffle else None)
+        return RowWriter(file, URL_SCHEMA, FILE_ROWS, shuffle=int(path.stem) if shuffle else None)
 
     with whole_folder(folder) as writing:
         files = NumberedFiles(writing, writer, FILE_ROWS)
