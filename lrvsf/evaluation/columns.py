@@ -26,12 +26,12 @@ SHOWN = 5  # names in a message, not tuned
 
 def product_ids(test_set: ProductTestSet) -> list[str]:
     """The PRODUCT_ID of every product, in row order."""
-    return _ids([_products(test_set)])
+    return _ids(test_set.files["products"])
 
 
 def distractor_ids(test_set: ProductTestSet) -> list[str]:
     """The PRODUCT_ID of every distractor, in row order; empty where there is none."""
-    return _ids(_distractors(test_set))
+    return _ids(test_set.files["distractors"])
 
 
 def _ids(files: list[Path]) -> list[str]:
@@ -110,7 +110,7 @@ def join_categories(test_set: ProductTestSet) -> Categories:
         )
     numbers = {name: number for number, name in enumerate(dict.fromkeys(product_names))}  # by first appearance
     parts, nameless, foreign = [torch.empty(0, dtype=torch.int64)], Counter(), Counter()
-    for names, indices, reasons in _names(_distractors(test_set), "CATEGORY"):
+    for names, indices, reasons in _names(test_set.files["distractors"], "CATEGORY"):
         # Names are few and rows are millions: Python sees each name once, and tensors see the rows.
         counts = torch.bincount(indices, minlength=len(names)).tolist()
         for name, reason, count in zip(names, reasons, counts, strict=True):
@@ -166,11 +166,3 @@ def _chunks(files: list[Path], name: str) -> Iterator[pa.Array]:
         if pa.types.is_dictionary(column.type):  # its chunks may have dictionaries of their own
             column = column.cast(column.type.value_type)
         yield from column.chunks
-
-
-def _products(test_set: ProductTestSet) -> Path:
-    return test_set.root / "products.parquet"
-
-
-def _distractors(test_set: ProductTestSet) -> list[Path]:
-    return test_set.files["distractors"]

@@ -16,6 +16,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.store import EmbeddingStore
+from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.columns import Categories, join_categories
 
 SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one; not tuned
@@ -112,6 +113,16 @@ class EmbeddedTestSet:
         """`blocks`, each with its distractors' categories (n,)."""
         for embeds, first in self.blocks():
             yield embeds, first, self.distractor_categories[first : first + len(embeds)]
+
+    def best_items(self, queries: Tensor, count: int) -> Tensor:
+        """(Q, count) on the CPU: the best items of each query, best first, in the gallery of all targets and all
+        distractors, over all processes. Item i < P is the target at place i, and P + i the distractor at place i."""
+        top = TopItems(queries, count)
+        for embeds, first in self.blocks():
+            top.add(embeds, torch.arange(first, first + len(embeds)) + len(self.targets))
+        top.gather()  # each process saw its own distractors
+        top.add(self.targets, torch.arange(len(self.targets)))  # the same on every process
+        return top.items.cpu()
 
     def positions(self, folds: Iterable[Tensor]) -> list[Tensor]:
         """Folds of the test set's product rows -> of positions among those that could be read, the others left out."""

@@ -204,8 +204,8 @@ def _wrapped(text: str, indent: int = 0) -> str:
     return textwrap.fill(text, 80, subsequent_indent=" " * indent, drop_whitespace=True, break_on_hyphens=False)
 
 
-def comparison_table(named_results: Mapping[str, Results], size: int | None = None) -> str:
-    """One row per model: R@1, R@5, R@10 in percent at each gallery size that all were evaluated at, or at `size` only.
+def comparison_table(named_results: Mapping[str, Results]) -> str:
+    """One row per model: R@1, R@5, R@10 in percent at each gallery size that all were evaluated at.
     Below it, what does not compare: other test sets or draws, galleries of one category.
 
     Args:
@@ -217,11 +217,9 @@ def comparison_table(named_results: Mapping[str, Results], size: int | None = No
     if not named_results:
         raise ValueError("comparison_table got no results.")
     have = [set(map(int, results["galleries"])) for results in named_results.values()]
-    common = sorted(set.intersection(*have) & ({size} if size is not None else have[0]))
+    common = sorted(set.intersection(*have))
     if not common:
-        raise ValueError(
-            f"No gallery size in common: {dict(zip(named_results, map(sorted, have), strict=True))}; asked for {size}."
-        )
+        raise ValueError(f"No gallery size in common: {dict(zip(named_results, map(sorted, have), strict=True))}.")
     ks, width = [str(k) for k in FIRST_KS], max(map(len, [*named_results, "model"]))
     lines = [
         " " * width + "".join(f"{f'{n:,} distractors':>{7 * len(ks)}}" for n in common),

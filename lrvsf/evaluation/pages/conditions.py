@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lrvsf.durable import write_whole
 from lrvsf.embedding.pipeline import THREADS, prefetch_map
-from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.pages.sheet import FOUND, render
 from lrvsf.evaluation.paired import bootstrap_interval
@@ -120,14 +119,8 @@ def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
 
 
 def top_of(data: EmbeddedTestSet, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Items (P, 10), distractors' numbers after the products', and their categories, -1 where unknown; on the CPU."""
-    products = len(data.targets)
-    top = TopItems(queries, FOUND)
-    for embeds, first in data.blocks():
-        top.add(embeds, torch.arange(first, first + len(embeds)) + products)
-    top.gather()  # each process saw its own distractors
-    top.add(data.targets, torch.arange(products))
-    items = top.items.cpu()
+    """`best_items` (P, 10), and their categories, -1 where unknown; on the CPU."""
+    items = data.best_items(queries, FOUND)
     return items, torch.cat([data.product_categories, data.distractor_categories]).cpu()[items]
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.durable import write_whole
-from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import ranks_among_all
 from processing_condvit import pad_and_resize
@@ -30,7 +29,7 @@ DEPTH = 50  # items looked at for them: a product may have several pictures
 TILE = 128  # pixels
 
 
-class Found(NamedTuple):
+class Answer(NamedTuple):
     """A product among a query's answers, by its best picture: is it the target's, and how many more were found."""
 
     is_target: bool
@@ -51,7 +50,7 @@ class Retrieval:
 
     product: Product
     rank: float
-    found: list[Found]
+    found: list[Answer]
     product_id: str | None = None
 
 
@@ -80,7 +79,9 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
     ranks = ranks_among_all(data.queries, data.targets, data.blocks(), data.n_distractors).expected.flatten()  # (P,)
     successes, failures = choose(ranks, count, seed)
     shown = successes + failures
-    answers = top_items(data, shown, first_distractor=test_set.n_products)  # collective: before the others leave
+    # From places to rows of the test set, a distractor's after all products'. Collective: before the others leave.
+    rows = torch.cat([torch.tensor(data.rows), data.distractor_rows + test_set.n_products])
+    answers = rows[data.best_items(data.queries[shown], DEPTH)].tolist()
     if not PartialState().is_main_process:
         return
     ids = _found_ids(test_set, answers)
@@ -90,7 +91,7 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
     for index, answer in zip(shown, grouped, strict=True):
         row = data.rows[index]
         product = next(test_set.products(row, row + 1))
-        found = [Found(row in items, *images[items[0]], ids[items[0]], len(items) - 1) for items in answer]
+        found = [Answer(row in items, *images[items[0]], ids[items[0]], len(items) - 1) for items in answer]
         retrievals.append(Retrieval(product, ranks[index].item(), found, data.product_ids[index]))
     facts = {
         "model": model,
@@ -105,26 +106,11 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
     write_whole(path, page.encode())
 
 
-def top_items(data: EmbeddedTestSet, shown: list[int], first_distractor: int) -> list[list[int]]:
-    """For each query in `shown`, places among the products, the best items over all processes, best first.
-
-    A target's item number is its row among the products; a distractor's is its row plus `first_distractor`.
-    """
-    top = TopItems(data.queries[shown], DEPTH)
-    for embeds, first in data.blocks():
-        top.add(embeds, data.distractor_rows[first : first + len(embeds)] + first_distractor)
-    top.gather()  # each process saw its own distractors
-    top.add(data.targets, torch.tensor(data.rows, dtype=torch.int64))  # the same on every process
-    return top.items.tolist()
-
-
 def by_product(items: list[int], ids: dict[int, str | None]) -> list[list[int]]:
     """Items, best first, of which those of one product id are one group, where its best item stands."""
     groups: dict[Any, list[int]] = {}
     for item in items:
-        groups.setdefault(item if ids[item] is None else ids[item], []).append(
-            item
-        )  # a dict keeps the best items' order
+        groups.setdefault(item if ids[item] is None else ids[item], []).append(item)  # in the order of the best ones
     return list(groups.values())
 
 
