@@ -39,7 +39,7 @@ def check_numbers(asked: Namespace | Any) -> None:
     """
     for name, (low, high) in BOUNDS.items():
         value = getattr(asked, name, None)
-        if value is not None and not low <= value <= high:
+        if value is not None and not low <= value <= high:  # not a number is in no range
             raise ValueError(f"{name}={value} must be {_range(low, high)}")
     if asked.max_steps == 0 or asked.max_steps < -1:
         raise ValueError(f"max_steps={asked.max_steps} must be 1 or more; leave it out to train num_train_epochs")
@@ -48,6 +48,7 @@ def check_numbers(asked: Namespace | Any) -> None:
             f"phase1_steps={asked.phase1_steps} are more than max_steps={asked.max_steps}, the whole run; train "
             "longer or set a smaller phase1_steps"
         )
+    # The best model is found at evaluations and kept at saves: they must come together.
     by_steps = asked.eval_strategy == asked.save_strategy == "steps"
     evaluated = asked.eval_steps or asked.logging_steps  # as Trainer does
     if asked.load_best_model_at_end and by_steps and asked.save_steps != evaluated:

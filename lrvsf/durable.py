@@ -42,7 +42,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         InUse: another run works there; the message names its process, machine, command and start.
         OSError: the folder cannot be written.
     """
-    made = not folder.exists()
+    made = not folder.exists()  # else a refused run would leave an empty folder behind
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
     if path in _HELD:
@@ -52,7 +52,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         _HELD.add(path)
         words = takewhile(lambda word: not word.startswith("-"), sys.argv)  # flags may hold a token
         about = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(words)}
-        file.truncate(0)
+        file.truncate(0)  # what a killed run said of itself
         file.write(json.dumps({**about, "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}))
         file.flush()
         try:
@@ -157,6 +157,7 @@ def publish_folder(finished: Path, folder: Path) -> None:
 
     Raises OSError: it cannot be renamed, as from one disk to another, or to a mount point.
     """
+    # All of it before the name: a journal may keep a rename and lose what was written just before.
     for place, _, names in os.walk(finished):
         for path in (*(Path(place, name) for name in names), Path(place)):
             if path.is_file() or path.is_dir():  # not a link to nowhere
@@ -191,6 +192,7 @@ def check_one_disk(work: Path, folder: Path) -> None:
 
 def follow_umask(folder: Path) -> None:
     """Gives a saved model's weights the rights of its config.json: safetensors 0.8 lets nobody else read them."""
+    # config.json was made under the user's umask; there is no way to ask for the umask that does not change it.
     rights = (folder / "config.json").stat().st_mode
     for path in folder.glob("*.safetensors"):
         path.chmod(rights)

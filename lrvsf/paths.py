@@ -64,6 +64,7 @@ def check_model(name: str) -> None:
         raise NotADirectoryError(f"{name} is a file: give the folder of a model")
     if name.startswith("~") and (found := path.expanduser()).is_dir():
         raise FileNotFoundError(f"there is no folder {name}: the shell has left the ~ as it is. Write {found}")
+    # The Hub's own words for a name that it cannot have would speak of repositories, not of a folder.
     owner, slash, rest = name.partition("/")
     if not slash or not owner or not rest or "/" in rest or owner.startswith((".", "~")) or "\\" in name:
         raise FileNotFoundError(f"there is no folder {name}{near(path)}, and a name on the Hub looks like OWNER/MODEL")
@@ -92,6 +93,7 @@ def near(path: Path) -> str:
 
 def check_output(folder: Path) -> None:
     """Refuses an output_dir that is a file, lies in one, or cannot be written to."""
+    # The nearest folder above that is there decides: what is missing will be made in it.
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
     if not there.is_dir():
         raise NotADirectoryError(f"output_dir={folder}: {there} is a file. Give a folder's name")

@@ -50,14 +50,16 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        parts = [torch.empty_like(rows) for _ in range(world_size())]  # world x (B, D)
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
-        dist.all_reduce(grad)  # what every process's loss asks of every row
+        # Each process's loss asks something of every row; the sum is what this row's embedding must answer to. (Its own
+        # part alone, as without this line, would be the gradient of another loss.)
+        dist.all_reduce(grad)
         return grad.chunk(world_size())[rank()]
 
 
@@ -71,6 +73,7 @@ Result = TypeVar("Result")
 
 def on_main_process(function: Callable[[], Result]) -> Result:
     """What `function` gives, or raises, on the main process: on all of them."""
+    # The error travels too: if the main process alone raised it, all others would wait in their next collective.
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
@@ -86,6 +89,7 @@ def on_main_process(function: Callable[[], Result]) -> Result:
 @contextmanager
 def alone_in(folder: Path, what: str) -> Iterator[None]:
     """`durable.locked`, by the main process for all of them. Raises InUse: another run works there."""
+    # The stack is every process's, the lock in it the main one's: it ends when the main process leaves the block.
     with ExitStack() as locks:
         on_main_process(lambda: locks.enter_context(locked(folder, what)))
         yield
@@ -94,4 +98,5 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
 def own_share(rows: int) -> tuple[int, int]:
     """This process's share of the rows, as (start, stop): contiguous, sizes differ by at most one."""
     state = PartialState()
+    # One formula for both ends, so that one's stop is the next one's start, whatever the rounding.
     return rows * state.process_index // state.num_processes, rows * (state.process_index + 1) // state.num_processes

@@ -116,6 +116,7 @@ def _pairs(path: Path) -> list[tuple[str, yaml.Node, int]]:
         kind = "list" if isinstance(root, yaml.SequenceNode) else "text"
         raise ValueError(f"{path} line {_line(root)}: a {kind}, not `name: value` lines")
     lines: dict[str, int] = {}
+    # YAML itself takes the last of two values in silence.
     for key, _ in root.value:
         name = _name(key, path)
         if name in lines:
@@ -133,7 +134,7 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes: a recipe is a short YAML file of flags")
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")  # Windows' editors begin a file with a mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path} line {line} is not UTF-8 (byte {data[error.start]:#x}). Save it as UTF-8") from error
@@ -194,7 +195,7 @@ def _tokens(name: str, node: yaml.Node) -> list[str]:
         return [f"--{name}", *values]
     if isinstance(node, yaml.MappingNode):
         options = yaml.SafeLoader("").construct_object(node, deep=True)
-        return [f"--{name}={json.dumps(options)}"]
+        return [f"--{name}={json.dumps(options)}"]  # one word, in JSON, as transformers reads a dict
     if node.tag == "tag:yaml.org,2002:null":
         return []
     return [f"--{name}={_scalar(name, node)}"]

@@ -62,7 +62,7 @@ class Watch:
         if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
             return self
         self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
+        os.set_blocking(self._write, False)  # set_wakeup_fd wants it so: a full pipe must not stop the interpreter
         self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -101,14 +101,14 @@ class Watch:
         poll.register(self._read, select.POLLIN)
         first, since = 0, 0.0
         while True:
-            if not poll.poll(1000 if first else None):
+            if not poll.poll(1000 if first else None):  # wakes by itself only while a signal waits for its answer
                 if not (self.answered or self._patient) and time.monotonic() - since > ANSWER_WITHIN:
                     self._end(first, f"{name_of(first)} was not answered within {ANSWER_WITHIN:g} seconds: ended.")
                 continue
             for number in os.read(self._read, 64):
                 if number == 0:
                     return
-                if number not in self._before:
+                if number not in self._before:  # the pipe gets all signals that have a handler, others' too
                     continue
                 if not first:
                     first, since = number, time.monotonic()
@@ -151,5 +151,6 @@ def say(line: str) -> None:
         poll = select.poll()
         poll.register(2, select.POLLOUT)
         with suppress(OSError):
+            # A terminal that is held (Ctrl-S) takes nothing: after a second the line is given up, not the process.
             if poll.poll(1000):
                 os.write(2, f"\n{line}\n".encode())

@@ -20,4 +20,5 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
+    # `error` is of a run of characters: each by itself, as some have a plain form and others only a number.
     return "".join(PLAIN.get(character) or ascii(character)[1:-1] for character in missing), error.end

@@ -45,6 +45,7 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
     Raises:
         OSError: the folder cannot be read, or an entry is a pipe or device, at which a reader would wait for ever.
     """
+    # Listed, and matched one by one: as a pattern for glob, the brackets of "data [spring]" would mean a letter.
     if not folder.is_dir():
         return []
     names = content_names(os.listdir(folder), str(folder))
@@ -102,7 +103,7 @@ def _below(folder: Path, where: str, above: tuple[tuple[int, int], ...], skip: C
     except OSError:
         skip(UNREADABLE, where)
         return
-    here = (stat.st_dev, stat.st_ino)
+    here = (stat.st_dev, stat.st_ino)  # not the path: a link to a folder above has another path at each turn
     if here in above:
         skip(LOOP, where)
         return

@@ -74,7 +74,7 @@ def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image
         raise BadImage(*fault)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if max(image.size) > MAX_SIDE:
+        if max(image.size) > MAX_SIDE:  # known from the header; nothing is decoded yet
             raise BadImage("too large", f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
         most = MAX_PIXELS.get(image.format, MAX_SIDE**2)
         if image.width * image.height > most:
@@ -183,6 +183,7 @@ class BadImageCounter:
             self.add_good(stop - start)
 
     def _judge_one_more(self, name: object) -> None:
+        # A series says that a source has ended (a disk, a login), long before its share of a large run is too large.
         self.in_a_row += 1
         if self.in_a_row >= self.tolerance.in_a_row:
             raise TooManyBadImages(

@@ -23,6 +23,7 @@ from lrvsf.data.sharing import marks
 
 def draws_of(seed: int, epoch: int, product_id: str) -> np.random.Generator:
     """The generator of one product in one epoch."""
+    # Not hash(): Python salts it, so that each process would draw something else.
     name = int.from_bytes(hashlib.blake2b(product_id.encode(), digest_size=8).digest(), "big")
     return np.random.default_rng([seed, epoch, name])
 
@@ -35,6 +36,7 @@ def random_box(side: int, rng: np.random.Generator, scale: tuple[float, float]) 
     """
     for _ in range(10):
         area = rng.uniform(*scale) * side * side
+        # Uniform in the logarithm: 3:4 is drawn as often as 4:3.
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         width, height = (round(math.sqrt(area * r)) for r in (ratio, 1 / ratio))
         if 0 < width <= side and 0 < height <= side:
@@ -50,12 +52,13 @@ def augment(
     `scale` bounds the part's share of the area, see `random_box`. Torch's antialiased bilinear filter is Pillow's, in
     half the time; the exact Pillow resize is for evaluation (processing_condvit).
     """
+    # Cut first and scaled after, so that only the part that is used is scaled. The white margin is cut like the image.
     side = max(image.size)
     left, top, width, height = random_box(side, rng, scale)
     square = np.full((side, side, 3), 255, dtype=np.uint8)
     x, y = (side - image.width) // 2, (side - image.height) // 2
     square[y : y + image.height, x : x + image.width] = image
-    part = torch.from_numpy(square[top : top + height, left : left + width]).permute(2, 0, 1)[None]
+    part = torch.from_numpy(square[top : top + height, left : left + width]).permute(2, 0, 1)[None]  # (1, 3, h, w)
     pixels = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]
     return pixels.flip(-1) if rng.random() < 0.5 else pixels
 
@@ -97,6 +100,7 @@ class PairMaker:
         pairs, ids, pictures, tried, spare = [], [], [], [], iter(spares)
         for row in rows:
             pair = self.pair(row, epoch, tried)
+            # In the order given, on any worker: which spare a product gets does not depend on who decodes faster.
             while pair is None:
                 if (row := next(spare, None)) is None:
                     why = f"only {len(pairs)} of a batch of {len(rows)} products, with {len(spares)} spare ones"
@@ -107,7 +111,7 @@ class PairMaker:
             pictures.append(torch.tensor(picture_numbers(row, pair[2])))
         queries, targets, indices = zip(*pairs, strict=True)
         batch: dict[str, Any] = {"pixel_values": torch.stack(queries), "target_pixel_values": torch.stack(targets)}
-        batch |= {"product_ids": ids, "pictures": pad_sequence(pictures, batch_first=True)}
+        batch |= {"product_ids": ids, "pictures": pad_sequence(pictures, batch_first=True)}  # (B, P), 0 is no number
         if self.categories is not None:
             batch["category_indices"] = torch.tensor(indices)
         return {**batch, "tried": tried}
@@ -117,11 +121,12 @@ class PairMaker:
         if not row["images"]:
             tried.append((row["product_id"], "lost in a damaged shard"))
             return None
+        # One generator a product: the draws of others, readable or not, do not move this one's.
         rng = draws_of(self.seed, epoch, row["product_id"])
         known = [image for image in row["images"] if image is not None]
         scenes = [image for image in known if image["type"] in SCENES]
         simples = [image for image in known if image["type"] == SIMPLE]
-        if self.categories is not None:
+        if self.categories is not None:  # a target of another category could not be asked for
             simples = [image for image in simples if image["category"] in self.categories]
         chosen = [self._first_readable(row, images, rng, tried) for images in (scenes, simples)]
         if None in chosen:
@@ -132,6 +137,7 @@ class PairMaker:
 
     def _first_readable(self, row: dict, images: list[dict], rng: np.random.Generator, tried: list):
         """(image, category) of the first readable one in random order."""
+        # A damaged picture costs itself: the product is lost only if all of a kind are damaged.
         for index in rng.permutation(len(images)):
             try:
                 image = decode_image(_encoded(images[index]["image"]))

@@ -60,6 +60,7 @@ class BoundedFile(pq.ParquetFile):
             ParquetBomb: a page over `MAX_PAGE_BYTES`, lists of very many values, or a dictionary that stands for more
                 than `MAX_BYTES` in a few rows.
         """
+        # Row group by row group, as each has cells of another size, and so another number of rows that fit.
         for group in range(self.metadata.num_row_groups) if row_groups is None else row_groups:
             size = min(batch_size, self._rows_in_memory(group, columns))
             yield from super().iter_batches(size, [group], columns, use_threads=use_threads)
@@ -72,7 +73,7 @@ class BoundedFile(pq.ParquetFile):
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """A few small columns as a whole. Raises ParquetBomb as `iter_batches`, and for more than `MAX_BYTES`."""
-        batches, size = [], 0
+        batches, size = [], 0  # of what is in memory, not of what the footer claims
         for batch in self.iter_batches(2**16, columns=columns):
             batches.append(batch)
             size += batch.nbytes

@@ -31,7 +31,9 @@ def marks(digest: bytes, kind: str, condition: object) -> list[int]:
     Returns:
         numbers from 1 to 2**63 - 1, so many that two pictures share one by no chance.
     """
+    # The picture with what it is asked by; a SIMPLE one also alone, as it shows one thing whatever it is filed under.
     names = [digest + str(condition).encode()] + [digest] * (kind == SIMPLE)
+    # torch's int64 is signed, so 63 bits; 0 fills the places of products with fewer pictures (`PairMaker.batch`).
     return [int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1 or 1 for name in names]
 
 
@@ -58,15 +60,15 @@ class SharedPictures:
 
     def groups(self) -> list[list[str]]:
         """The groups of two products or more, and their products, in the order of adding."""
-        parents = list(range(len(self.products)))
+        parents = list(range(len(self.products)))  # union-find: a product's group is where its chain of parents ends
 
         def root(index: int) -> int:
             while parents[index] != index:
-                parents[index] = index = parents[parents[index]]
+                parents[index] = index = parents[parents[index]]  # halves the chain for the next one who walks it
             return index
 
         for one, other in self._pairs():
-            first, second = sorted((root(one), root(other)))
+            first, second = sorted((root(one), root(other)))  # to the one added first, so that the order is kept
             parents[second] = first
         members: dict[int, list[str]] = {}
         for index, product in enumerate(self.products):
@@ -76,6 +78,7 @@ class SharedPictures:
     def _pairs(self) -> list[tuple[int, int]]:
         """Pairs of products, enough to connect all that share a picture."""
         numbers, owners = np.array(self._numbers, np.uint64), np.array(self._owners, np.int64)
+        # Neighbours among the sorted numbers connect all of a number: no table of numbers is held.
         order = np.argsort(numbers, kind="stable")
         same = np.flatnonzero(numbers[order][1:] == numbers[order][:-1])
         return list(zip(owners[order[same]].tolist(), owners[order[same + 1]].tolist(), strict=True))

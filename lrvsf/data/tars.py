@@ -37,7 +37,7 @@ from lrvsf.data.schema import MAX_IMAGES, SCENES, SIMPLE
 
 logger = logging.getLogger(__name__)
 
-SPREAD = 16
+SPREAD = 16  # not tuned
 HELD_BYTES = 256 * 2**20
 MAX_MEMBER_BYTES = MAX_IMAGE_BYTES
 MAX_JSON_BYTES = 2**20  # as Python's objects, 30 times that
@@ -135,8 +135,9 @@ def _product(name: str, members: dict[str, bytes], skipped: Counter[str]) -> dic
     if len(members) > MAX_IMAGES:
         return _skip(skipped, TOO_MANY, name)
     images = []
+    # Both sides, so that each loss is counted: an image that the JSON lacks, and one that only the JSON has.
     numbers = members.keys() | {key for key in metadata if key.isascii() and key.isdigit()}
-    for number in sorted(numbers, key=lambda text: (len(text), text)):
+    for number in sorted(numbers, key=lambda text: (len(text), text)):  # 2 before 10
         described, path = metadata.get(number), f"{name}.{number}.jpg"
         if number not in members:
             _skip(skipped, NOT_IN_TAR, path)
@@ -166,13 +167,14 @@ def _grouped(source: Source, skipped: Counter[str]) -> Iterator[tuple[str, dict[
     waiting = 0
     for path, match, data in _members(source, skipped):
         folder = path.removeprefix("./").rpartition("/")[0]
-        members = held.setdefault(f"{folder}/{match['name']}", {})
+        members = held.setdefault(f"{folder}/{match['name']}", {})  # one id in two folders: two products
         part = "json" if match["part"].lower() == "json" else match["number"] or ""
         if part in members:
             _skip(skipped, TWICE, path)
         else:
             members[part] = data
             waiting += len(data) + MEMBER_OVERHEAD
+        # Bounds by count and by bytes alone, never by time or memory left: the same tar gives the same products.
         while len(held) > SPREAD or waiting > HELD_BYTES:
             name, members = next(iter(held.items()))
             del held[name]
@@ -208,12 +210,12 @@ def _metadata(content: bytes) -> dict[str, Any] | None:
     """A JSON object, or None."""
     try:
         found = json.loads(content)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a megabyte of opening brackets
         return None
     return found if isinstance(found, dict) else None
 
 
 def _skip(skipped: Counter[str], reason: str, name: object) -> None:
     skipped[reason] += 1
-    if str(skipped[reason]).strip("0") == "1":
+    if str(skipped[reason]).strip("0") == "1":  # 1, 10, 100, ...: a large tar says what happens without drowning in it
         logger.warning("Skipped %s: %s (%d so far)", printable(str(name)), reason, skipped[reason])

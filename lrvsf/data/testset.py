@@ -92,6 +92,7 @@ class ProductTestSet:
 
     def origins(self, what: str, start: int = 0, stop: int | None = None) -> Iterator[Origin]:
         """Where the rows start to stop (excluded) of the "products" or "distractors" are. No image is read."""
+        # Only ids are read, and of files without ids nothing: a row's place follows from the footers.
         offset, stop = 0, getattr(self, f"n_{what}") if stop is None else stop
         for file in self._products if what == "products" else self._distractors:
             first, last = max(start - offset, 0), min(stop - offset, file.rows)
@@ -160,11 +161,13 @@ class _File:
             for group, (first, last) in enumerate(pairwise(file.starts)):
                 if first < stop and last > start:
                     cells = read_rows(file, columns or self.columns, BATCH_ROWS, [group])
+                    # Rows before the slice in its first row group are read and dropped: Parquet has no way in between.
                     yield from islice(enumerate(cells, first), max(start - first, 0), stop - first)
 
 
 def _rows(files: list[_File], start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row over all files, cells) of a slice."""
+    # `start` and `stop` are of the whole; each file gets them shifted, below 0 and beyond its end included.
     offset = 0
     for file in files:
         if offset < stop and offset + file.rows > start:

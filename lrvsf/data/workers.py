@@ -25,7 +25,7 @@ def worker_map(processes: int | None) -> Iterator[Callable]:
     """
     if processes is not None and processes < 1:
         raise ValueError(f"processes={processes} must be 1 or more")
-    if processes == 1:
+    if processes == 1:  # in this process: a debugger stops there, and a small job does not wait for another Python
         yield lambda job, *items, chunksize=1: map(job, *items)
         return
     pool = ProcessPoolExecutor(processes or os.cpu_count(), initializer=_obey_parent)
@@ -34,6 +34,7 @@ def worker_map(processes: int | None) -> Iterator[Callable]:
     except BrokenProcessPool as error:
         raise OSError("a worker was killed, most likely for want of memory; take fewer --processes") from error
     finally:
+        # Where the block failed, what is queued must not be worked off before the error is seen.
         pool.shutdown(cancel_futures=True)
 
 
@@ -48,8 +49,8 @@ def _obey_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    connection.wait([parent_process().sentinel])  # without a time: the kernel wakes it when the parent is gone
+    os._exit(1)  # nothing of a worker's is worth tidying up, and its main thread may wait for the queue
 
 
 def why_bad(data: bytes | None) -> str | None:

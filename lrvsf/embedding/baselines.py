@@ -63,6 +63,7 @@ class Baseline(nn.Module):
 
     def forward(self, pixel_values: Tensor, category_indices: None = None) -> BaselineOutput:
         """(B, 3, S, S) -> unit rows (B, hidden_size), float32."""
+        # DINO: the class token after the last norm. SigLIP: what its attention head pools.
         pooled = self.tower(pixel_values=pixel_values).pooler_output
         return BaselineOutput(F.normalize(pooled.float(), dim=-1))
 
@@ -95,6 +96,7 @@ def load_baseline(path: str) -> Baseline:
         found, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except OSError:  # the checkpoint has none
         found = {}
+    # Where the processor cuts out the middle, that is what the tower sees; "size" is then only the step before.
     size = found.get("crop_size") if found.get("do_center_crop") else found.get("size")
     sides = {size} if isinstance(size, int) else set(size.values()) if size else {tower.config.image_size}
     if len(sides) > 1 or not all(isinstance(side, int) for side in sides):

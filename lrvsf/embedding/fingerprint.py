@@ -47,14 +47,16 @@ def fingerprint(encoder: Encoder, parts: Sequence[Part]) -> dict[str, Any]:
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over the names, shapes and values of all weights as they are in memory, whatever file they came from."""
     digest = hashlib.sha256()
+    # By name, whatever order modules come in; with shapes, as values alone do not say where rows end.
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # numpy has no bfloat16
     return digest.hexdigest()[:16]
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each fact that differs, with both values."""
+    # What one side lacks is a difference too: an older store says less, and nobody knows what it would have said.
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     return [f"  {name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names]
 
@@ -65,6 +67,7 @@ def _digest(data: bytes) -> str:
 
 def describe_model(config: PretrainedConfig) -> dict[str, Any]:
     """What of a configuration makes another model of it, by name."""
+    # Named one by one: to_dict() also has versions and defaults that change with transformers, not with the model.
     fields = config.to_dict()
     own = {"model_type", "categories", "condition", "num_condition_tokens", "projection_dim", "hidden_size"}
     own |= {"intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act"}

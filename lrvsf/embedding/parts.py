@@ -76,7 +76,7 @@ class Products(Part):
     def __init__(self, test_set: ProductTestSet) -> None:
         self.test_set, self.total = test_set, test_set.n_products
 
-    @cached_property
+    @cached_property  # not at once: a store whose arguments are wrong must be refused before a file is read
     def _categories(self) -> list[str | None]:
         return self.test_set.categories()
 
@@ -86,6 +86,7 @@ class Products(Part):
 
     def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
         queries, targets = pixels
+        # Only queries are conditioned: a gallery is embedded once, whatever it is asked for.
         categories = [self._categories[row] for row in rows]
         return {"query": encoder.embed(queries, categories), "target": encoder.embed(targets)}
 

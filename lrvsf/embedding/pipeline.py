@@ -29,8 +29,8 @@ from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Decoded, Distractors, Item, Part, Products
 from lrvsf.processes import own_share
 
-THREADS = min(8, os.cpu_count() or 1)
-BATCHES_AHEAD = 2
+THREADS = min(8, os.cpu_count() or 1)  # not tuned
+BATCHES_AHEAD = 2  # not tuned; what waits is pixels, 150 kB an image of 224 pixels
 
 
 @dataclass
@@ -94,12 +94,14 @@ def embed_ranges(
     def decode(item: Item) -> Decoded:
         return part.decode(encoder, item[1])
 
+    # One stream over all ranges, so that the threads decode the next one while the model has the end of this one.
     items = (item for start, stop in _joined(ranges) for item in part.items(start, stop))
     decoded = prefetch_map(decode, items, ahead=BATCHES_AHEAD * batch_size)
     total = sum(stop - start for start, stop in ranges)
     silent = not total or not PartialState().is_main_process
     with closing(decoded), tqdm(desc=part.what, total=total, unit="row", disable=silent) as bar:
         for start, stop in ranges:
+            # islice, as it ends without taking the first row of the next range.
             yield _embed_range(encoder, part, islice(decoded, stop - start), batch_size, counter, bar)
 
 
@@ -126,7 +128,7 @@ def _embed_range(
 ) -> Embedded:
     """What the decoded rows give, without those that have a bad image, which are counted."""
     embedded = Embedded([], {}, [], [])
-    batches = [{kind: torch.empty(0, encoder.dim) for kind in part.kinds}]
+    batches = [{kind: torch.empty(0, encoder.dim) for kind in part.kinds}]  # as no row may be readable
     rows: list[int] = []
     pixels: list[list[np.ndarray]] = []
 
@@ -164,9 +166,11 @@ def prefetch_map(function: Callable[[Item], Any], items: Iterable[Item], ahead: 
     try:
         for item in items:
             waiting.append((item, pool.submit(function, item)))
+            # The oldest first, whichever is done first; and nothing is begun while `ahead` wait for their reader.
             if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
     finally:
+        # Also where the reader has failed, or has had enough: what is not begun is never decoded.
         pool.shutdown(wait=True, cancel_futures=True)

@@ -110,10 +110,13 @@ class EmbeddingStore:
         if self._stock:
             return
         with ExitStack() as lock:
+            # One process looks, for all: each for itself would see the folder at another moment, and a shard would be
+            # made by two, or by none.
             self.made_with, found = on_main_process(lambda: self._open(lock))
             for part in self.parts:
                 self._embed_missing(part, found[part.what])
             PartialState().wait_for_everyone()
+        # Everybody reads the headers of all shards, others' too: a folder that a machine does not see is noticed here.
         self._stock = {part.what: self._take_stock(part) for part in self.parts}
 
     def rows(self, what: str) -> Tensor:
@@ -136,6 +139,7 @@ class EmbeddingStore:
         """This process's share of a kind, shard by shard: (n, dim) float32 unit rows, n at most ROWS, and the place of
         the first of them in the part's `rows`."""
         ranges, rows = _ranges(self._totals[kind]), self.rows(self._whats[kind])
+        # Whole shards: a process opens each of its files once, and none of another's.
         for start, _ in ranges[slice(*own_share(len(ranges)))]:
             yield self._read(kind, start), int(torch.searchsorted(rows, start))
 
@@ -192,6 +196,7 @@ class EmbeddingStore:
             then = json.loads(manifest.read_text())["made_with"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{manifest} is damaged, or not of embeddings ({error!r}); {self.remedy}.") from error
+        # Through JSON, as the file's are: a tuple would differ from its list.
         if lines := differences(then, json.loads(json.dumps(made_with))):
             listed = "\n".join(lines)
             raise ValueError(
@@ -201,9 +206,11 @@ class EmbeddingStore:
 
     def _embed_missing(self, part: Part, found: dict[Range, Bad]) -> None:
         """Embeds this process's share of the ranges that were not found."""
+        # Shared out is what is missing, not what there is, so that all processes help a resumed run.
         missing = [span for span in _ranges(part.total) if span not in found]
         own = missing[slice(*own_share(len(missing)))]
         counter = self._counter(part)
+        # Ranges in their order, found or made: bad rows are judged as in a run that was never interrupted.
         with closing(embed_ranges(self.encoder, part, own, self.batch_size, counter)) as embedded:
             for span in _ranges(part.total):
                 if span in found:
@@ -214,7 +221,7 @@ class EmbeddingStore:
                     counter.in_a_row = 0  # another process's: bad rows before it and after it are not in a row
 
     def _save(self, part: Part, span: Range, embedded: Embedded) -> None:
-        rows = torch.tensor(embedded.rows, dtype=torch.int64)
+        rows = torch.tensor(embedded.rows, dtype=torch.int64)  # (n,)
         origins = list(part.origins(*span))
         files = Counter(origin.file for origin in origins)  # in the order of the rows
         about = {
@@ -224,6 +231,7 @@ class EmbeddingStore:
         }
         # One entry: safetensors writes several in any order, and a shard's bytes would vary.
         metadata = {"rows": json.dumps(about)}
+        # A part's files come one after another; a shard counts only with all of them.
         if part.beside:
             self._write(self._beside(part, span[0]), part.pack(embedded.rows, embedded.extras))
         for kind in part.kinds:
@@ -328,6 +336,7 @@ def renormalised(embeds: Tensor) -> Tensor:
 
     The squares of float16 add up in float64 without rounding, in whatever order: equal rows stay equal, as ties need.
     """
+    # float16's rounding makes a row a little longer or shorter, which would decide between items that nearly tie.
     exact = embeds.double()
     return (exact / exact.square().sum(1, keepdim=True).sqrt()).float()
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lrvsf.processes import every, world_size
 
-BLOCK = 4096  # items scored at a time
-GRID = 2.0**26
+BLOCK = 4096  # items scored at a time (not tuned)
+GRID = 2.0**26  # the finest whose products add up within 53 bits
 
 
 def on_grid(rows: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class TopLists:
     def keep(self, scores: Tensor, items: Tensor) -> None:
         """The best of what was kept and of exact scores (Q, B) of items (Q, B)."""
         if self.scores.shape[1] == self.count:  # what no query ranks among its best need not be sorted
-            wanted = (scores >= self.scores[:, -1:]).any(0)
+            wanted = (scores >= self.scores[:, -1:]).any(0)  # (B,): equal ones too, as a smaller number wins
             scores, items = scores[:, wanted], items[:, wanted]
         scores, items = torch.cat([self.scores, scores], dim=1), torch.cat([self.items, items], dim=1)
         if scores.shape[1] > self.count:
@@ -49,6 +49,7 @@ class TopLists:
             best, places = scores.topk(self.count + 1, dim=1)
             if (best[:, -1] < best[:, -2]).all():
                 scores, items = best[:, :-1], items.gather(1, places[:, :-1])
+        # By item number first, then stably by score: among equal scores the smaller number stays in front.
         items, order = items.sort(dim=1)
         scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
         self.scores, self.items = scores[:, : self.count], items.gather(1, order)[:, : self.count]
@@ -58,6 +59,7 @@ class TopLists:
         if world_size() == 1:
             return
         parts: list[tuple[Tensor, Tensor]] = every((self.scores.cpu(), self.items.cpu()))
+        # From empty lists, as this process's own are among the parts: an item must not be kept twice.
         device, self.scores, self.items = self.scores.device, self.scores[:, :0], self.items[:, :0]
         for scores, items in parts:
             self.keep(scores.to(device), items.to(device))
@@ -78,7 +80,7 @@ class TopItems(TopLists):
     def add(self, embeds: Tensor, items: Tensor) -> None:
         """Items (B,), each once, with unit rows (B, dim)."""
         for rows, numbers in zip(embeds.split(BLOCK), items.to(self.items.device).split(BLOCK), strict=True):
-            scores = self.queries @ on_grid(rows.to(self.queries.device)).T  # (Q, b)
+            scores = self.queries @ on_grid(rows.to(self.queries.device)).T  # (Q, b), exact in any order of addition
             self.keep(scores, numbers.expand(len(self.queries), -1))
 
 
