@@ -50,11 +50,13 @@ def check(
     processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
+    # A quick check reads footers and a few columns, which starting workers would take longer than.
     with worker_map(1 if quick else processes) as mapper:
         parts = [part(folder, quick, mapper, max_bad_fraction) for folder, part in prepared_folders(path)]
     _compare(parts, max_bad_fraction)
     result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
     result |= {part.name: part.report() for part in parts}
+    # Before it is refused: a program that reads the report wants to know why.
     if report:
         write_report(report, result)
     if unfit := [part.name for part in parts if part.faults]:
@@ -71,7 +73,8 @@ def prepared_folders(path: Path) -> list[tuple[Path, Callable[..., CheckedFolder
     for folders in ([path], sorted(path.iterdir()) if path.is_dir() else []):
         found = []
         for folder in folders:
-            if folder.suffix == ".writing":  # of a step under way, or killed
+            # A data set under way, or what a killed step left.
+            if folder.suffix == ".writing":
                 continue
             if (folder / "products.parquet").is_file() or (folder / "distractors").is_dir():
                 found.append((folder, read_test_set))
@@ -120,10 +123,12 @@ class CheckedFolder:
         self.image_bytes += found.image_bytes
         self.shorter += found.shorter
         self.longer += found.longer
+        # Pictures are kept as numbers of 8 bytes, enough to find the same one in another place.
         for name, numbers in found.pictures:
             self.pictures[kind].add(name, numbers)
             if kind == QUERIES:
                 self.targets.add(name, numbers[:1])
+        # A distractor is named by its row's number: millions of names would not fit.
         for number in found.owners:
             self.owners[kind].add("", [] if number is None else [number])
         self.bad.merge(found.bad)
@@ -164,7 +169,7 @@ class CheckedFolder:
             types[str(kind)] += count
         numbers: dict[str, Any] = {"files": dict(self.files), "rows": dict(self.rows), "images": dict(types)}
         numbers |= {"categories": dict(sorted(categories.items())), "image bytes": self.image_bytes}
-        if self.shorter:
+        if self.shorter:  # empty after a quick check
             numbers |= {"median shorter side": _median(self.shorter), "median longer side": _median(self.longer)}
         if self.purpose == "evaluated":
             numbers |= unjoined_categories(self.by_category[QUERIES], self.by_category[DISTRACTORS])
@@ -201,7 +206,7 @@ def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> 
                 part.faults.add("files with more or fewer rows than the manifest says", name)
             elif not quick and digests[name].hexdigest() != listed[name]["digest"]:
                 part.faults.add("files with other rows than the manifest says", name)
-    # A reader that follows paths would open whatever they name.
+    # Never tolerated, whatever the share: a reader that follows paths would open whatever they name.
     part.faults.take("images without bytes", part.bad, NO_BYTES)
     if part.unusable.counts.total() == part.rows[SHARD]:
         part.faults.add("no product that gives a pair", folder.name)
@@ -272,6 +277,7 @@ def _seen_as_one(names: Iterable[str], case: bool = False) -> list[str]:
 
 def _median(counts: Counter[int]) -> int:
     """The lower median of numbers that are counted, not listed."""
+    # At most `images.MAX_SIDE` different values, of however many images.
     below = 0
     for value in sorted(counts):
         below += counts[value]

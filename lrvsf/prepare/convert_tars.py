@@ -51,6 +51,7 @@ from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
 
 FORMAT = 2  # raise it when the same tars give other bytes
+# Not tuned: enough images for all workers, few enough for any memory.
 CHUNK = 64  # products, or single images, in memory at a time
 READ_ROWS = 64
 
@@ -67,6 +68,7 @@ class Conversion:
         return (ProductShardWriter if self.name == "train" else TestSetWriter)(out / self.name)
 
     def fingerprint(self) -> str:
+        # By size and time: hashing the tars would take as long as reading them.
         stats = [[str(file), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in self.files]
         return hashlib.sha256(json.dumps([FORMAT, self.name, stats]).encode()).hexdigest()
 
@@ -163,7 +165,7 @@ class PartWriter:
     def add_products(self, files: list[Path]) -> None:
         """Product shards of tars."""
         for product_id, pictures in self._tar_products(files):
-            if product_id in self.writer.ids:
+            if product_id in self.writer.ids:  # the first one is kept
                 self.products.add("there twice")
             elif lacks := why_incomplete(pictures):
                 self.products.add(lacks)
@@ -180,6 +182,7 @@ class PartWriter:
 
     def add_parquet_set(self, prods: list[Path], dist: list[Path], metadata: list[Path]) -> None:
         """A test set of Parquet files, whose metadata says what each URL is."""
+        # The files know a picture by its URL alone; what it is stands in the metadata.
         described = UrlMetadata(metadata, self.lost.counts)
         with Spool(self.writer.writing.with_name("test-images.writing")) as spool:
             # A test set's products wait on disk until the metadata has said which pictures make one product.

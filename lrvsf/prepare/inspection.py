@@ -22,7 +22,7 @@ from lrvsf.prepare.writers import row_digest
 
 SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
 NO_BYTES = "no bytes"
-BATCH_ROWS = 64
+BATCH_ROWS = 64  # not tuned
 
 # By kind: what must be there, what holds images, what else is read where it is there.
 _NEEDED = {SHARD: (*STRUCTURE, IMAGE_BYTES), QUERIES: PRODUCT_COLUMNS, DISTRACTORS: DISTRACTOR_COLUMNS}
@@ -107,9 +107,11 @@ def inspect(kind: str, file: Path, group: int, quick: bool) -> RowGroup:
                 columns = ["product_id", "images"] if kind == SHARD else [*columns, *_IMAGES[kind]]
             for row in read_rows(parquet, list(dict.fromkeys(columns)), BATCH_ROWS, [group]):
                 _look(kind, row, found, place, quick)
+            # A footer knows how many values of a column are missing, and what the others take.
             if quick:
                 _count_from_footer(kind, parquet.metadata, group, found, place)
     except DAMAGE as error:
+        # What was read before stays in `found`: one damaged page does not hide what is wrong with the other rows.
         found.damage = str(error)
     return found
 
@@ -137,7 +139,7 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
     if name is not None:
         found.products.append(name)
         found.owners += [number_of(name)] * (kind == QUERIES)
-    name = f"{place}, row {found.rows - 1}" if name is None else name
+    name = f"{place}, row {found.rows - 1}" if name is None else name  # what a person can look for
     if why:
         found.unusable.add(why, name)
     found.images.update((kind, category) for kind, category, _ in images)
@@ -149,6 +151,7 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
     found.pictures.append(
         ("" if kind == DISTRACTORS else name, [number_of(hashlib.sha256(d).digest()) for d in data if d])
     )
+    # A row that lacks an image has no digest; it is at fault already.
     if kind == SHARD and all(i is not None and i["image"] is not None for i in row["images"] or ()):
         found.digests += row_digest(row)
 
@@ -184,11 +187,13 @@ def _look_at_image(cell: Cell, found: RowGroup, name: str) -> None:
 
 def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: RowGroup, place: str) -> None:
     """Bytes of images, and how many are missing, without reading them."""
+    # In a test set two columns hold images, and each row counted one of each.
     expected = found.images.total() // len(_IMAGES[kind])
     for name in _IMAGES[kind]:
+        # A cell is bytes, or a struct of bytes and path: of the leaves under the column, the one that is no path.
         column = next(c for c in map(metadata.row_group(group).column, _under(metadata, name)) if _holds_bytes(c))
         found.image_bytes += column.total_uncompressed_size
-        if column.statistics is not None:
+        if column.statistics is not None:  # some writers leave them out; then a full check finds the gaps
             present = column.num_values - column.statistics.null_count
             found.bad.add_all(NO_BYTES, [place] * (expected - present))
 

@@ -31,13 +31,14 @@ def push(
     public: Annotated[bool, Option("--public", help="let everyone read it")] = False,
 ) -> dict[str, Any]:
     """Put a prepared folder on the Hub as a private dataset to train from."""
-    check(path, quick=True)
+    check(path, quick=True)  # before a repository is made
     patterns = [pattern for config in CONFIGURATIONS.values() for pattern in config.values()]
     files = [file for pattern in patterns for file in _matching(path, pattern)]
     if not _matching(path, CONFIGURATIONS["products"]["train"]):
         raise ValueError(f"{path} has no train/*.parquet; name the folder that train/ is in")
     api = HfApi()
     api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
+    # `exist_ok` says nothing of a repository that was there, and was public.
     if not public and not api.repo_info(repo, repo_type="dataset").private:
         raise ValueError(f"{repo} is there already and public; choose another name, or say --public")
     # What an earlier, larger push left would be read as part of this one.
@@ -46,10 +47,11 @@ def push(
         repo_type="dataset",
         folder_path=path,
         allow_patterns=[*patterns, "*/manifest.json"],
-        ignore_patterns=[f"*/{COMPANION}*"],
+        ignore_patterns=[f"*/{COMPANION}*"],  # which macOS writes, and whose names match
         delete_patterns=patterns,
         commit_message="Add product shards and test sets",
     )
+    # The card comes last: until it is there, nothing names the files as splits.
     card = card_text(path, repo)
     api.upload_file(repo_id=repo, repo_type="dataset", path_or_fileobj=card.encode(), path_in_repo="README.md")
     return {

@@ -67,6 +67,7 @@ def product_row(product_id: str, pictures: list[Picture]) -> dict[str, Any]:
     """A row of PRODUCT_FEATURES."""
     images = [
         {
+            # The path is a name for people; no file of that name is there. Bytes need not be a JPEG's.
             "image": {"bytes": picture.data, "path": f"{product_id}.{number}.jpg"},
             "type": picture.type,
             "category": picture.category,
@@ -81,6 +82,7 @@ def query_row(product_id: str, pictures: list[Picture]) -> dict[str, Any] | str:
     """A row of QUERY_SCHEMA from a product's distinct readable pictures, or why there is none."""
     if lacks := why_incomplete(pictures):
         return lacks
+    # The first of each kind: the caller's order decides, which is the same for the same input.
     target = next(picture for picture in pictures if picture.type == SIMPLE)
     scene = next(picture for picture in pictures if picture.type in SCENES)
     # The query is asked with the product's category, even if it stands at another SIMPLE image than the target.

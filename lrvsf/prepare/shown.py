@@ -38,7 +38,7 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
     if turn is not None:
         changes.append(UPRIGHT)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _to_8_bits(image)
+        grey = _to_8_bits(image)  # a plain conversion clips: all from 256 on would be white
         if isinstance(clear := image.info.get("transparency"), int):  # the shade that a PNG shows nothing for
             grey = np.where(np.asarray(image) == clear, np.uint8(255), grey)
             changes.append(ON_WHITE)
@@ -47,6 +47,7 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
     elif image.has_transparency_data and _shines_through(image):
         image = _on_white(image)
         changes.append(ON_WHITE)
+    # Turned last, as three bytes a pixel.
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
@@ -65,6 +66,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _shines_through(image: Image.Image) -> bool:
+    # Most pictures with an alpha channel are opaque all over: they keep the bytes that they came with.
     return any(band.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, band in _bands(image))
 
 

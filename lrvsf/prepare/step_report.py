@@ -31,6 +31,7 @@ def as_table(report: dict[str, Any], indent: int = 0) -> str:
     lines = list(_lines(report, indent))
     width = max((len(name) for name, _, _ in lines), default=0)
     digits = max((len(value) for _, value, number in lines if number), default=0)
+    # Only numbers are aligned to the right, so that thousands stand below thousands.
     rows = (
         name + value if value.startswith("\n") else f"{name:<{width}}  {value:>{digits * number}}".rstrip()
         for name, value, number in lines

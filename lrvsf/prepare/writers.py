@@ -28,8 +28,8 @@ from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parqu
 from lrvsf.prepare.rows import unjoined_categories
 
 MANIFEST = "manifest.json"
-SHARD_BYTES = 256 * 2**20
-DISTRACTOR_ROWS = 20_000
+SHARD_BYTES = 256 * 2**20  # not tuned: files that a Hub repository and a shuffling reader like
+DISTRACTOR_ROWS = 20_000  # not tuned
 
 
 class FolderWriter:
@@ -141,6 +141,7 @@ class ProductShardWriter(FolderWriter):
         name = row["product_id"]
         if not name or name in self.ids:
             raise ValueError(f"product id {name!r} is {'here twice' if name else 'empty'}; give each product its own")
+        # An image without bytes would be looked for at its path, which is there on no other machine.
         for number, image in enumerate(row["images"]):
             if not image["image"]["bytes"]:
                 raise ValueError(f"product {name!r}, image {number} has no bytes; leave it out or read its file first")
@@ -232,7 +233,7 @@ class TestSetWriter(FolderWriter):
         if not row.get("jpg"):
             raise ValueError(f"distractor {self.distractors} (product {row.get('PRODUCT_ID')!r}) has no jpg")
         self._distractors.add(row, len(row["jpg"]))
-        self.categories["distractors"][row.get("CATEGORY") or None] += 1
+        self.categories["distractors"][row.get("CATEGORY") or None] += 1  # "" is no category
         self.distractors += 1
 
     def unjoined_categories(self) -> dict[str, Any]:
@@ -264,6 +265,7 @@ def row_digest(row: dict[str, Any]) -> bytes:
 
 def list_digest(files: list[dict[str, Any]]) -> str:
     """SHA-256 of a manifest's list of files: the same for the same rows in the same order, cut into the same files."""
+    # The name of a file is not in it, nor its size, which another version of pyarrow changes.
     return hashlib.sha256(json.dumps([[file["rows"], file["digest"]] for file in files]).encode()).hexdigest()
 
 
@@ -306,6 +308,7 @@ def made_from(folder: str | Path, source: str) -> bool:
         _refuse_irreplaceable(folder.resolve())
         return False
     manifest = read_manifest(folder)
+    # Without a manifest it was made by other means, and is not ours to replace.
     if manifest is None or manifest["note"].get("input") != source:
         raise ValueError(
             f"{folder} holds something made from other input or with other settings; remove it or choose another folder"

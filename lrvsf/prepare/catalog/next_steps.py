@@ -27,6 +27,7 @@ def next_steps(out: Path, report: dict[str, Any]) -> dict[str, Any]:
     """Writes OUT/train.yaml where there is none, and gives the parts of the report that say how to go on."""
     recipe, path = recipe_of(out, report), out / RECIPE
     notes = notes_on(report)
+    # A recipe that is there may have been edited; it is compared, never replaced.
     if not path.exists():
         write_whole(path, recipe.encode())
     elif path.read_bytes() != recipe.encode():
@@ -99,7 +100,7 @@ def notes_on(report: dict[str, Any]) -> list[str]:
             "there is no category, so only training without a condition is possible; texts are kept, and condition "
             "nothing yet"
         )
-    if pairs := [f"{quoted(one)} beside {quoted(many)}" for one, many in plurals(report["categories"])]:
+    if pairs := [f"{quoted(one)} next to {quoted(many)}" for one, many in plurals(report["categories"])]:
         notes.append(
             f"{', '.join(pairs)}: two categories, as far as a model knows; if they are one, write it in one way"
         )
@@ -128,7 +129,9 @@ def few_queries(queries: int, products: int, share: float) -> str:
 
     The scores are taken for independent and near 50 %, where they vary most: 1.96 standard deviations of a difference.
     """
+    # Var(a - b) = 2 p (1 - p) / n with p = 1/2. Paired models differ less, so this errs on the safe side.
     points = 100 * 1.96 * math.sqrt(2 * 0.25 / queries)
+    # Not more than 0.3: what is tested on is not trained on.
     wanted = min(0.3, math.ceil(100 * FEW_QUERIES / products) / 100)
     larger = f"take --test {wanted:g} and another OUT, or " if wanted > share else ""
     return (

@@ -60,9 +60,11 @@ class CsvTable:
         self.path = path
         with self._open() as file:
             head = _Lines(self, file).next() or ""
+            # Excel's own first line, "sep=;", which it does not show.
             self._first = 2 if (hint := head.lower().startswith("sep=")) else 1
             if hint:
                 head = _Lines(self, file).next() or ""
+        # The separator is the one that finds most of the known columns, and among equals most columns at all.
         heads = {separator: next(csv.reader([head], delimiter=separator), []) for separator in SEPARATORS}
         self.separator = max(
             SEPARATORS, key=lambda s: (len(set(needed) & {h.strip() for h in heads[s]}), len(heads[s]))
@@ -88,8 +90,8 @@ class CsvTable:
                 if cells is None:
                     return
                 if cells:  # an empty line is no row
-                    whole = len(cells) == len(self.columns)
-                    yield lines.number, dict(zip(self.columns, cells, strict=True)) if whole else None
+                    fits = len(cells) == len(self.columns)
+                    yield lines.number, dict(zip(self.columns, cells, strict=True)) if fits else None
 
     def rows_in(self, cell: str, column: str, values: Collection[str]) -> bool:
         """Whether a cell holds further rows: a quote that was not meant as one opened before them, another closed it.
@@ -126,7 +128,7 @@ class _Lines:
             line = self.file.readline()
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.table.path} is not UTF-8 ({error}); save it as UTF-8") from error
-        self.number += bool(line)
+        self.number += bool(line)  # lines of the file, as an editor counts them, not rows of the table
         return line or None
 
 
@@ -141,10 +143,10 @@ def image_column(path: Path) -> tuple[list[str], bool]:
         schema = pq.read_schema(path)
     except DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file: {error}") from error
-    if schema.names.count("image") != 1:
+    if schema.names.count("image") != 1:  # `check_columns` says so, with the other columns
         return schema.names, False
     kind = schema.field("image").type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return schema.names, True
     if pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:

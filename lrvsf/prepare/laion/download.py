@@ -96,7 +96,7 @@ def download(
                 lists = list_files(retry_folder) if retry.rows else []
                 number += 1
         became.write_hosts(out / "hosts.csv")
-        shutil.rmtree(work)
+        shutil.rmtree(work)  # what it held are lists, which follow from the outcomes
         report = {"folder": str(out), **became.report()}
         write_report(out / "download.json", report)
     return report
@@ -237,12 +237,13 @@ def _claim(out: Path, lists: list[Path], image_size: int, file_rows: int) -> Non
 
     Files of img2dataset are numbered, and rows in them too: with other lists the numbers would mean other URLs.
     """
+    # Of what the lists say, not of their bytes: `urls` run again by another version of pyarrow gives the same.
     digest = hashlib.sha256()
     for text in _texts(lists):
         digest.update(text.encode(errors="surrogatepass") + b"\n")
     source = {"urls": digest.hexdigest(), "image_size": image_size, "file_rows": file_rows}
     path = out / "source.json"
-    if not path.exists():
+    if not path.exists():  # the first run in this folder
         write_report(path, source)
     known = json.loads(path.read_text())
     if changed := [name for name in source if known.get(name) != source[name]]:

@@ -57,6 +57,7 @@ def urls(
     files = metadata_files(metadata)
     total = sum(_count_rows(file) for file in files)
     skipped: Counter[str] = Counter()
+    # 8 + 8 + 1 bytes a row, where lists of Python's numbers would take several times that.
     url_hashes, product_hashes, ranks = array("Q"), array("Q"), array("B")
     with tqdm(total=2 * total, unit="row", desc="urls", mininterval=1) as bar:
         for row in usable_rows(files, skipped, bar):
@@ -73,6 +74,7 @@ def urls(
             has_product,
         )
         with write_list(out / "urls", shuffle=True) as written:
+            # What is skipped was counted in the first pass, so this counter is thrown away.
             for kept, row in zip(keep, usable_rows(files, Counter(), bar), strict=True):
                 if kept:
                     written.add(row)

@@ -46,7 +46,7 @@ def products(
             "image bytes": manifest["image_bytes"],
         }
         write_report(out / f"products-{split}.json", report)
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)  # after the report: a run killed in between finds the shards finished
     return report
 
 

@@ -96,4 +96,4 @@ def test_notes_name_what_to_know_before_going_on(tmp_path):
     both = report(products=9000, queries=1000, categories=("rug", "Rugs", "watch", "Watches", "glass", "Lower Body"))
     (tmp_path / "c").mkdir()
     note = next_steps(tmp_path / "c", both)["note"]
-    assert note.startswith("'rug' beside 'Rugs', 'watch' beside 'Watches': two categories")
+    assert note.startswith("'rug' next to 'Rugs', 'watch' next to 'Watches': two categories")
