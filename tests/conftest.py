@@ -19,7 +19,6 @@ from typing import Any
 import made
 import pytest
 import torch
-from PIL import Image
 
 from lrvsf.durable import locked
 from modeling_condvit import CondViTModel
@@ -47,12 +46,6 @@ def tiny_model(make_model: Callable[..., CondViTModel]) -> CondViTModel:
 def pixel_values() -> torch.Tensor:
     """Three random images for a tiny model."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def make_image() -> Callable[..., Image.Image]:
-    """`make_image(width, height, seed=0)`: `made.noise`."""
-    return made.noise
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import noise
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -123,12 +124,10 @@ def run(script: str, *arguments: Path | str, cwd: Path, python_path: str = "") -
 
 
 @pytest.fixture
-def saved(
-    make_model: Callable[..., CondViTModel], make_image: Callable, tmp_path: Path
-) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+def saved(make_model: Callable[..., CondViTModel], tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
     """A model folder, an image file, and what the model makes of it in this process."""
     model, processor = make_model(categories=["Mugs", "Pots"]), CondViTProcessor(["Mugs", "Pots"], size=32)
-    image = make_image(50, 40)
+    image = noise(50, 40)
     image.save(tmp_path / "image.png")
     model.save_pretrained(tmp_path / "first")
     processor.save_pretrained(tmp_path / "first")
@@ -166,16 +165,14 @@ def test_registered_classes_and_pipeline_without_remote_code(saved: tuple, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:EXIF orientation")
-def test_pipeline_and_sentence_transformers_give_the_model_s_embeddings(
-    saved: tuple, make_image: Callable, tmp_path: Path
-) -> None:
+def test_pipeline_and_sentence_transformers_give_the_model_s_embeddings(saved: tuple, tmp_path: Path) -> None:
     """In a fresh process, plain and conditioned, of photos of other sizes that ask to be turned."""
     pytest.importorskip("sentence_transformers")
     folder, photos = saved[0], [str(tmp_path / f"{orientation}.png") for orientation in range(1, 9)]
     for orientation, photo in enumerate(photos, start=1):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        make_image(20 + 7 * orientation, 40).save(photo, exif=exif)
+        noise(20 + 7 * orientation, 40).save(photo, exif=exif)
     model, processor = CondViTModel.from_pretrained(folder), CondViTProcessor.from_pretrained(folder)
 
     def embed(categories: str | list[str] | None) -> torch.Tensor:

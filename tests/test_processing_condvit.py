@@ -5,12 +5,12 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made import noise
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 import processing_condvit
@@ -51,23 +51,23 @@ def test_pixel_values_by_hand() -> None:
     assert to_pixel_values(image).dtype == np.float32
 
 
-def test_shapes_and_types(make_image: Callable[..., Image.Image]) -> None:
+def test_shapes_and_types() -> None:
     processor = CondViTProcessor(size=32)
-    batch = processor([make_image(40, 30), make_image(7, 50)], ["Feet", "Bags"], return_tensors="pt")
+    batch = processor([noise(40, 30), noise(7, 50)], ["Feet", "Bags"], return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert batch["pixel_values"].dtype == torch.float32
     assert batch["category_indices"].tolist() == [1, 0]
     assert batch["category_indices"].dtype == torch.int64
 
-    single = processor(make_image(40, 30), "Waist", return_tensors="pt")
+    single = processor(noise(40, 30), "Waist", return_tensors="pt")
     assert single["pixel_values"].shape == (1, 3, 32, 32)
     assert single["category_indices"].tolist() == [8]
 
-    assert set(processor(make_image(40, 30), return_tensors="np")) == {"pixel_values"}
+    assert set(processor(noise(40, 30), return_tensors="np")) == {"pixel_values"}
 
 
-def test_inputs_of_every_kind_give_the_same_pixels(make_image: Callable[..., Image.Image], tmp_path: Path) -> None:
-    processor, image = CondViTProcessor(size=32), make_image(40, 30)
+def test_inputs_of_every_kind_give_the_same_pixels(tmp_path: Path) -> None:
+    processor, image = CondViTProcessor(size=32), noise(40, 30)
     array = np.asarray(image)
     expected = processor(image, return_tensors="pt")["pixel_values"]
     image.save(tmp_path / "image.png")
@@ -88,15 +88,13 @@ def test_inputs_of_every_kind_give_the_same_pixels(make_image: Callable[..., Ima
 
 @pytest.mark.filterwarnings("ignore:EXIF orientation")
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_door_embeds_the_bytes_as_training_and_evaluation_do(
-    form: str, make_image: Callable[..., Image.Image], tmp_path: Path
-) -> None:
+def test_every_door_embeds_the_bytes_as_training_and_evaluation_do(form: str, tmp_path: Path) -> None:
     """No EXIF orientation is obeyed, as in the published code; `decode_image` is what training and evaluation call."""
     processor, path = CondViTProcessor(size=32), tmp_path / "image"
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        make_image(40, 30).save(path, form, exif=exif)
+        noise(40, 30).save(path, form, exif=exif)
         expected = to_pixel_values(pad_and_resize(decode_image(path.read_bytes()), 32))[None]
         opened = Image.open(path)
         for door in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), opened, np.asarray(opened)):
@@ -104,14 +102,14 @@ def test_every_door_embeds_the_bytes_as_training_and_evaluation_do(
             assert np.array_equal(found, expected), (orientation, type(door))
 
 
-def test_an_image_that_asks_to_be_turned_is_warned_of(make_image: Callable[..., Image.Image]) -> None:
+def test_an_image_that_asks_to_be_turned_is_warned_of() -> None:
     processor, exif, data = CondViTProcessor(size=32), Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
-    make_image(40, 30).save(data, "JPEG", exif=exif)
+    noise(40, 30).save(data, "JPEG", exif=exif)
     with pytest.warns(UserWarning, match=r"orientation 6 is ignored; ImageOps.exif_transpose\(image\) obeys it"):
         processor(data)
     with warnings.catch_warnings(record=True) as said:
-        processor([make_image(40, 30), ImageOps.exif_transpose(Image.open(data))])
+        processor([noise(40, 30), ImageOps.exif_transpose(Image.open(data))])
     assert not said
 
 
@@ -144,24 +142,24 @@ def test_no_images_are_an_empty_batch() -> None:
     assert batch["pixel_values"].shape == (0, 3, 8, 8) and batch["category_indices"].shape == (0,)
 
 
-def test_one_name_is_asked_of_every_image(make_image: Callable[..., Image.Image]) -> None:
-    images = [make_image(9, 9)] * 3
+def test_one_name_is_asked_of_every_image() -> None:
+    images = [noise(9, 9)] * 3
     assert CondViTProcessor(size=8)(images, "Feet")["category_indices"].tolist() == [1, 1, 1]
     assert CondViTProcessor(size=8)(images, text=["Feet", "Bags", "Feet"])["category_indices"].tolist() == [1, 0, 1]
 
 
-def test_size_mean_and_std_of_one_call(make_image: Callable[..., Image.Image]) -> None:
-    processor, image = CondViTProcessor(size=32), make_image(40, 30)
+def test_size_mean_and_std_of_one_call() -> None:
+    processor, image = CondViTProcessor(size=32), noise(40, 30)
     batch = processor(image, size=16, image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0), return_tensors="np")
     expected = np.asarray(pad_and_resize(image, 16), np.float32).transpose(2, 0, 1) / np.float32(255)
     assert np.array_equal(batch["pixel_values"][0], expected)
     assert processor.size["height"] == 32
 
 
-def test_saved_and_loaded(make_image: Callable[..., Image.Image], tmp_path: Path) -> None:
+def test_saved_and_loaded(tmp_path: Path) -> None:
     CondViTProcessor(categories=["Mugs", "Pots"], size=48).save_pretrained(tmp_path)
     loaded = CondViTProcessor.from_pretrained(tmp_path)
-    batch = loaded(make_image(9, 9), "Pots", return_tensors="pt")
+    batch = loaded(noise(9, 9), "Pots", return_tensors="pt")
     assert batch["pixel_values"].shape[-2:] == (48, 48)
     assert batch["category_indices"].tolist() == [1]
 
@@ -172,16 +170,16 @@ def test_a_saved_folder_tells_sentence_transformers_what_the_embedding_is(tmp_pa
         assert (tmp_path / name).read_text() == (ROOT / "assets/mini-condvit" / name).read_text()
 
 
-def test_survives_pickling(make_image: Callable[..., Image.Image]) -> None:
+def test_survives_pickling() -> None:
     """Data loaders that spawn their workers send it to them."""
-    processor, image = CondViTProcessor(categories=["Mugs"], size=32), make_image(20, 10)
+    processor, image = CondViTProcessor(categories=["Mugs"], size=32), noise(20, 10)
     copy = pickle.loads(pickle.dumps(processor))
     assert np.array_equal(copy(image)["pixel_values"][0], processor(image)["pixel_values"][0])
     assert copy.categories == ["Mugs"]
 
 
-def test_errors(make_image: Callable[..., Image.Image]) -> None:
-    processor, image = CondViTProcessor(categories=["Mugs", "Pots"], size=32), make_image(20, 10)
+def test_errors() -> None:
+    processor, image = CondViTProcessor(categories=["Mugs", "Pots"], size=32), noise(20, 10)
     with pytest.raises(ValueError, match=r"'Cups'.*'Mugs', 'Pots'"):
         processor(image, "Cups")
     with pytest.raises(ValueError, match=r"Images: 3, categories: \['Mugs', 'Pots'\]. Give one for all, or one"):
@@ -215,20 +213,18 @@ def test_errors(make_image: Callable[..., Image.Image]) -> None:
     ],
     ids=str,
 )
-def test_settings_that_would_be_ignored_are_refused(
-    setting: dict, make_image: Callable[..., Image.Image], tmp_path: Path
-) -> None:
+def test_settings_that_would_be_ignored_are_refused(setting: dict, tmp_path: Path) -> None:
     """In a call, and in a processor that was made or saved with them."""
     name = next(iter(setting))
     with pytest.raises(ValueError, match=f"{name}=.* is not how the model was trained. Leave it out"):
-        CondViTProcessor(size=32)(make_image(20, 10), **setting)
+        CondViTProcessor(size=32)(noise(20, 10), **setting)
     CondViTProcessor(size=32, **setting).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=name):
-        CondViTProcessor.from_pretrained(tmp_path)(make_image(20, 10))
+        CondViTProcessor.from_pretrained(tmp_path)(noise(20, 10))
 
 
-def test_a_square_is_needed(make_image: Callable[..., Image.Image]) -> None:
-    processor, image = CondViTProcessor(size=32), make_image(20, 10)
+def test_a_square_is_needed() -> None:
+    processor, image = CondViTProcessor(size=32), noise(20, 10)
     with pytest.raises(ValueError, match="not a square"):
         processor(image, size={"height": 32, "width": 16})
     with pytest.raises(ValueError, match="not a square"):

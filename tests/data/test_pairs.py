@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from made import plain, product, row_image
+from made import noise, plain, product, row_image
 from PIL import Image
 
 from lrvsf.data.images import BadImageCounter, Tolerance, TooManyBadImages
@@ -31,9 +31,9 @@ def test_augment_keeps_most_of_the_image_and_mirrors_half():
     assert wide.shape == (3, 32, 32) and wide[:, 0].min() == 255 and wide[:, 16].max() == 0, "padded to a white square"
 
 
-def test_augment_scales_as_pillow_does(make_image):
+def test_augment_scales_as_pillow_does():
     """The naive twin: pad, crop, resize, mirror with Pillow."""
-    picture = make_image(60, 50).resize((120, 100), Image.Resampling.BICUBIC)
+    picture = noise(60, 50).resize((120, 100), Image.Resampling.BICUBIC)
     for seed in range(20):
         rng = np.random.default_rng(seed)
         view = augment(picture, 32, rng)
