@@ -146,9 +146,7 @@ class PictureArguments:
 def read_evaluation(description: str, arguments: list[str]) -> tuple[list[str], Namespace]:
     """The flags of `EvaluateArguments` and `PictureArguments`, and what they ask for: nothing known to be wrong.
 
-    Raises:
-        ValueError: a step or flag that there is not, a wrong value.
-        OSError: a folder that is not there, or is not what it should be.
+    Raises ValueError: a step or flag that there is not, a wrong value. Raises OSError: a folder that is not there.
     """
     word = arguments[0] if arguments else ""
     if not word.startswith("-") and not Path(word).exists() and (meant := did_you_mean(word, STEPS)):

@@ -100,8 +100,7 @@ class Categories:
 
 def join_categories(test_set: ProductTestSet) -> Categories:
     """The categories of all products and distractors, joined by name: blanks around a name and a column's type do not
-    count, capitals and accents do. Raises ValueError: products without a category.
-    """
+    count, capitals and accents do. Raises ValueError: products without a category."""
     product_names = test_set.categories()
     if without := [row for row, name in enumerate(product_names) if name is None]:
         raise ValueError(

@@ -51,8 +51,7 @@ class EmbeddedTestSet:
     def fill(self) -> None:
         """Embeds what the store lacks and reads the products. Every process must call it; a second call does nothing.
 
-        Raises ValueError: a category that the model does not know, no product can be read; and as `EmbeddingStore.fill`
-        does.
+        Raises ValueError: a category that the model does not know, no product can be read; and as the store does.
         """
         if self._filled:
             return
@@ -82,10 +81,8 @@ class EmbeddedTestSet:
             "n_distractors": self.n_distractors,
             "skipped": {what: store.skipped(what) for what in ("products", "distractors")},
             "skipped_rows": {what: _skipped_rows(store, what) for what in ("products", "distractors")},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers", "numpy")},
-            },
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "transformers", "numpy")},
         }
         self._filled = True
 
@@ -104,15 +101,11 @@ class EmbeddedTestSet:
         """(N,) likewise; -1 for what no product has, which is then in no gallery of one category."""
         return self.categories.distractors[self.distractor_rows]
 
-    def blocks(self) -> Iterator[tuple[Tensor, int]]:
-        """This process's distractors, read anew at every call: (n, dim) unit rows, and the place of the first of them
-        among the `n_distractors`."""
-        return self._store.blocks("distractor")
-
-    def categorised_blocks(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """`blocks`, each with its distractors' categories (n,)."""
-        for embeds, first in self.blocks():
-            yield embeds, first, self.distractor_categories[first : first + len(embeds)]
+    def blocks(self, categorised: bool = False) -> Iterator[tuple]:
+        """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first of them among
+        the `n_distractors` and, if asked for, their categories (n,)."""
+        for embeds, first in self._store.blocks("distractor"):
+            yield embeds, first, *([self.distractor_categories[first : first + len(embeds)]] if categorised else [])
 
     def best_items(self, queries: Tensor, count: int) -> Tensor:
         """(Q, count) on the CPU: the best items of each query, best first, in the gallery of all targets and all

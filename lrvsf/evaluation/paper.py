@@ -129,7 +129,7 @@ def _galleries(
     whole = RankCounter(*arguments, bf16=bf16_ranks)
     within = RankCounter(*arguments, data.product_categories, bf16=bf16_ranks)
     tops = TopShares(data.queries, data.targets, data.product_categories, product_folds, distractor_folds, max(KS))
-    for embeds, first_row, categories in data.categorised_blocks():  # read once for all three
+    for embeds, first_row, categories in data.blocks(categorised=True):  # read once for all three
         whole.add(embeds, first_row)
         within.add(embeds, first_row, categories)
         tops.add(embeds, first_row, categories)

@@ -1,6 +1,6 @@
 """Bootstrapped recall at K, as an `evaluate` module; `lrvsf.evaluation.recall` does the counting.
 
-`evaluate` copies this file alone into its cache and imports it there. So the core is neither beside it nor copied: it
+`evaluate` copies this file alone into its cache and imports it there. So the core is neither next to it nor copied: it
 comes from the installed package. The import is inside a `try`, where evaluate's own scan for requirements does not see
 it, because that scan would advise `pip install lrvsf` and not say from where.
 """

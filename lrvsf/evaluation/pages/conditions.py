@@ -113,8 +113,8 @@ def queries_under(data: EmbeddedTestSet, conditions: list[str], batch_size: int)
 
 def hits_of(data: EmbeddedTestSet, queries: Tensor, filtered: bool) -> Tensor:
     """(P, 3) float64 on the CPU: is the target among the first 1, 5, 10, everyone among all, or of its category?"""
-    blocks, categories = (data.categorised_blocks(), data.product_categories) if filtered else (data.blocks(), None)
-    ranks = ranks_among_all(queries, data.targets, blocks, data.n_distractors, categories)
+    categories = data.product_categories if filtered else None
+    ranks = ranks_among_all(queries, data.targets, data.blocks(filtered), data.n_distractors, categories)
     return torch.cat([(ranks.expected <= k).double() for k in FIRST_KS], dim=1)
 
 

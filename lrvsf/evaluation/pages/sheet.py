@@ -136,10 +136,9 @@ def thumbnail(data: bytes | None) -> str:
 
 def _found_ids(test_set: ProductTestSet, answers: list[list[int]]) -> dict[int, str | None]:
     """Item number -> the id of its product, None where it has none."""
-    ids = {}
+    ids, first = {}, test_set.n_products
     for item in sorted({item for answer in answers for item in answer}):
-        row = item - test_set.n_products
-        what, row = ("products", item) if row < 0 else ("distractors", row)
+        what, row = ("products", item) if item < first else ("distractors", item - first)
         (origin,) = test_set.origins(what, row, row + 1)
         ids[item] = origin.product_id
     return ids
@@ -149,8 +148,7 @@ def _found_images(test_set: ProductTestSet, answers: list[list[int]]) -> dict[in
     """Item number -> its name and its encoded image, each read once."""
     images: dict[int, tuple[str, bytes | None]] = {}
     for item in sorted({item for answer in answers for item in answer}):
-        row = item - test_set.n_products
-        if row < 0:
+        if (row := item - test_set.n_products) < 0:
             images[item] = f"product {item}", next(test_set.products(item, item + 1)).target_image
         else:
             images[item] = f"distractor {row}", next(test_set.distractors(row, row + 1))[1]
