@@ -13,7 +13,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "learning_rate": (0, LARGEST),
     "weight_decay": (0, LARGEST),
     "adam_beta1": (0, BELOW_1),
-    "adam_beta2": (0, BELOW_1),
+    "adam_beta2": (0, BELOW_1),  # at 1 the bias correction would divide by zero
     "adam_epsilon": (0, LARGEST),
     "max_grad_norm": (0, LARGEST),
     "logit_scale_init_value": (-LARGEST, LARGEST),
@@ -41,7 +41,7 @@ def check_numbers(asked: Namespace | Any) -> None:
         value = getattr(asked, name, None)
         if value is not None and not low <= value <= high:  # not a number is in no range
             raise ValueError(f"{name}={value} must be {_range(low, high)}")
-    if asked.max_steps == 0 or asked.max_steps < -1:
+    if asked.max_steps == 0 or asked.max_steps < -1:  # -1 is how Trainer says that there is none
         raise ValueError(f"max_steps={asked.max_steps} must be 1 or more; leave it out to train num_train_epochs")
     if asked.phase1_steps is not None and 0 < asked.max_steps < asked.phase1_steps:
         raise ValueError(

@@ -74,9 +74,11 @@ class FlagParser(OneLineParser):
         said["type"] = {"int": int, "float": float, "bool": boolean}.get(flag.kind, str)
         group.add_argument(f"--{flag.name}", required=flag.required, **said)
         if flag.kind == "bool" and flag.default is True:
+            # HfArgumentParser's own: --no_x beside each --x that is True by default.
             group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help=argparse.SUPPRESS)
 
     def parse_args(self, args: list[str], namespace: None = None) -> argparse.Namespace:
+        # The name alone: a value, after "=" or as a word of its own, keeps its hyphens.
         words = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in args]
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
@@ -98,6 +100,7 @@ class FlagParser(OneLineParser):
             flag = self.flags[found[1]]
             message = f"--{found[1]}: {found[2]}"
             if flag.choices and (given := re.search(r"invalid choice: '(.*?)'", message)):
+                # "fp" is too short to be near "fp16", but begins it.
                 begun = [f" Did you mean '{one}'?" for one in flag.choices if given[1] and one.startswith(given[1])]
                 nearest = did_you_mean(given[1], flag.choices) or "".join(begun[:1])
                 message += nearest and f".{nearest}"
@@ -138,6 +141,7 @@ def _tree(module: str) -> ast.Module:
 def _source(module: str) -> Path:
     """The file of a module, found without importing the packages that it lies in."""
     package, *inner = module.split(".")
+    # Of the package only: to find transformers.training_args, find_spec would import transformers.
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin)
     return path.parent.joinpath(*inner).with_suffix(".py") if inner else path
@@ -151,6 +155,7 @@ def _home(name: str, module: str) -> str:
         if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
             if node.level:
                 return f"{module.rpartition('.')[0]}.{node.module}"
+            # `from transformers import TrainingArguments` is resolved at run time; its source does not say to where.
             return "transformers.training_args" if node.module == "transformers" else node.module
     return ""
 
@@ -173,7 +178,7 @@ def _flag(node: ast.AnnAssign, module: str) -> Flag | None:
     required = default is None and "default_factory" not in given
     choices = _choices(said.get("choices"), kind, many, module)
     kind = kind if kind in ("int", "float", "bool") else "str"
-    value = False if required and kind == "bool" else _literal(default)
+    value = False if required and kind == "bool" else _literal(default)  # as HfArgumentParser: no bool is required
     nargs, const = _literal(said.get("nargs")), _literal(said.get("const"))
     if many:
         nargs = "+"

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LRVSF_LICENSE = "cc-by-nc-4.0"  # of the data set and of the published weights, and so of what is trained from them
 
+# For str.format: braces that the card shows are doubled.
 CARD = """---
 {metadata}
 ---
@@ -93,7 +94,7 @@ def write_training_card(
 
     The leaderboard's results that an earlier model of the folder had are removed.
     """
-    if (folder / EVAL_RESULTS).is_file():
+    if (folder / EVAL_RESULTS).is_file():  # they would be published as the new weights' scores
         (folder / EVAL_RESULTS).unlink()
         logger.warning(
             "%s held results of the model that was there before; `publish_lrvsf.py leaderboard` writes this one's.",
@@ -113,6 +114,7 @@ def write_training_card(
             *TAGS,
         ],
         model_name=None if entry is None else name.split("/")[-1],
+        # The Hub takes results with a model's name only.
         eval_results=None if entry is None else eval_results(entry, validation, dataset),
     )
     facts = {
@@ -127,11 +129,11 @@ def write_training_card(
     _write_card(folder, metadata, name, model, "Training", facts)
 
 
-def write_converted_card(folder: Path, source: Path, model: CondViTModel, license: str) -> None:
-    """Writes README.md into the folder of a model that was converted from a published checkpoint."""
+def write_converted_card(folder: Path, name: str, source: str, model: CondViTModel, license: str) -> None:
+    """Writes README.md into the folder of the model `name`, which was converted from the checkpoint `source`."""
     metadata = ModelCardData(**ABOUT, license=license, tags=["visual-search", *TAGS])
-    facts = {"converted from": plain(source.name), "licence": plain(license)}
-    _write_card(folder, metadata, folder.resolve().name, model, "Origin", facts)
+    facts = {"converted from": plain(source), "licence": plain(license)}
+    _write_card(folder, metadata, name, model, "Origin", facts)
 
 
 def _write_card(
@@ -154,6 +156,7 @@ def _write_card(
 def plain(text: str) -> str:
     """Any text as one line of Markdown that shows it: no markup, no HTML, no end of a table's cell."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    # HTML first, without quotes: the # of &#x27; would be escaped again.
     return re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", html.escape(line, quote=False))
 
 
@@ -174,6 +177,7 @@ def is_lrvsf(data: str, dataset: str | None) -> bool:
 
 def license_of(args: ModelArguments, dataset: str | None) -> tuple[str | None, dict[str, str]]:
     """The card's licence, and its row in the table: the owner's word, or else what data or start bind the model to."""
+    # The data's licence before the start's: both may bind, and LRVS-F's is the one that is known for certain.
     lrvsf, start = is_lrvsf(args.data, dataset), start_license(args.model)
     bound, source = (LRVSF_LICENSE, "LRVS-Fashion") if lrvsf else (start, shown(args.model))
     if args.license is None and bound is not None:
@@ -188,7 +192,7 @@ def license_of(args: ModelArguments, dataset: str | None) -> tuple[str | None, d
 
 def binds(license: str) -> bool:
     """Whether a licence also holds for what is made from the thing: non-commercial, share-alike, no derivatives."""
-    return re.search(r"-(nc|sa|nd)\b", license.lower()) is not None
+    return re.search(r"-(nc|sa|nd)\b", license.lower()) is not None  # in the Hub's names: cc-by-nc-4.0
 
 
 def start_license(model: str) -> str | None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from lrvsf.durable import follow_umask, whole_folder
 from lrvsf.paths import near
 
-if TYPE_CHECKING:  # torch takes seconds: a path that is wrong is told before
+if TYPE_CHECKING:
     import torch
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
@@ -35,6 +36,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already. Name a new folder, or an empty one.")
 
+    # torch and transformers take seconds, which a wrong path must not cost.
     from lrvsf.hub.card import write_converted_card
     from lrvsf.hub.published import from_published
     from processing_condvit import CondViTProcessor
@@ -44,9 +46,11 @@ def convert(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     config = model.config
-    model.save_pretrained(out)
-    CondViTProcessor(categories=config.categories, size=config.image_size).save_pretrained(out)
-    write_converted_card(out, path, model, license)  # last: without a card, no folder is taken for finished
+    with whole_folder(out) as writing:
+        model.save_pretrained(writing)
+        follow_umask(writing)
+        CondViTProcessor(categories=config.categories, size=config.image_size).save_pretrained(writing)
+        write_converted_card(writing, out.resolve().name, path.name, model, license)
     conditions = f"{len(config.categories)} categories" if config.condition == "category" else "no condition"
     return (
         f"Wrote {out}: {config.num_hidden_layers} layers of width {config.hidden_size}, images of {config.image_size} "
@@ -62,6 +66,7 @@ def checkpoint_in(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.is_dir():
+        # OWNER/NAME has two parts, and so may have a path.
         hub = f" If you mean the Hub's, `hf download {source}` prints its folder." if len(source.parts) == 2 else ""
         raise FileNotFoundError(f"There is no file or folder {source}{near(source)}.{hub}")
     found = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
@@ -95,16 +100,11 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"this file cannot be read as weights alone ({told:.120}), and nothing is unpickled here. Save the state "
             "dict as safetensors, where the file can be trusted."
         ) from error
-    inner = [
-        value for value in _mapping(loaded).values() if isinstance(value, Mapping) and prefix_of(value) is not None
-    ]
-    tensors = dict(inner[0] if len(inner) == 1 else _mapping(loaded))
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"this file holds a {type(loaded).__name__}. Give the network's state dict.")
+    # One level down as in {"model": {...}, "optimizer": {...}}. Which of two networks is meant would be a guess.
+    inner = [value for value in loaded.values() if isinstance(value, Mapping) and prefix_of(value) is not None]
+    tensors = dict(inner[0] if len(inner) == 1 else loaded)
     if other := [name for name, value in tensors.items() if not isinstance(value, torch.Tensor)]:
         raise ValueError(f"{other[:5]} are no tensors. Give the network's state dict.")
     return tensors
-
-
-def _mapping(loaded: Any) -> Mapping[str, Any]:
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"this file holds a {type(loaded).__name__}. Give the network's state dict.")
-    return loaded

@@ -29,7 +29,7 @@ DATASET = "Slep/LAION-RVS-Fashion"
 EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")
 DATASET_NAME = "LAION - Referred Visual Search - Fashion"
 SOURCE = {"source_name": "LRVSF Leaderboard", "source_url": "https://huggingface.co/spaces/Slep/LRVSF-Leaderboard"}
-TAG = "lrvsf-benchmark"
+TAG = "lrvsf-benchmark"  # the leaderboard lists the models that have it
 TASK = "Retrieval"
 PUBLISHED_FOLDS = 20, 1000  # of products, and how many in each
 
@@ -67,6 +67,7 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
     if not readme.is_file():
         raise FileNotFoundError(f"{readme} does not exist. Give the model folder that train_hf.py left, card included.")
     _check(folder, results, dataset)
+    # A gallery that was filled with repeats is easier than its size says.
     galleries = {size: gallery for size, gallery in results["galleries"].items() if "marked" not in gallery}
     if not galleries:
         why = ", ".join(f"{size}: {gallery['marked']}" for size, gallery in results["galleries"].items())
@@ -75,9 +76,10 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
         raise ValueError(f"{dataset!r} is no dataset's name on the Hub. Give OWNER/NAME.")
     card = ModelCard.load(readme)
     own = [one for one in card.data.eval_results or [] if not _is_ours(one, dataset)]
+    # Results of the validation, and on other test sets, stay.
     card.data.eval_results = own + model_index(results, galleries, dataset)
     card.data.model_name = card.data.model_name or folder.resolve().name
-    if dataset == DATASET and TAG not in (card.data.tags or []):  # the leaderboard lists models by it
+    if dataset == DATASET and TAG not in (card.data.tags or []):
         card.data.tags = [*(card.data.tags or []), TAG]
     entries = eval_result_entries_to_yaml(eval_entries(results, galleries, dataset))
     write_whole(folder / EVAL_RESULTS, yaml.safe_dump(entries, allow_unicode=True, sort_keys=False).encode())
@@ -89,6 +91,7 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
 def model_index(results: Mapping[str, Any], galleries: Mapping[str, Any], dataset: str) -> list[EvalResult]:
     """The entries that the leaderboard reads: each recall, then what it shows of the model."""
     metrics = [
+        # The value is text, "93.44 ± 0.83": what the leaderboard shows. Numbers are in `.eval_results`.
         (f"recall_at_{k}|{size}", f"R@{k} +{short(int(size))} Dist.", _mean_and_std(recall))
         for size, gallery in galleries.items()
         for k, recall in gallery["recall"].items()
@@ -164,7 +167,8 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
         raise ValueError(
             "These results do not say of which weights they are: an older version made them. Evaluate again."
         )
-    from lrvsf.embedding.encoder import load_model  # and torch: what is wrong is told before
+    # Last, as it takes torch and the weights: were these very weights measured?
+    from lrvsf.embedding.encoder import load_model
     from lrvsf.embedding.fingerprint import weights_digest
 
     if results["model_weights"] != weights_digest(load_model(str(folder))):

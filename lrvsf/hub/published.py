@@ -76,7 +76,7 @@ def from_published(
         if name in converted and converted[name].shape != tensor.shape:  # torch's own error fills a screen
             shapes = f"{tuple(converted[name].shape)}, but the other tensors ask for {tuple(tensor.shape)}"
             raise ValueError(f"The checkpoint does not fit together: {name} has the shape {shapes}.")
-    model.load_state_dict(converted, strict=False)
+    model.load_state_dict(converted, strict=False)  # all that may be missing here is the temperature
     return model.eval()
 
 
@@ -120,7 +120,9 @@ def _shape(network: Mapping[str, torch.Tensor], num_attention_heads: int | None)
     if num_attention_heads is None and width % 64:
         raise ValueError(f"The width {width} is not a multiple of 64, so give num_attention_heads.")
     grid = round((len(network["positional_embedding"]) - 1) ** 0.5)  # patches on one side; one position is [CLS]'s
+    # By their numbers, not by how many there are: a hole among them is then a missing key, and refused.
     layers = {int(number) for number in re.findall(r"^transformer\.resblocks\.(\d+)\.", "\n".join(network), re.M)}
+    # The activation and the LayerNorms' epsilon are CLIPVisionConfig's defaults, which are OpenAI's.
     return {
         "hidden_size": width,
         "intermediate_size": len(network["transformer.resblocks.0.mlp.c_fc.weight"]),
@@ -155,7 +157,7 @@ def _convert(name: str, tensor: torch.Tensor, converted: dict[str, torch.Tensor]
         number, part, kind = match.groups()
         layer = f"vision_model.encoder.layers.{number}"
         if part == "attn.in_proj":
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+            for letter, third in zip("qkv", tensor.chunk(3), strict=True):  # (3 D, D) -> three (D, D)
                 converted[f"{layer}.self_attn.{letter}_proj.{kind}"] = third
         elif part in LAYER_NAMES:
             converted[f"{layer}.{LAYER_NAMES[part]}.{kind}"] = tensor

@@ -62,14 +62,7 @@ def open_repository(repo: str, private: bool | None = None, token: str | None = 
 def push_model(
     folder: Path, repo: str, private: bool | None = None, token: str | None = None, revision: str | None = None
 ) -> str:
-    """Commits the folder's model to its repository, which is made if it is not there.
-
-    Args:
-        folder: what train_hf.py leaves.
-        repo: OWNER/NAME, or NAME in the token's own account.
-        private: of a new repository; None for the account's default.
-        token: one that may write; None for that of `hf auth login` or HF_TOKEN.
-        revision: a branch that exists; None for main.
+    """The step `push`, with a token that may write; None for that of `hf auth login` or HF_TOKEN.
 
     Returns:
         The commit's address.
@@ -77,7 +70,7 @@ def push_model(
     Raises:
         PushError: for whatever reason, and with the command that repeats the push.
     """
-    paths = model_files(folder)
+    paths = model_files(folder)  # before anything is asked of the Hub
     try:
         api = _api(token)
         repo = _open(api, repo, private)
@@ -117,7 +110,7 @@ def _open(api: HfApi, repo: str, private: bool | None) -> str:
 def _refuse_a_long_wait(response) -> None:
     """huggingface_hub would sleep for as long as it is asked to; minutes are a person's to decide on."""
     if response.status_code >= 400 and _wait(response.headers) > LONGEST_WAIT:
-        response.read()
+        response.read()  # its body is in the error's message
         hf_raise_for_status(response)
 
 
@@ -132,7 +125,8 @@ def _wait(headers) -> int:
 
 def _explain(error: Exception, repo: str) -> str:
     """What happened to the push and what helps."""
-    told = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error  # which names the file
+    # An upload's failure arrives as a RuntimeError with the file's name; its cause has the status.
+    told = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
     reason = " ".join((f"{error} {told}" if told is not error else str(error)).split()) or type(error).__name__
     return f"{repo} was not pushed: {reason}\nRemedy: {_remedy(told, repo)}."
 
@@ -157,7 +151,7 @@ def _remedy(error: BaseException, repo: str) -> str:
 
 
 def _command(folder: Path, repo: str, private: bool | None, revision: str | None) -> str:
-    words = [*called("publish"), "push", str(folder.resolve()), repo]
+    words = [*called("publish"), "push", str(folder.resolve()), repo]  # absolute: it is pasted from anywhere
     words += [] if private is None else ["--private" if private else "--no_private"]
     words += [] if revision is None else ["--revision", revision]
     return fold(words, indent="    ")
