@@ -113,9 +113,8 @@ class _Queries:
         """
         factor, width = self._factor(dtype)
         over = factor @ items.factor(dtype).T  # (p, b): by how much a score is over the lower limit, rounded
-        bits = over.view(WHOLE[dtype]).clamp_(
-            min=0
-        )  # the bits of a positive float are a positive integer, -0.0's are not
+        # A positive float's bits are a positive integer; a negative one's are negative, and so are those of -0.0.
+        bits = over.view(WHOLE[dtype]).clamp_(min=0)
         together = 8 // over.element_size()
         if over.shape[1] % together:  # a last block whose rows do not fall into whole int64s
             together = 1

@@ -6,7 +6,7 @@ import torch
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.evaluation import bootstrap as protocols
+from lrvsf.evaluation import bootstrap
 from lrvsf.evaluation.bootstrap import BootstrapSettings, chosen_settings, draw_folds, evaluate_bootstrap
 from lrvsf.evaluation.columns import join_categories
 from lrvsf.evaluation.embedded import EmbeddedTestSet
@@ -128,7 +128,7 @@ def test_settings_are_checked(wrong, says):
 
 
 def leaderboard(monkeypatch, sizes, **choices):
-    monkeypatch.setattr(protocols, "LEADERBOARD_SIZES", sizes)
+    monkeypatch.setattr(bootstrap, "LEADERBOARD_SIZES", sizes)
     return BootstrapSettings.leaderboard(**choices)
 
 
@@ -208,7 +208,7 @@ def test_restriction_to_the_category(make_test_set, make_model, make_store):
 
 
 def test_flags_of_another_protocol_are_refused():
-    none = {name: None for names in protocols.FLAGS.values() for name in names} | {"seed": 0, "bf16_ranks": False}
+    none = {name: None for names in bootstrap.FLAGS.values() for name in names} | {"seed": 0, "bf16_ranks": False}
     none["allow_unmatched_categories"] = False
     assert chosen_settings("bootstrap", none | {"folds": 3}) == BootstrapSettings(folds=3)
     assert chosen_settings("leaderboard", none | {"seed": 2}) == BootstrapSettings.leaderboard(seed=2)

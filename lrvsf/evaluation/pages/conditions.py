@@ -137,9 +137,7 @@ def _swap(
     first_category = torch.stack([found[name][1][:, 0] for name in asked])  # (C, P)
     as_asked = first_category == torch.tensor(numbers)[:, None]
     other = torch.tensor(numbers)[:, None] != own.cpu()  # asked for what the query is not meant for
-    meant = torch.tensor(
-        [numbers.index(number) for number in own.tolist()]
-    )  # (P,), the row of each product's condition
+    meant = torch.tensor([numbers.index(number) for number in own.tolist()])  # (P,), each product's own condition
     same = first_item == first_item[meant, torch.arange(len(meant))]
     answers = [[_mean(as_asked[column, own.cpu() == row]) for column in range(len(asked))] for row in numbers]
     return {"answers": answers, "asked_for": _mean(as_asked[other]), "same": _mean(same[other])}
