@@ -54,7 +54,7 @@ def check_numbers(asked: Namespace | Any) -> None:
     if asked.load_best_model_at_end and by_steps and asked.save_steps != evaluated:
         raise ValueError(
             f"load_best_model_at_end=True with save_steps={asked.save_steps:g} and eval_steps={evaluated:g}: the "
-            "best model may be one that is not saved; set both alike, or take --save_strategy best"
+            "best model may be one that is not saved; set both to the same, or take --save_strategy best"
         )
 
 

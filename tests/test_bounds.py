@@ -49,7 +49,7 @@ def test_what_means_something_is_taken(parser, words):
         ("--max_steps 4 --phase1_steps 5", "phase1_steps=5 are more than max_steps=4, the whole run"),
         (
             "--load_best_model_at_end True --eval_strategy steps --save_strategy steps --save_steps 30 --eval_steps 7",
-            "save_steps=30 and eval_steps=7: the best model may be one that is not saved; set both alike",
+            "save_steps=30 and eval_steps=7: the best model may be one that is not saved; set both to the same",
         ),
     ],
 )

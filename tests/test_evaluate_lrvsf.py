@@ -14,7 +14,7 @@ from made import as_flags, squares, write_table
 from PIL import Image
 
 import evaluate_lrvsf
-from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.images import TooMuchDamage
 from lrvsf.embedding import fingerprint, store
 from lrvsf.embedding.encoder import load_model
 from lrvsf.embedding.fingerprint import weights_digest
@@ -132,12 +132,12 @@ def test_conditioning_none_and_baseline_flags(flags, tmp_path):
 
 def test_both_limits_of_bad_images_are_flags(flags, data_root, tmp_path):
     flags = [*flags, "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(TooManyBadImages, match="1  not an image\n1 in a row, the last one row 4 of the products"):
+    with pytest.raises(TooMuchDamage, match="1  not an image\n1 in a row, the last one row 4 of the products"):
         evaluate_lrvsf.main([*flags, "--max_bad_in_a_row", "1"])
     (data_root / "distractors/1.parquet").unlink()
     write_table(data_root / "distractors/0.parquet", {"jpg": [b""] * 5 + [squares(i) for i in range(29)]})
     flags[-1] += "-repaired"  # the embeddings of the products stay behind, they are of other data
-    with pytest.raises(TooManyBadImages, match="5 of 34 distractors are bad:\n.*5  empty\nThat is more than 14.0%"):
+    with pytest.raises(TooMuchDamage, match="5 of 34 distractors are bad:\n.*5  empty\nThat is more than 14.0%"):
         evaluate_lrvsf.main([*flags, "--max_bad_fraction", "0.14"])
     evaluate_lrvsf.main([*flags, "--max_bad_fraction", "0.15"])
 

@@ -14,7 +14,7 @@ from lrvsf.data.names import printable
 
 logger = logging.getLogger(__name__)
 
-# macOS writes one beside each file that it copies to a foreign disk or archive: its attributes, nothing of its content.
+# macOS writes one next to each file that it copies to a foreign disk or archive: its attributes alone.
 COMPANION = "._"
 
 # Why `files_below` passes something over.

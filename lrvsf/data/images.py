@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # but its longer side: 8192 pixels are a square of 268 MB, for Pillow stores RGB in four bytes.
 MAX_SIDE = 8192
 # libwebp's reader of animations, which Pillow takes for every WebP, holds four pictures of four bytes a pixel; an AVIF
-# of 12 bits a channel takes six bytes a pixel beside the RGB pictures.
+# of 12 bits a channel takes six bytes a pixel besides the RGB picture.
 MAX_PIXELS = dict.fromkeys(("WEBP", "AVIF"), 8192 * 6144)
 
 MAX_IMAGE_BYTES = 64 * 2**20  # of an encoded image; photographs have a hundredth of that
@@ -42,8 +42,8 @@ class BadImage(ValueError):
         self.reason = reason
 
 
-class TooManyBadImages(RuntimeError):
-    """So many images are bad that the data, not an image, is at fault. The message is a table of the reasons."""
+class TooMuchDamage(RuntimeError):
+    """So much is damaged that the data, not an image, is at fault. The message is a table of the reasons."""
 
 
 def as_published(image: Image.Image) -> Image.Image:
@@ -54,7 +54,7 @@ def as_published(image: Image.Image) -> Image.Image:
 def decode_image(data: bytes | None, to_rgb: Callable[[Image.Image], Image.Image] = as_published) -> Image.Image:
     """Encoded bytes as an RGB image in memory.
 
-    Of an animation the first frame is taken. Palettes, transparency, grey and CMYK go through a plain `convert("RGB")`,
+    An animation gives its first frame. Palettes, transparency, grey and CMYK go through a plain `convert("RGB")`,
     as in the published preprocessing: transparency is dropped, not blended, so that embeddings stay comparable.
 
     Args:
@@ -158,7 +158,7 @@ class BadImageCounter:
         """Counts one bad image. `name` is what someone needs to find it, such as a product id or a file with its row.
 
         Raises:
-            TooManyBadImages: the tolerance is exceeded, in a row or, from `JUDGE_FROM` bad ones on, by their share.
+            TooMuchDamage: the tolerance is exceeded, in a row or, from `JUDGE_FROM` bad ones on, by their share.
         """
         self.reasons[reason.reason if isinstance(reason, BadImage) else reason] += 1
         if self.bad >= self._warn_at:
@@ -171,7 +171,7 @@ class BadImageCounter:
     def recount(self, start: int, stop: int, bad: Iterable[tuple[int, str]]) -> None:
         """Counts the rows start to stop (excluded) once more, with their bad ones as (row, reason), ascending.
 
-        The log has named them before and stays silent. Raises TooManyBadImages as `add_bad` does.
+        The log has named them before and stays silent. Raises TooMuchDamage as `add_bad` does.
         """
         for row, reason in bad:
             if row > start:
@@ -186,7 +186,7 @@ class BadImageCounter:
         # A series says that a source has ended (a disk, a login), long before its share of a large run is too large.
         self.in_a_row += 1
         if self.in_a_row >= self.tolerance.in_a_row:
-            raise TooManyBadImages(
+            raise TooMuchDamage(
                 f"{self.summary()}\n{self.in_a_row} in a row, the last one {name}. Repair the data, or allow more with "
                 "--max_bad_in_a_row."
             )
@@ -194,13 +194,13 @@ class BadImageCounter:
             self.judge(f", the last one {name}")
 
     def finish(self) -> None:
-        """Judges a whole pass, in which few bad ones count too. Raises TooManyBadImages."""
+        """Judges a whole pass, in which few bad ones count too. Raises TooMuchDamage."""
         if self.bad >= FEW:
             self.judge()
 
     def judge(self, last: str = "") -> None:
         if self.bad > self.tolerance.fraction * (self.bad + self.good):
-            raise TooManyBadImages(
+            raise TooMuchDamage(
                 f"{self.summary()}\nThat is more than {self.tolerance.fraction:.1%}{last}. Repair the data, or allow "
                 "more with --max_bad_fraction."
             )

@@ -36,14 +36,14 @@ WHOLE = re.compile(r"^(\d+)\.0+$")
 CONTROLS = {"Cc", "Zl", "Zp"}
 TURNING = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 ORDINARY = set("\t\n\r")  # in a text
-# Letters, marks and symbols that show nothing, beside the formats (Cf): joiners, fillers, selectors of a variant, the
+# Letters, marks and symbols that show nothing, besides the formats (Cf): joiners, fillers, selectors of a variant, the
 # empty pattern of Braille.
 UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 # What is typed as one of these on one keyboard is another sign on the next: T\u2013Shirts, Women\u2019s.
 SIGNS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"}
 SIGNS |= {ord(c): "'" for c in "`\u00b4\u02bc\u2018\u2019"}
 RARE_SIGNS = set("\u2010\u2011\u2012\u2015\u2212\u02bc")  # which most fonts draw as the common ones
-# Cyrillic letters as a reader of Latin ones takes them; in one case or the other they are drawn alike.
+# Cyrillic letters as a reader of Latin ones takes them; in one case or the other they are drawn the same.
 _FROM, _TO = (
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0443\u0445\u0456\u0458\u0455",
     "abekmhopctyxijs",

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from lrvsf.data.images import BadImage, BadImageCounter, TooManyBadImages, decode_image
+from lrvsf.data.images import BadImage, BadImageCounter, TooMuchDamage, decode_image
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import marks
 
@@ -153,7 +153,7 @@ def count_images(batch: dict[str, Any], counter: BadImageCounter) -> None:
     """Takes the record of its images out of a batch and counts them, in their order.
 
     Raises:
-        TooManyBadImages: the counter has had enough, or the batch is not full; with the reasons of all batches.
+        TooMuchDamage: the counter has had enough, or the batch is not full; with the reasons of all batches.
     """
     for product, reason in batch.pop("tried"):
         if reason is None:
@@ -161,7 +161,7 @@ def count_images(batch: dict[str, Any], counter: BadImageCounter) -> None:
         else:
             counter.add_bad(f"an image of product {product}", reason)
     if why := batch.pop("unfilled", None):
-        raise TooManyBadImages(
+        raise TooMuchDamage(
             f"{counter.summary()}\n{why}, have readable images. Repair the data; where a batch takes nearly all "
             "products, make it smaller."
         )

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from datasets.data_files import DataFilesList
 
 from lrvsf.data.folders import content_names, files_in, place_of
-from lrvsf.data.images import JUDGE_FROM, USUAL, Tolerance, TooManyBadImages, reasons_table
+from lrvsf.data.images import JUDGE_FROM, USUAL, Tolerance, TooMuchDamage, reasons_table
 from lrvsf.data.names import did_you_mean, lookalikes, quoted
 from lrvsf.data.parquet import DAMAGE, BoundedFile, open_parquet, read_rows, wrong_types
 from lrvsf.data.schema import MAX_IMAGES, PRODUCT_FEATURES, SCENES, SIMPLE
@@ -110,7 +110,7 @@ class ProductShards:
         Raises:
             FileNotFoundError: no shards.
             ValueError: a file is not a product shard, a product is there twice, or no product is usable.
-            TooManyBadImages: more than the tolerated share is unreadable, unusable or of unknown categories.
+            TooMuchDamage: more than the tolerated share is unreadable, unusable or of unknown categories.
         """
         files = product_files(folder)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
@@ -118,7 +118,7 @@ class ProductShards:
         damaged = {file: found for file, found in scanned if isinstance(found, Exception)}
         if len(damaged) > tolerance.fraction * len(files):
             listed = "\n".join(f"  {file}: {error}" for file, error in damaged.items())
-            raise TooManyBadImages(
+            raise TooMuchDamage(
                 f"{len(damaged)} of {len(files)} shards cannot be read; write them again, or remove them:\n" + listed
             )
         for file, error in damaged.items():
@@ -202,7 +202,7 @@ def _stream(files: list[str]) -> datasets.IterableDataset:
 
 
 def _tar_rows(tars: list[str]) -> Iterator[dict]:
-    """What `datasets` reads of tars. Each is tolerated alike at every reading (lrvsf.data.tars)."""
+    """What `datasets` reads of tars. Every reading of a tar gives the same rows (lrvsf.data.tars)."""
     for tar in tars:
         yield from read_products(tar, Counter())
 
@@ -232,7 +232,7 @@ def _structures(parquet: BoundedFile, group: int) -> list[Structure]:
 
 
 def wrong_columns(parquet: pq.ParquetFile) -> str | None:
-    """Why a file is no product shard, or None if it is one; further columns beside `images` are left unread."""
+    """Why a file is no product shard, or None if it is one; further columns are left unread."""
     present = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
     if missing := [path for path in (*STRUCTURE, IMAGE_BYTES) if path not in present]:
         return f"lacks {', '.join(missing)}; it has the columns {', '.join(parquet.schema_arrow.names)}"
@@ -271,7 +271,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
     """Names the categories that no product has, and those of products that were not asked for.
 
     Raises:
-        TooManyBadImages: more than the tolerated share stand under the latter. A misspelt name loses few products
+        TooMuchDamage: more than the tolerated share stand under the latter. A misspelt name loses few products
             of a small catalog, and all of them were meant: no number of them is too small to be judged.
     """
     found: Counter[str] = Counter()
@@ -298,7 +298,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
     if lost.total() > tolerance.fraction * len(rows):
         every = shlex.join([*(name for name in asked if name in found), *sorted(lost)])
         allowed = math.ceil(100 * lost.total() / len(rows)) / 100
-        raise TooManyBadImages(
+        raise TooMuchDamage(
             f"{text}\nThat is more than max_bad_fraction={tolerance.fraction:g}. "
             f"Ask for all with --categories {every}, or leave these products out with --max_bad_fraction {allowed:g}."
         )
@@ -306,7 +306,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
 
 
 def _count_unused_pictures(rows: list[Structure], asked: list[str]) -> None:
-    """Says which pictures of products that are trained on are never a target, for want of a category asked for."""
+    """Says how many pictures of products that are trained on are never a target, as nobody asks for their category."""
     unused: Counter[str] = Counter()
     for _, types, names in rows:
         if why_no_pair(types, names, asked) is None:
@@ -327,7 +327,7 @@ def _report(faulty: dict[str, str], total: int, tolerance: Tolerance, folder: st
     text = f"{len(faulty)} of {total} products in {folder} give no training pair, such as {first}:\n{table}"
     if len(faulty) == total or (len(faulty) >= JUDGE_FROM and len(faulty) > tolerance.fraction * total):
         other = ", train without a condition (--condition none)" if NO_CATEGORY in faulty.values() else ""
-        raise TooManyBadImages(
+        raise TooMuchDamage(
             f"{text}\nThat is more than max_bad_fraction={tolerance.fraction:g}. Repair the data{other}, or raise it."
         )
     logger.warning("Skipped: %s", text)

@@ -29,7 +29,7 @@ def marks(digest: bytes, kind: str, condition: object) -> list[int]:
         condition: what the product is asked for by: a category, its number, or None.
 
     Returns:
-        numbers from 1 to 2**63 - 1, so many that two pictures share one by no chance.
+        numbers from 1 to 2**63 - 1: enough of them that no two pictures share one by chance.
     """
     # The picture with what it is asked by; a SIMPLE one also alone, as it shows one thing whatever it is filed under.
     names = [digest + str(condition).encode()] + [digest] * (kind == SIMPLE)

@@ -3,7 +3,7 @@
     ID.0.jpg, ID.1.jpg, ...     the images of a product, in any raster format
     ID.json                     {"0": {"TYPE": "SIMPLE", "CATEGORY": "Bags", "blip2_caption1": ..., ...}, "1": {...}}
 
-and, for validation distractors, `ID.jpg` beside an `ID.json` that holds the image's metadata itself.
+and, for validation distractors, `ID.jpg` next to an `ID.json` that holds the image's metadata itself.
 
 What is read is a pure function of the tar's bytes. The members of a product need not be adjacent: a product is finished
 when `SPREAD` others have begun after it, or `HELD_BYTES` wait. A member that comes later than that is on its own, and

@@ -46,8 +46,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row of a test set is: its PRODUCT_ID, None where there is none (nor is "nan" one), its file within the
-    folder, its row."""
+    """Where a row of a test set is: its PRODUCT_ID (None for an empty cell, and for "nan"), its file below the folder,
+    its row there."""
 
     product_id: str | None
     file: str

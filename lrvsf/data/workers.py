@@ -32,7 +32,7 @@ def worker_map(processes: int | None) -> Iterator[Callable]:
     try:
         yield pool.map
     except BrokenProcessPool as error:
-        raise OSError("a worker was killed, most likely for want of memory; take fewer --processes") from error
+        raise OSError("a worker was killed, most likely because memory ran out; take fewer --processes") from error
     finally:
         # Where the block failed, what is queued must not be worked off before the error is seen.
         pool.shutdown(cancel_futures=True)

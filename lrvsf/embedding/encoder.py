@@ -57,7 +57,7 @@ class Encoder:
         model: put into evaluation mode and on `device`.
         conditioning: "category" or "none"; it decides for queries only, targets and distractors never have a condition.
         bf16: run the tower under bfloat16 autocast. Embeddings are normalised and returned in float32 all the same.
-        dims: keep so many first dimensions, normalised again, for a model trained with `matryoshka_dims`; None all.
+        dims: how many first dimensions to keep, renormalised, for a model trained with `matryoshka_dims`; None: all.
 
     Raises:
         ValueError: conditioning by category asked of a model that has none, more dimensions than it has.

@@ -60,7 +60,7 @@ def embed_products(
 ) -> Embedded:
     """This process's products, as "query" and "target". One whose query or target cannot be read is dropped.
 
-    Raises TooManyBadImages: more of them than the tolerance allows. (So does `embed_distractors`.)
+    Raises TooMuchDamage: more of them than the tolerance allows. (So does `embed_distractors`.)
     """
     return _embed_slice(encoder, Products(test_set), batch_size, tolerance)
 
@@ -88,7 +88,7 @@ def embed_ranges(
 ) -> Iterator[Embedded]:
     """Each range of rows, (start, stop), in the order given. What follows it is decoded while the model is at work.
 
-    Raises TooManyBadImages as soon as the counter does.
+    Raises TooMuchDamage as soon as the counter does.
     """
 
     def decode(item: Item) -> Decoded:

@@ -105,7 +105,7 @@ class EmbeddingStore:
             ValueError: the folder holds embeddings by another model, or of other data; an embedding is not finite.
             InUse: another run embeds into the folder.
             OSError: the folder cannot be written.
-            TooManyBadImages: more are bad than `tolerance` allows, and not just a few.
+            TooMuchDamage: more are bad than `tolerance` allows, and not just a few.
         """
         if self._stock:
             return

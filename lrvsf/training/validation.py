@@ -25,7 +25,7 @@ def validate(
 
     The loss is comparable between runs on one validation set only: it grows with the number of products.
 
-    Raises TooManyBadImages as `embed_products` does.
+    Raises TooMuchDamage as `embed_products` does.
     """
     products = all_products(encoder, test_set, batch_size, tolerance)
     queries, targets = (products[name].to(encoder.device) for name in ("query", "target"))

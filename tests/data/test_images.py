@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from lrvsf.data import images
-from lrvsf.data.images import MAX_SIDE, BadImage, BadImageCounter, Tolerance, TooManyBadImages, decode_image
+from lrvsf.data.images import MAX_SIDE, BadImage, BadImageCounter, Tolerance, TooMuchDamage, decode_image
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "CMYK", "1", "I;16"])
@@ -118,7 +118,7 @@ def test_counter_ends_the_run_with_a_table():
     for i in range(52):
         counter.add_bad(i, "truncated")  # 202 of 20,202 are just below 1 %
     with pytest.raises(
-        TooManyBadImages, match=r"203 of 20203 images are bad:\n +150  empty\n +53  truncated\n.*product-7"
+        TooMuchDamage, match=r"203 of 20203 images are bad:\n +150  empty\n +53  truncated\n.*product-7"
     ):
         counter.add_bad("product-7", "truncated")
 
@@ -127,7 +127,7 @@ def test_counter_does_not_judge_few():
     counter = BadImageCounter()
     for i in range(99):
         counter.add_bad(i, "empty")
-    with pytest.raises(TooManyBadImages):
+    with pytest.raises(TooMuchDamage):
         counter.add_bad(99, "empty")
 
 
@@ -140,7 +140,7 @@ def test_counter_ends_a_long_run_of_bad_images_whatever_their_share():
     counter.add_good()
     counter.add_bad(2, "empty")
     counter.add_bad(3, "empty")
-    with pytest.raises(TooManyBadImages, match="3 in a row, the last one row 4"):
+    with pytest.raises(TooMuchDamage, match="3 in a row, the last one row 4"):
         counter.add_bad("row 4", "empty")
 
 
@@ -150,7 +150,7 @@ def test_a_whole_pass_is_judged_from_five_bad_images_on(good, bad, refused):
     counter.add_good(good)
     for i in range(bad):
         counter.add_bad(i, "empty")
-    with pytest.raises(TooManyBadImages, match="max_bad_fraction") if refused else nullcontext():
+    with pytest.raises(TooMuchDamage, match="max_bad_fraction") if refused else nullcontext():
         counter.finish()
 
 
@@ -170,7 +170,7 @@ def test_recounting_is_counting_once_more_in_silence(seed, share, caplog):
                     counter.recount(start, stop, of_range)
                 else:
                     count_one_by_one(counter, range(start, stop), dict(of_range))
-        except TooManyBadImages as error:
+        except TooMuchDamage as error:
             end = str(error)
         ends.append((end, counter.good, counter.reasons, counter.in_a_row))
     assert ends[0] == ends[1] and (share < 0.9 or "6 in a row" in ends[0][0]) and not caplog.text

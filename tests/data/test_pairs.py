@@ -7,7 +7,7 @@ import torch
 from made import noise, plain, product, row_image
 from PIL import Image
 
-from lrvsf.data.images import BadImageCounter, Tolerance, TooManyBadImages
+from lrvsf.data.images import BadImageCounter, Tolerance, TooMuchDamage
 from lrvsf.data.pairs import PairMaker, augment, count_images, draws_of, picture_numbers, random_box
 
 
@@ -108,7 +108,7 @@ def test_images_are_counted_over_all_batches_in_their_order():
     unfilled = maker.batch(1, [product("good"), empty, product("better")], [broken])
     assert unfilled["product_ids"] == ["good"] and "pixel_values" not in unfilled
     reasons = r"3 of 12 images are bad:\n +2  not an image\n +1  empty\nonly 1 of a batch of 3 products, with 1 spare"
-    with pytest.raises(TooManyBadImages, match=reasons):
+    with pytest.raises(TooMuchDamage, match=reasons):
         count_images(unfilled, counter)
 
 
@@ -120,7 +120,7 @@ def test_bad_images_in_a_row_end_the_run(limit, enough):
     apart = maker.batch(0, [lost[0], product("a"), product("b")], [product("c")])
     count_images(apart, counter)
     together = maker.batch(0, [product("d"), lost[1], product("e")], [*lost[2:5], product("f")])
-    refused = pytest.raises(TooManyBadImages, match="5  lost in a .*\n4 in a row, the last.*row 4.*max_bad_in_a_row")
+    refused = pytest.raises(TooMuchDamage, match="5  lost in a .*\n4 in a row, the last.*row 4.*max_bad_in_a_row")
     with refused if enough else nullcontext():
         count_images(together, counter)
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import plain, product, row_image, tar_of, tar_product, write_file, write_layout, write_shards, write_table
 
-from lrvsf.data.images import Tolerance, TooManyBadImages
+from lrvsf.data.images import Tolerance, TooMuchDamage
 from lrvsf.data.products import ProductShards, product_files
 from lrvsf.data.stream import ProductBatches
 from lrvsf.training.source import training_folder, validation_set
@@ -44,7 +44,7 @@ def test_unusable_folders_are_refused(tmp_path):
         ProductShards.scan(tmp_path / "twice")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "x.parquet").write_text("not parquet")
-    with pytest.raises(TooManyBadImages, match="1 of 1 shards cannot be read; write.*\n.*x.parquet: "):
+    with pytest.raises(TooMuchDamage, match="1 of 1 shards cannot be read; write.*\n.*x.parquet: "):
         ProductShards.scan(tmp_path / "text")
     write_table(tmp_path / "other/x.parquet", {"url": ["u"]})
     with pytest.raises(ValueError, match=r"lacks product_id, .*it has the columns url"):
@@ -54,12 +54,12 @@ def test_unusable_folders_are_refused(tmp_path):
 def test_a_large_share_of_faulty_products_is_refused(tmp_path):
     rows = [product(f"p{i:03d}", category="Bags" if i % 2 else "Boats") for i in range(220)]
     folder = write_shards(tmp_path / "t", rows)
-    with pytest.raises(TooManyBadImages, match=r"110 of 220 products.*: 'Boats' \(110\)\.\n.*0\.01.*_fraction 0\.5\."):
+    with pytest.raises(TooMuchDamage, match=r"110 of 220 products.*: 'Boats' \(110\)\.\n.*0\.01.*_fraction 0\.5\."):
         ProductShards.scan(folder, ["Bags"])
     assert ProductShards.scan(folder, ["Bags"], tolerance=Tolerance(0.5)).usable == 110
     for row in rows[:110]:
         del row["images"][1]
-    with pytest.raises(TooManyBadImages, match="110 of 220 products.*\n +110  no scene image\n.*0.01"):
+    with pytest.raises(TooMuchDamage, match="110 of 220 products.*\n +110  no scene image\n.*0.01"):
         ProductShards.scan(write_shards(tmp_path / "s", rows), ["Bags", "Boats"])
 
 
@@ -84,7 +84,7 @@ def test_products_of_a_category_that_was_not_asked_for_are_refused_however_few(t
     folder = write_shards(tmp_path / "t", rows)
     hint = "" if category == "rugs" else f" '{category}': Did you mean 'lamp'?"
     text = f"2 of 100 products in {folder} are of categories that were not asked for: '{category}' (2).{hint}"
-    with pytest.raises(TooManyBadImages) as caught:
+    with pytest.raises(TooMuchDamage) as caught:
         ProductShards.scan(folder, ["chairs", "lamp"])
     assert str(caught.value) == (
         f"{text}\nThat is more than max_bad_fraction=0.01. Ask for all with --categories chairs {category}, or leave "
@@ -107,9 +107,7 @@ def test_products_without_a_category_are_not_of_an_unknown_one(tmp_path):
     shards = ProductShards.scan(folder, ["Bags"])
     assert shards.faulty == {"odd": "no SIMPLE image that has a category"} and shards.rows.tolist() == [1, 2]
     write_shards(folder, rows[:1], 1)
-    with pytest.raises(
-        TooManyBadImages, match=r"no SIMPLE image that has a category\n.*\(--condition none\), or raise"
-    ):
+    with pytest.raises(TooMuchDamage, match=r"no SIMPLE image that has a category\n.*\(--condition none\), or raise"):
         ProductShards.scan(folder, ["Bags"])
 
 
@@ -125,7 +123,7 @@ def test_a_shard_cut_short(tmp_path, tolerated, caplog):
         names = [row["product_id"] for group in range(3) for _, row in shards.read(group)]
         assert names == ["p0", "p4", "p1", "p5", "p3", "p7"]
     else:
-        with pytest.raises(TooManyBadImages, match="1 of 4 shards"):
+        with pytest.raises(TooMuchDamage, match="1 of 4 shards"):
             ProductShards.scan(folder)
 
 

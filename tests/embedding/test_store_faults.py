@@ -11,7 +11,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from stored import contents
 
-from lrvsf.data.images import Tolerance, TooManyBadImages
+from lrvsf.data.images import Tolerance, TooMuchDamage
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import InUse
 from lrvsf.embedding import store as store_module
@@ -173,7 +173,7 @@ def test_bad_images_are_counted_whoever_met_them(open_store, caplog):
             (store.folder / f"distractor-{number:05d}.safetensors").unlink()
     open_store().fill()
     caplog.clear()
-    with pytest.raises(TooManyBadImages, match="5 of 41 distractors"):
+    with pytest.raises(TooMuchDamage, match="5 of 41 distractors"):
         open_store(tolerance=Tolerance(0.12)).fill()
     assert not caplog.text
 
@@ -187,7 +187,7 @@ def test_a_series_of_bad_images_across_shards(open_store, make_test_set, tmp_pat
         for number in missing:
             (tmp_path / f"six/distractor-{number:05d}.safetensors").unlink()
         embedded.clear()
-        with pytest.raises(TooManyBadImages, match="6 in a row, the last one row 18 of the distractors"):
+        with pytest.raises(TooMuchDamage, match="6 in a row, the last one row 18 of the distractors"):
             open_store("six", data=six, tolerance=Tolerance(0.5, 6)).fill()
         assert sum(embedded) == (5 if 1 in missing else 0)
         open_store("six", data=six, tolerance=Tolerance(0.5, 7)).fill()
@@ -208,7 +208,7 @@ def test_a_series_of_bad_images_across_processes(open_store, make_test_set, tmp_
     monkeypatch.setattr(PartialState, "wait_for_everyone", lambda self: shard.write_bytes(theirs))
     open_store("seven", data=seven, tolerance=Tolerance(0.5, 5)).fill()
     shard.unlink()
-    with pytest.raises(TooManyBadImages, match="4 in a row, the last one row 8"):
+    with pytest.raises(TooMuchDamage, match="4 in a row, the last one row 8"):
         open_store("seven", data=seven, tolerance=Tolerance(0.5, 4)).fill()
 
 

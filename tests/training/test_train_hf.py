@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 import evaluate_lrvsf
 import train_hf
-from lrvsf.data.images import TooManyBadImages
+from lrvsf.data.images import TooMuchDamage
 from lrvsf.durable import InUse
 from lrvsf.training.guards import NonFinite
 
@@ -27,7 +27,7 @@ def test_one_bad_image_and_one_lonely_product_end_nothing(train, mini, tmp_path,
 
 
 def test_both_limits_of_bad_images_are_flags(train, tmp_path):
-    with pytest.raises(TooManyBadImages, match="truncated\n1 in a row, the last one an image of .*train-0*3"):
+    with pytest.raises(TooMuchDamage, match="truncated\n1 in a row, the last one an image of .*train-0*3"):
         train(tmp_path, max_bad_in_a_row=1)
     with pytest.raises(ValueError, match="max_bad_fraction=2.0 must be in 0..1"):
         train(tmp_path, max_bad_fraction=2)

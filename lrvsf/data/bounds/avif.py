@@ -174,7 +174,7 @@ def _frame_pixels(header: bytes) -> int:
         _pass_operating_points(take)
     width_bits, height_bits = take(4) + 1, take(4) + 1
     width, height = take(width_bits) + 1, take(height_bits) + 1
-    # A frame of a whole header may have a size of its own, of so many bits.
+    # A frame of a whole header may have a size of its own, within these bits.
     return width * height if still else 1 << width_bits + height_bits
 
 

@@ -126,7 +126,7 @@ def test_lists_of_millions_are_refused_and_long_ones_left_out(tmp_path, monkeypa
     rows = [product(f"p{i}") for i in range(8)]
     folder = write_shards(tmp_path / "t", rows, 2)
     monkeypatch.setattr(products, "MAX_IMAGES", 1)
-    with pytest.raises(products.TooManyBadImages, match="more than 1 images"):
+    with pytest.raises(products.TooMuchDamage, match="more than 1 images"):
         ProductShards.scan(folder)
     monkeypatch.setattr(products, "MAX_IMAGES", 10)
     monkeypatch.setattr(parquet, "MAX_EMPTY_VALUES", 1000)
