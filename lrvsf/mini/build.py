@@ -17,11 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from lrvsf.data.schema import SCENES, SIMPLE
-from lrvsf.data.workers import worker_map
 from lrvsf.mini.attributes import CATEGORIES, Garment, all_looks, near_miss, random_garment
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.step_report import write_report
+from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from
 
 MANIFEST = "mini.json"

@@ -21,7 +21,6 @@ from lrvsf.data.folders import files_in
 from lrvsf.data.images import USUAL
 from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.sharing import SharedPictures
-from lrvsf.data.workers import worker_map
 from lrvsf.prepare.inspection import (
     DISTRACTORS,
     NO_BYTES,
@@ -35,6 +34,7 @@ from lrvsf.prepare.inspection import (
 from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import unjoined_categories
 from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import read_manifest
 
 

@@ -31,7 +31,6 @@ from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
 from lrvsf.data.testset import image_bytes, wrong_cells
-from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.url_metadata import UrlMetadata
 from lrvsf.prepare.ledger import Ledger
@@ -48,6 +47,7 @@ from lrvsf.prepare.rows import (
 )
 from lrvsf.prepare.spool import Span, Spool
 from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.workers import why_bad, worker_map
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
 
 FORMAT = 2  # raise it when the same tars give other bytes

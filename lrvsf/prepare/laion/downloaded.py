@@ -31,10 +31,10 @@ from tqdm import tqdm
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, check_columns, open_parquet, read_rows, wrong_types
-from lrvsf.data.workers import why_bad
 from lrvsf.prepare.laion.url_lists import PLACE
 from lrvsf.prepare.row_writer import RowWriter
 from lrvsf.prepare.rows import TYPES, Picture, type_rank
+from lrvsf.prepare.workers import why_bad
 from lrvsf.prepare.writers import FolderWriter
 
 logger = logging.getLogger(__name__)

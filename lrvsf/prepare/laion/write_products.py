@@ -15,12 +15,12 @@ from typer import Argument, Option
 
 from lrvsf.data.products import category_of
 from lrvsf.data.sharing import SharedPictures, number_of
-from lrvsf.data.workers import worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.downloaded import Partitions, Source
 from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, product_row, why_incomplete
 from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, made_from, read_manifest
 
 

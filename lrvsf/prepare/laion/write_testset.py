@@ -22,12 +22,12 @@ from typer import Argument, Option
 from lrvsf.data.names import UnusableCell, identifiers
 from lrvsf.data.parquet import opened, read_rows
 from lrvsf.data.testset import PRODUCT_COLUMNS, image_bytes, wrong_cells
-from lrvsf.data.workers import why_bad, worker_map
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.downloaded import DISTRACTORS, Partitions, Source
 from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, distractor_row, query_row
 from lrvsf.prepare.spool import Waiting
 from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.prepare.workers import why_bad, worker_map
 from lrvsf.prepare.writers import TestSetWriter, made_from, read_manifest
 
 PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928

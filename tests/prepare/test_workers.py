@@ -8,7 +8,7 @@ import time
 import pytest
 from waiting import is_alive, wait_for
 
-from lrvsf.data.workers import worker_map
+from lrvsf.prepare.workers import worker_map
 
 FORK = multiprocessing.get_context("fork")
 
