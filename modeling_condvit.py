@@ -128,8 +128,7 @@ class CondViTModel(CLIPPreTrainedModel):
         """Starts from a CLIP checkpoint, whole or vision tower; without a condition it then embeds exactly as CLIP.
 
         Args:
-            name_or_path: a folder or a Hub repository, as for `from_pretrained`. Condition tokens are new, and so is a
-                projection where it has none.
+            name_or_path: a folder or a Hub repository, as for `from_pretrained`; the condition tokens are new.
             categories: the conditions' names; by default LRVS-F's ten.
             kwargs: CondViTConfig's other own fields, and `from_pretrained`'s arguments, such as `attn_implementation`.
                 `dtype` is float32 unless given, because half-precision weights do not train well.

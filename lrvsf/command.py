@@ -108,13 +108,14 @@ def script_name() -> str:
 
 
 def called(step: str) -> list[str]:
-    """The words that start a script from here: its file's in a checkout, else the installed command's.
+    """The words that start a script from here: its file, beside the running one or in this folder, or its command.
 
     >>> called("publish")
     ['python', 'publish_lrvsf.py']
     """
     file = {"train": "train_hf.py"}.get(step, f"{step}_lrvsf.py")
-    return ["python", file] if Path(file).is_file() else [f"lrvsf-{step}"]
+    found = [folder / file for folder in (Path(sys.argv[0]).parent, Path()) if (folder / file).is_file()]
+    return ["python", str(found[0])] if found else [f"lrvsf-{step}"]
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -11,9 +11,7 @@ from transformers import CLIPVisionConfig
 
 # LRVS-F's categories (arXiv 2306.02928). Their order is part of the weights: it numbers the condition table's rows.
 CATEGORIES = ("Bags", "Feet", "Hands", "Head", "Lower Body", "Neck", "Outwear", "Upper Body", "Waist", "Whole Body")
-
-# Where the published training starts and clamps `logit_scale`: ln 100, rounded as in its code.
-MAX_LOGIT_SCALE = 4.6052
+MAX_LOGIT_SCALE = 4.6052  # where the published training starts and clamps: ln 100, rounded as in its code
 
 
 @strict
