@@ -21,7 +21,7 @@ def mini(
         MiniSize.distractors
     ),
     image_size: Annotated[int, Option(help="pixels along the longer side")] = MiniSize.image_size,
-    seed: Annotated[int, Option(help="the same seed gives the same bytes")] = MiniSize.seed,
+    seed: Annotated[int, Option(help="seed of all draws; the same one gives the same bytes")] = MiniSize.seed,
 ) -> dict[str, Any]:
     """Draw Mini LRVS-F: product shards and test sets, no download."""
     size = MiniSize(products, test_products, distractors, image_size, seed)

@@ -44,10 +44,10 @@ def check(
     ],
     quick: Annotated[bool, Option("--quick", help="read no images")] = False,
     max_bad_fraction: Annotated[
-        float, Option(min=0, max=1, help="tolerated share of images that are bad")
+        float, Option(min=0, max=1, help="largest tolerated share of bad images")
     ] = USUAL.fraction,
     report: Annotated[Path | None, Option(help="file to write the report to, as JSON")] = None,
-    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+    processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
     # A quick check reads footers and a few columns, which starting workers would take longer than.

@@ -80,7 +80,7 @@ def tars(
         Path | None,
         Option(help="folder of *metadata*.parquet, at any depth, for TEST; by default the same as the tars'"),
     ] = None,
-    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+    processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Turn the published tar layout into product shards and test sets."""
     parts, missing = conversions(source, metadata or source)

@@ -49,17 +49,17 @@ def catalog(
         ),
     ],
     out: Annotated[Path, Argument(help="data folder; gets train/, validation/, test/, train.yaml and catalog.json")],
-    scene_pattern: Annotated[str, Option(help="of a folder: which file names are scenes")] = "*scene*",
+    scene_pattern: Annotated[str, Option(help="pattern of the file names that are scenes; for a folder")] = "*scene*",
     validation: Annotated[float, Option(help="share of the products in the validation set")] = 0.1,
     test: Annotated[float, Option(help="share of the products in the test set")] = 0.1,
-    seed: Annotated[int, Option(help="of the split and of the order of the products")] = 0,
+    seed: Annotated[int, Option(help="seed of the split and of the order of the products")] = 0,
     image_size: Annotated[
-        int, Option(help="make larger images smaller: pixels of the shortest side; 0 keeps them as they are")
+        int, Option(help="pixels of the shortest side of images that are larger; 0 keeps them as they are")
     ] = 256,
     images: Annotated[
-        Path | None, Option(help="of a table: the folder that paths start from and may not leave; by default its own")
+        Path | None, Option(help="folder that a table's paths start from and may not leave; by default the table's")
     ] = None,
-    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+    processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Turn your own products into product shards and test sets."""
     shares = Shares(validation, test, seed)

@@ -48,14 +48,14 @@ def download(
         int,
         Option(
             min=1,
-            help="how often to go over the URLs; from the second on only over what failed, "
-            "except HTTP 404 and 410, opted-out images, and what is no URL",
+            help="rounds over the URLs; from the second on only over what failed, except HTTP 404 and 410, "
+            "opted-out images, and what is no URL",
         ),
     ] = 3,
     image_size: Annotated[
         int, Option(min=1, help="pixels of the shortest side; smaller images stay as they are")
     ] = 256,
-    processes: Annotated[int, Option(min=1, help="processes")] = os.cpu_count() or 1,
+    processes: Annotated[int, Option(min=1, help="processes that download")] = os.cpu_count() or 1,
     threads: Annotated[int, Option(min=1, help="downloads at a time in each process")] = 64,
     timeout: Annotated[int, Option(min=1, help="seconds to wait for a server's next bytes")] = 10,
     retries: Annotated[int, Option(min=0, help="further tries at once, within a round")] = 1,

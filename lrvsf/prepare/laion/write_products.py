@@ -27,9 +27,9 @@ from lrvsf.prepare.writers import ProductShardWriter, made_from, read_manifest
 def products(
     downloaded: Annotated[Path, Argument(help="folder that `download` wrote")],
     out: Annotated[Path, Argument(help="data folder; gets SPLIT/*.parquet")],
-    split: Annotated[str, Option(help="which rows, and the name of the folder to write")] = "train",
-    seed: Annotated[int, Option(help="of the order of the products")] = 0,
-    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+    split: Annotated[str, Option(help="split to take, and name of the folder to write")] = "train",
+    seed: Annotated[int, Option(help="seed of the order of the products")] = 0,
+    processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Group downloaded images by product into shuffled product shards."""
     source = Source(downloaded, (split,), seed)

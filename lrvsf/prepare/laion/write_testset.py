@@ -40,10 +40,10 @@ def testset(
     downloaded: Annotated[Path, Argument(help="folder that `download` wrote")],
     out: Annotated[Path, Argument(help="data folder; gets SPLIT/products.parquet and SPLIT/distractors/")],
     split: Annotated[
-        str, Option(help="rows of SPLIT become queries and targets, rows of SPLIT_distractors distractors")
+        str, Option(help="split of the queries and targets; that of the distractors is SPLIT_distractors")
     ] = "test",
     products: Annotated[Path | None, Option(help="a published products.parquet, in place of rows of SPLIT")] = None,
-    processes: Annotated[int | None, Option(help="how many decode images; all cores by default")] = None,
+    processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Make a test set in the published layout from downloaded images."""
     splits = (split + DISTRACTORS,) if products else (split, split + DISTRACTORS)
