@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
-from lrvsf.data.names import UnusableCell, identifier, usable_identifier
+from lrvsf.data.names import UnusableCell, identifier
 from lrvsf.data.parquet import DAMAGE, open_parquet, read_rows
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, why_no_pair, wrong_columns
 from lrvsf.data.schema import SIMPLE
@@ -129,13 +129,13 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
     else:
         category, why = _category(row)[0], None
         name, images = None, [(row.get("TYPE"), category, row.get("jpg"))]
-        found.owners.append(_owner(row.get("PRODUCT_ID")))
-    try:
-        name = identifier(name)
-        if name is None and kind == SHARD:
-            why = "no product id"
-    except UnusableCell as error:
-        name, why = None, f"product id that is {error.reason}"
+        owner, _ = _name(row.get("PRODUCT_ID"))
+        found.owners.append(None if owner is None else number_of(owner))
+    name, unusable = _name(name)
+    if unusable:
+        why = f"product id that is {unusable}"
+    elif name is None and kind == SHARD:
+        why = "no product id"
     if name is not None:
         found.products.append(name)
         found.owners += [number_of(name)] * (kind == QUERIES)
@@ -156,18 +156,18 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
         found.digests += row_digest(row)
 
 
-def _category(row: dict[str, Any]) -> tuple[str | None, str | None]:
-    """A test set's category as the evaluation reads it, and why there is none."""
+def _name(cell: Any) -> tuple[str | None, str | None]:
+    """(an id or category as training and evaluation read it, why the cell cannot be one)."""
     try:
-        name = identifier(row.get("CATEGORY"))
+        return identifier(cell), None
     except UnusableCell as error:
-        return None, f"category that is {error.reason}"
-    return name, "no category" if name is None else None
+        return None, error.reason
 
 
-def _owner(cell: Any) -> int | None:
-    name = usable_identifier(cell)
-    return None if name is None else number_of(name)
+def _category(row: dict[str, Any]) -> tuple[str | None, str | None]:
+    """A test set's category, and why there is none."""
+    name, unusable = _name(row.get("CATEGORY"))
+    return name, f"category that is {unusable}" if unusable else "no category" if name is None else None
 
 
 def _look_at_image(cell: Cell, found: RowGroup, name: str) -> None:

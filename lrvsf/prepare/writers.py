@@ -26,6 +26,7 @@ from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 from lrvsf.durable import whole_folder, writing_place
 from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parquet_writer
 from lrvsf.prepare.rows import unjoined_categories
+from lrvsf.prepare.step_report import write_report
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20  # not tuned: files that a Hub repository and a shuffling reader like
@@ -172,7 +173,7 @@ class ProductShardWriter(FolderWriter):
             "note": self.note,
             "files": self._files,
         }
-        _write_manifest(self.writing, manifest)
+        write_report(self.writing / MANIFEST, manifest)
 
 
 class TestSetWriter(FolderWriter):
@@ -250,7 +251,7 @@ class TestSetWriter(FolderWriter):
         paths = [self.writing / "products.parquet", *sorted(self.writing.glob("distractors/*.parquet"))]
         files = [_stated(path, self.writing) for path in paths]
         numbers = {"queries": self.queries, "distractors": self.distractors}
-        _write_manifest(self.writing, {**numbers, "note": self.note, "files": files})
+        write_report(self.writing / MANIFEST, {**numbers, "note": self.note, "files": files})
 
 
 def row_digest(row: dict[str, Any]) -> bytes:
@@ -272,10 +273,6 @@ def list_digest(files: list[dict[str, Any]]) -> str:
 def _stated(path: Path, folder: Path) -> dict[str, Any]:
     """A manifest's entry of a file."""
     return {"name": str(path.relative_to(folder)), "size": path.stat().st_size}
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:

@@ -207,8 +207,12 @@ def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypat
 
 @pytest.mark.survives("a finished data folder cannot be renamed", "kept under its unfinished name, which is said")
 def test_work_is_kept_if_only_the_rename_fails(tmp_path, monkeypatch):
-    def fails(*_):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    replace = os.replace
+
+    def fails(old, new):
+        if Path(new).name == "train":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        replace(old, new)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fails)

@@ -34,6 +34,7 @@ from lrvsf.data.parquet import DAMAGE, check_columns, open_parquet, read_rows, w
 from lrvsf.prepare.laion.url_lists import PLACE
 from lrvsf.prepare.row_writer import RowWriter
 from lrvsf.prepare.rows import TYPES, Picture, type_rank
+from lrvsf.prepare.step_report import write_report
 from lrvsf.prepare.workers import why_bad
 from lrvsf.prepare.writers import FolderWriter
 
@@ -224,7 +225,7 @@ class _PartitionWriter(FolderWriter):
         # What a later run compares: a partition that a full disk cut short is noticed by its size.
         files = {path.name: path.stat().st_size for path in self.writing.iterdir()}
         described = {"input": self.input, "rows": self.rows, "skipped": skipped, "files": files}
-        (self.writing / "partitions.json").write_text(json.dumps(described, indent=1) + "\n")
+        write_report(self.writing / "partitions.json", described)
 
 
 def _openable(wanted: int) -> int:

@@ -106,8 +106,7 @@ class _Filler:
                 lost[TWICE] += same
         if shown:
             row = query_row(product_id, distinct(shown))
-            self._count_query(row)
-            if not isinstance(row, str):
+            if self._counted(row):
                 # A product has a row for each of its URLs, and stands where its first one does.
                 places = [picture.metadata_row for picture in shown if picture.metadata_row is not None]
                 self.waiting_queries.add(min(places, default=None), row, ("SIMPLE_IMG", "COMPLEX_IMG"))
@@ -117,13 +116,9 @@ class _Filler:
 
     def add_published(self, path: Path) -> None:
         for row in _published(path):
-            try:
-                names = dict(zip(NAMES, identifiers(row, NAMES), strict=True))
-            except UnusableCell as error:
-                self._add_query(f"whose {error.reason}")
-                continue
-            bad = [f"with a {name} that is {why}" for name in PRODUCT_COLUMNS[:2] if (why := why_bad(row[name]))]
-            self._add_query(bad[0] if bad else row | names if names["CATEGORY"] else NO_CATEGORY)
+            row = _usable(row)
+            if self._counted(row):
+                self.writer.add_query(row)
 
     def write_in_order(self) -> None:
         """Gives the writer what waits."""
@@ -132,14 +127,11 @@ class _Filler:
         for row in self.waiting_distractors.in_order():
             self.writer.add_distractor(row)
 
-    def _count_query(self, row: dict[str, Any] | str) -> None:
+    def _counted(self, row: dict[str, Any] | str) -> bool:
+        """Counts a query, or why there is none; whether there is one."""
         self.products["listed"] += 1
         self.products[row if isinstance(row, str) else "complete"] += 1
-
-    def _add_query(self, row: dict[str, Any] | str) -> None:
-        self._count_query(row)
-        if not isinstance(row, str):
-            self.writer.add_query(row)
+        return not isinstance(row, str)
 
     def report(self) -> dict[str, Any]:
         kept, published = self.writer.distractors, PUBLISHED_DISTRACTORS.get(self.split)
@@ -159,6 +151,18 @@ class _Filler:
             "images not kept": {name: dict(lost) for name, lost in self.lost.items()},
             "note": f"Results on these {kept:,} distractors compare only with results on as many of the same.",
         }
+
+
+def _usable(row: dict[str, Any]) -> dict[str, Any] | str:
+    """A published row with its names as text, or why it cannot be used."""
+    try:
+        names = dict(zip(NAMES, identifiers(row, NAMES), strict=True))
+    except UnusableCell as error:
+        return f"whose {error.reason}"
+    for column in PRODUCT_COLUMNS[:2]:
+        if why := why_bad(row[column]):
+            return f"with a {column} that is {why}"
+    return row | names if names["CATEGORY"] else NO_CATEGORY
 
 
 def _published(path: Path) -> Iterator[dict[str, Any]]:
