@@ -134,6 +134,7 @@ def _convert(part: Conversion, out: Path, mapper: Callable) -> None:
     with part.writer(out) as writer:
         filled = PartWriter(writer, mapper)
         part.write(filled)
+        # Shards have no gallery; in a test set a category without distractors would make an empty one.
         joins = writer.unjoined_categories() if isinstance(writer, TestSetWriter) else {}
         report = {"files": len(part.files), **filled.report(), **joins}
         if not filled.products.counts["kept"]:
@@ -205,6 +206,7 @@ class PartWriter:
 
     def _add_queries(self, products: Iterable[tuple[str, list[Picture]]]) -> None:
         seen: set[str] = set()
+        # Two queries of one product would have each other's target as a right answer.
         for product_id, pictures in products:
             row = "there twice" if product_id in seen else query_row(product_id, pictures)
             seen.add(product_id)

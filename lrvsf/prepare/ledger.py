@@ -41,7 +41,7 @@ class Ledger:
         for name in names:
             self.counts[reason] += 1
             if name is not None:
-                self._keep(reason, printable(name))
+                self._keep(reason, printable(name))  # names are other people's; a terminal obeys some
 
     def take(self, reason: str, other: Ledger, its: str) -> None:
         """Counts here under `reason` what the other one counted under `its`."""
@@ -52,6 +52,7 @@ class Ledger:
 
     def merge(self, other: Ledger) -> None:
         """Adds what another one, such as a worker's, has counted."""
+        # In the order of the jobs, not of their ends: so the first names are the same with any number of workers.
         for reason in other.counts:
             self.take(reason, other, reason)
 

@@ -34,7 +34,7 @@ class Spool:
     def __exit__(self, *error: object) -> None:
         with suppress(OSError):  # of a full disk, which closing finds once more and would hide the first failure
             self._file.close()
-        self.path.unlink()
+        self.path.unlink()  # of no use to another run, which reads its images again
 
     def add(self, data: bytes) -> Span:
         span = (self._end, len(data))
@@ -58,6 +58,7 @@ class Waiting(Spool):
 
     def add(self, place: int | None, row: dict[str, Any], images: tuple[str, ...]) -> None:
         """Keeps a row, whose cells named in `images` are bytes; rows without a place come last, as they were added."""
+        # Images stay bytes: as text in the JSON they would take a third more.
         text = {name: cell for name, cell in row.items() if name not in images}
         # A line of JSON, then the images one after another; JSON writes no line break of its own.
         head = json.dumps([text, {name: len(row[name]) for name in images}]).encode()
@@ -73,7 +74,7 @@ class Waiting(Spool):
         # Stable: a place that two rows share, and the rows without one, keep the order in which they came.
         for index in np.argsort(np.frombuffer(self._places, np.int64), kind="stable") if self._places else ():
             head, _, data = self.read((self._starts[index], self._sizes[index])).partition(b"\n")
-            row, sizes = json.loads(head)
+            row, sizes = json.loads(head)  # the sizes in the order in which the images follow
             for name, size in sizes.items():
                 row[name], data = data[:size], data[size:]
             yield row

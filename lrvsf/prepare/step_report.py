@@ -44,6 +44,7 @@ def _lines(report: dict[str, Any], indent: int):
         if isinstance(value, dict):
             yield " " * indent + printable(str(name)), "", False
             yield from _lines(value, indent + 2)
+        # A command is there to be pasted, so it is folded where a shell goes on.
         elif isinstance(value, Command) and len(value) > WIDTH - 20:  # beside most names
             yield (
                 " " * indent + printable(str(name)),
@@ -51,6 +52,6 @@ def _lines(report: dict[str, Any], indent: int):
                 False,
             )
         else:
-            number = isinstance(value, int | float)
+            number = isinstance(value, int | float)  # a bool would be one too; reports say yes or no
             text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if number else printable(str(value))
             yield " " * indent + printable(str(name)), text, number

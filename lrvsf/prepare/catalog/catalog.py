@@ -175,11 +175,6 @@ def _write_folders(splits: Splits, spool: Spool, out: Path, source: str, report:
 
 
 def _catalog_picture(image: SpooledImage, spool: Spool, otherwise: str | None = None) -> Picture:
-    return Picture(
-        type=image.listed.type,
-        category=image.category or otherwise,
-        captions=list(image.listed.captions),
-        url=image.listed.where,
-        sha256=image.digest.hex(),
-        data=spool.read(image.span),
-    )
+    """`otherwise`: the category of an image that has none."""
+    category, captions = image.category or otherwise, list(image.listed.captions)
+    return Picture(image.listed.type, category, captions, spool.read(image.span), image.digest.hex())

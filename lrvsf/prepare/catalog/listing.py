@@ -38,6 +38,7 @@ from lrvsf.prepare.ledger import EXAMPLES, Ledger
 
 NEEDED = ("product_id", "image", "role")
 OPTIONAL = ("category", "text")
+# People write "product" and "scene"; who knows LRVS-F writes its types.
 ROLES = {"product": SIMPLE, "scene": SCENES[0], **{kind.lower(): kind for kind in (SIMPLE, *SCENES)}}
 # Pillow opens an MPO as the JPEG that it begins as, and so does not list it among what it can open.
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
@@ -215,6 +216,7 @@ def _list_row(listing: Listing, where: str, row: int, cells: dict[str, Any], ima
     elif image is not None and image.lower().startswith(("http://", "https://")):
         listing.skips.add("URL in place of a file; download it first", f"{where} ({image})")
     else:
+        # An absolute path stays one here, and `read_file` refuses it where it lies outside.
         path = os.path.join(listing.images_folder, image) if image else None
         name = f"{where} ({image})" if image else where
         words = cells.get("text")

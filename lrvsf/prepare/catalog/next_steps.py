@@ -47,6 +47,7 @@ def run_folder(out: Path) -> str:
 
 def batch_and_steps(products: int) -> tuple[int, int]:
     """Pairs in a batch, at most a quarter of the products, so that an epoch has four steps; and steps of the run."""
+    # Two pairs at least, for with one there is no negative.
     batch = max(2, min(BATCH_SIZE, products // 4))
     return batch, max(LEAST_STEPS, EPOCHS * (products // batch))
 
@@ -115,6 +116,7 @@ def notes_on(report: dict[str, Any]) -> list[str]:
             notes.append(f"{name} has no distractors, so evaluate_lrvsf.py cannot use it; list products without scene")
     if TEST in report and (queries := report[TEST]["queries"]) < FEW_QUERIES:
         notes.append(few_queries(queries, report["products"]["complete"], report["settings"][TEST]))
+    # Colours of a shirt share a photo by the handful; dozens share only a placeholder.
     shared = report.get("products that share a picture", {})
     if shared.get("in the largest group", 0) > MANY:
         notes.append(

@@ -31,6 +31,7 @@ def check_columns(path: Path, present: list[str], needed: Collection[str], optio
     shown = ", ".join(map(quoted, present))
     if twice := [name for name in known if present.count(name) > 1]:
         raise ValueError(f"{path} has the column {twice[0]} twice, of which one would be lost; remove or rename one")
+    # "Product ID" for product_id: not taken silently, for two such columns may mean two things.
     for name in present:
         meant = next((k for k in known if k not in present and appearance(k) == appearance(name)), None)
         if meant:

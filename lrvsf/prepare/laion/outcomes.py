@@ -52,6 +52,7 @@ def reason(status: str | None, message: str | None) -> str:
         return ARRIVED
     if status == "failed_to_resize":  # decoding comes before resizing, and is what fails
         return "not an image"
+    # Messages hold paths, ports and times: as they are, nearly each would be a reason of its own.
     for name, pattern in REASONS:
         if found := re.search(pattern, message or ""):
             return f"HTTP {found[1]}" if name == "HTTP" else name

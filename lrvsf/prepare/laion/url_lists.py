@@ -21,7 +21,7 @@ from lrvsf.prepare.row_writer import NumberedFiles, RowWriter
 
 # The order in which overlap is resolved: what a split holds, no later one gets.
 SPLITS = ("test", "test_distractors", "validation", "validation_distractors", "train")
-FILE_ROWS = 100_000
+FILE_ROWS = 100_000  # read and shuffled as a whole; not tuned
 PLACE = "metadata_row"  # lists written by earlier versions lack it
 
 URL_SCHEMA = pa.schema(

@@ -32,7 +32,7 @@ from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, is_web, write_list
 from lrvsf.prepare.step_report import write_report
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 8192  # not tuned
 REMEDY = "Fetch it again, and give the folder of LRVS-F's metadata files only."
 NEEDED = ("URL", "SPLIT")
 COLUMNS = ("URL", "SPLIT", "TYPE", "PRODUCT_ID", "CATEGORY")
