@@ -1,9 +1,11 @@
 """Whatever README and docs name is there: files, tests, modules, steps, links."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import prepare_lrvsf
 import publish_lrvsf
@@ -49,6 +51,14 @@ def test_modules_and_what_they_hold_are_there(page):
         path = ROOT.joinpath(*parts[:module]).with_suffix(".py")
         held = parts[module:]
         assert not held or re.search(rf"^(def |class |){held[0]}\b", path.read_text(), re.MULTILINE), dotted
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (str(citation["version"]), citation["license"]) == (project["version"], project["license"])
+    assert {"cff-version", "title", "message", "authors"} <= citation.keys()
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

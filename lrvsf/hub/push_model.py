@@ -27,7 +27,7 @@ PUSHED = (
 )
 NEEDED = ("README.md", "config.json", "preprocessor_config.json", "*.safetensors", "modeling_*.py")
 
-ANSWER_WITHIN = 90.0  # seconds without a byte from the Hub; its own gateway gives up after 60
+ANSWER_WITHIN = 90.0  # seconds without a byte from the Hub; its own gateway gives up after 60 (not tuned)
 LONGEST_WAIT = 60  # seconds that the Hub may ask for before a next attempt; huggingface_hub makes up to five
 
 
