@@ -61,15 +61,16 @@ def why_no_pair(types: list[str], categories: list[str | None], known: list[str]
         return "no SIMPLE image"
     if not any(kind in SCENES for kind in types):
         return "no scene image"
-    if known is not None and not any(k == SIMPLE and c in known for k, c in zip(types, categories, strict=True)):
-        named = any(k == SIMPLE and c is not None for k, c in zip(types, categories, strict=True))
-        return NOT_ASKED_FOR if named else NO_CATEGORY
+    if known is not None:
+        found = set(simple_categories(types, categories))
+        if found.isdisjoint(known):
+            return NO_CATEGORY if found == {None} else NOT_ASKED_FOR
     return None
 
 
-def category_of(types: list[str], categories: list[str | None]) -> str | None:
-    """The category that a product stands under: its first SIMPLE image's."""
-    return next((c for kind, c in zip(types, categories, strict=True) if kind == SIMPLE), None)
+def simple_categories(types: list[str], categories: list[str | None]) -> list[str | None]:
+    """The categories of a product's SIMPLE images. It stands under the first, and is asked for by any."""
+    return [category for kind, category in zip(types, categories, strict=True) if kind == SIMPLE]
 
 
 @dataclass
@@ -123,11 +124,11 @@ class ProductShards:
             )
         for file, error in damaged.items():
             logger.warning("Skipped the whole of %s: %s. Write it again.", file, error)
-        readable = [(file, groups) for file, groups in scanned if file not in damaged]
-        names = [f"{file}, part {i}" for file, groups in readable for i in range(len(groups))]
-        sizes = [len(group) for _, groups in readable for group in groups]
-        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        structure = [(file, row) for file, groups in readable for group in groups for row in group]
+        files = [file for file in files if file not in damaged]
+        groups = [(file, i, rows) for file, found in scanned if file in files for i, rows in enumerate(found)]
+        names = [f"{file}, part {i}" for file, i, _ in groups]
+        starts = np.cumsum([0, *(len(rows) for _, _, rows in groups)], dtype=np.int64)
+        structure = [(file, row) for file, _, rows in groups for row in rows]
         rows, category_codes, faulty = _usable_rows(structure, categories)
         if categories is not None:
             _compare_categories([row for _, row in structure], categories, tolerance, folder)
@@ -136,9 +137,9 @@ class ProductShards:
         if len(rows) == 0:
             raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
         # A resumed run must find the same order, which follows from the ids, the row groups and what is usable.
-        identity = json.dumps([[product for product, _, _ in group] for _, groups in readable for group in groups])
+        identity = json.dumps([[product for product, _, _ in group] for _, _, group in groups])
         fingerprint = hashlib.sha256(identity.encode() + rows.tobytes()).hexdigest()
-        return cls(_stream([file for file, _ in readable]), names, starts, rows, category_codes, faulty, fingerprint)
+        return cls(_stream(files), names, starts, rows, category_codes, faulty, fingerprint)
 
     def read(self, group: int) -> Iterator[tuple[int, dict]]:
         """(row number, row) of a row group, undecoded; ends early with a warning where the shard is damaged."""
@@ -263,7 +264,7 @@ def _usable_rows(
             faulty[product] = reason
         else:
             rows.append(number)
-            category_codes.append(codes.setdefault(category_of(types, names), len(codes)))
+            category_codes.append(codes.setdefault(simple_categories(types, names)[0], len(codes)))
     return np.array(rows, dtype=np.int64), np.array(category_codes, dtype=np.int64), faulty
 
 
@@ -277,7 +278,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
     found: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     for _, types, names in rows:
-        own = [name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name is not None]
+        own = [name for name in simple_categories(types, names) if name is not None]
         found.update(set(own))
         if why_no_pair(types, names, asked) == NOT_ASKED_FOR:
             lost[own[0]] += 1
@@ -289,11 +290,10 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
     _count_unused_pictures(rows, asked)
     if not lost:
         return
-    shown = ", ".join(f"{quoted(name)} ({count})" for name, count in lost.most_common(10))
     near = [f" {quoted(name)}:{hint}" for name in sorted(lost)[:10] if (hint := did_you_mean(name, asked))]
     text = (
-        f"{lost.total()} of {len(rows)} products in {folder} are of categories that were not asked for: {shown}"
-        f"{', ...' if len(lost) > 10 else ''}.{''.join(near)}"
+        f"{lost.total()} of {len(rows)} products in {folder} are of categories that were not asked for: "
+        f"{_most_common(lost)}.{''.join(near)}"
     )
     if lost.total() > tolerance.fraction * len(rows):
         every = shlex.join([*(name for name in asked if name in found), *sorted(lost)])
@@ -310,14 +310,17 @@ def _count_unused_pictures(rows: list[Structure], asked: list[str]) -> None:
     unused: Counter[str] = Counter()
     for _, types, names in rows:
         if why_no_pair(types, names, asked) is None:
-            own = (name for kind, name in zip(types, names, strict=True) if kind == SIMPLE and name not in asked)
-            unused.update("none" if name is None else quoted(name) for name in own)
+            unused.update(name for name in simple_categories(types, names) if name not in asked)
     if unused:
-        shown = ", ".join(f"{name} ({count})" for name, count in unused.most_common(10))
         logger.warning(
-            "%d SIMPLE images of products to train on are left out, as their category was not asked for: %s%s.",
-            *(unused.total(), shown, ", ..." if len(unused) > 10 else ""),
+            "%d SIMPLE images of products to train on are left out, as their category was not asked for: %s.",
+            *(unused.total(), _most_common(unused)),
         )
+
+
+def _most_common(names: Counter[str | None]) -> str:
+    shown = [f"{'none' if name is None else quoted(name)} ({count})" for name, count in names.most_common(10)]
+    return ", ".join(shown + ["..."] * (len(names) > 10))
 
 
 def _report(faulty: dict[str, str], total: int, tolerance: Tolerance, folder: str) -> None:

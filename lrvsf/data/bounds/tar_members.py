@@ -97,7 +97,7 @@ class TarMembers:
         size, self._unread = self._unread, 0
         content = self._file.read(size)
         if len(content) == size:
-            self._file.skip(-size % BLOCK)
+            self._file.skip(-size % BLOCK)  # content is filled up to whole blocks
             return content
         self._damaged = True
         self._file.unread(content)  # other members may lie in what this one claimed
@@ -108,6 +108,7 @@ class TarMembers:
         while len(block := self._file.read(BLOCK)) == BLOCK:
             self._ended = block == EMPTY_BLOCK
             header = None if self._ended else self._header(block)
+            # Not a header: looked for is the next block with a right checksum, whatever lies between.
             if header is None:
                 self._damaged |= not self._ended or before.count > 0
                 before = _Before()
@@ -134,7 +135,7 @@ class TarMembers:
     def _member(self, header: tarfile.TarInfo, block: bytes, before: _Before) -> Iterator[Member]:
         size = header.size if before.size is None else before.size
         sparse = header.type == tarfile.GNUTYPE_SPARSE
-        further = block[482] if sparse else 0
+        further = block[482] if sparse else 0  # GNU's flag that more of the map follows, at 504 in the blocks after it
         while further:  # an old sparse file's map goes on in blocks of its own
             further = (self._file.read(BLOCK) or EMPTY_BLOCK).ljust(BLOCK, b"\0")[504]
         if header.type in WITHOUT_CONTENT:

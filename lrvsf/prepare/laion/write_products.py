@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from lrvsf.data.products import category_of
+from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.durable import locked
 from lrvsf.prepare.laion.downloaded import Partitions, Source
@@ -105,4 +105,4 @@ class Became:
 
 
 def _category(pictures: list[Picture]) -> str | None:
-    return category_of([picture.type for picture in pictures], [picture.category for picture in pictures])
+    return next((picture.category for picture in pictures if picture.type == SIMPLE), None)
