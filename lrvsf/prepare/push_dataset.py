@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from lrvsf.command import Command
 from lrvsf.data.folders import COMPANION, files_in
-from lrvsf.prepare.check import check
+from lrvsf.prepare.checked_folders import check_folders
 
 TEST_SETS = ("validation", "test")
 # Rows differ, so each kind is a configuration of its own; `load_dataset(REPO)` gives the products.
@@ -31,7 +31,7 @@ def push(
     public: Annotated[bool, Option("--public", help="let everyone read it")] = False,
 ) -> dict[str, Any]:
     """Put a prepared folder on the Hub as a private dataset to train from."""
-    check(path, quick=True)  # before a repository is made
+    check_folders(path, quick=True)  # before a repository is made
     patterns = [pattern for config in CONFIGURATIONS.values() for pattern in config.values()]
     files = [file for pattern in patterns for file in _matching(path, pattern)]
     if not _matching(path, CONFIGURATIONS["products"]["train"]):

@@ -64,7 +64,7 @@ class Shares:
         return {VALIDATION: self.validation, TEST: self.test}[name]
 
     def position(self, product_id: str) -> float:
-        # Of the id alone: a product keeps its place whatever else is added to the catalog.
+        # A hash of the id alone: a product keeps its position whatever else is added to the catalog.
         seeded = hashlib.blake2b(product_id.encode(), digest_size=8, key=str(self.seed).encode())
         return int.from_bytes(seeded.digest(), "big") / 2**64
 
