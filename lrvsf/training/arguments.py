@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from lrvsf.bounds import check_numbers
 from lrvsf.data.images import Tolerance
+from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.training.fast_tower import can_compile
 
 
@@ -84,7 +85,7 @@ class ModelArguments:
     )
 
 
-METRICS = ("R@1", "R@5", "R@10", "loss")  # of the validation set
+METRICS = (*(f"R@{k}" for k in FIRST_KS), "loss")  # of the validation set
 
 
 @dataclass

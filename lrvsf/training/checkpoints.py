@@ -166,7 +166,7 @@ def why_not_whole(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
+        if path.stat().st_size != expected["size"]:  # first: what was cut short need not be read
             return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
         if _digest(path) != expected["sha256"]:
             return f"{name} has other bytes than were written"
@@ -195,6 +195,7 @@ def rotate(output: Path, limit: int | None, step: int, best: str | None) -> None
     if not limit or limit < 0:
         return
     stay = {name_of(step), Path(best).name if best else name_of(step)}
+    # What is worth keeping comes first: these two, then earlier steps, then later ones, each from the newest on.
     worth = sorted(checkpoints_in(output), key=lambda path: (path.name not in stay, _step(path) > step))
     for path in worth[max(limit, len(stay)) :]:
         if _step(path) > step:

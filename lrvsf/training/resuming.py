@@ -140,7 +140,7 @@ class ResumableTrainer(Trainer):
         """Trainer's, from a checkpoint that is whole and of this run: True for the newest, "auto" for it or none."""
         folder = self.catch_up.checkpoint = on_main_process(lambda: self.checkpoints.find(resume_from_checkpoint))
         if folder is not None:
-            state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))  # Trainer will load it once more
             if self.is_world_process_zero():
                 print(f"going on from {folder}, step {state.global_step} of {self.total_steps}")
             if is_over(state, self.args, len(self.loader)):
@@ -176,6 +176,7 @@ class ResumableTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Trainer saves what stands in `self.model`: for this moment the whole weights, which may be another model.
         trained, self.model = self.model, self.weights.gathered(everywhere=False)
         try:
             super().save_model(output_dir, _internal_call)

@@ -30,16 +30,13 @@ def learning_rate_factor(step: int, phase1_steps: int, total_steps: int) -> floa
     """The share of the peak learning rate that is used at a step, counted from 0."""
     if step < phase1_steps:
         return START + (1 - START) * step / phase1_steps
+    # The cosine would reach the floor one step after the last: a run never trains at it.
     progress = (step - phase1_steps) / max(1, total_steps - phase1_steps)
     return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 def two_phase_scheduler(optimizer: torch.optim.Optimizer, phase1_steps: int, total_steps: int) -> LambdaLR:
-    """`learning_rate_factor` for the optimizer.
-
-    Raises:
-        ValueError: phase 1 is longer than the run.
-    """
+    """`learning_rate_factor` for the optimizer. Raises ValueError: phase 1 is longer than the run."""
     if phase1_steps > total_steps:
         raise ValueError(
             f"phase 1 has {phase1_steps} steps (one epoch unless phase1_steps says otherwise), the whole run "

@@ -120,12 +120,14 @@ def _split(whole: Tensor, like: DTensor) -> DTensor:
 
 
 def _split_weights(model: nn.Module, weights: dict[str, Any], *_: Any) -> None:
+    # Run before `load_state_dict`, whose file holds whole tensors: their shapes would not fit.
     for name, parameter in model.named_parameters():
         if name in weights:
             weights[name] = _split(weights[name], parameter)
 
 
 def _split_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    # A state names parameters by their numbers, in the order of the groups.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     like = dict(zip(numbers, parameters, strict=True))

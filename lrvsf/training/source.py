@@ -33,8 +33,7 @@ def training_folder(root: str) -> str:
 def catalog_categories(root: str) -> list[str] | None:
     """The categories that `prepare_lrvsf.py catalog` found, from its `catalog.json` below `root`; None without one.
 
-    Raises:
-        ValueError: it found none, or the file cannot be read.
+    Raises ValueError: it found none, or the file cannot be read.
     """
     filesystem, path = place_of(root)
     if not filesystem.isfile(f"{path}/catalog.json"):
@@ -54,8 +53,7 @@ def catalog_categories(root: str) -> list[str] | None:
 def validation_set(root: str, cache: str | Path) -> ProductTestSet:
     """The validation set below `root`; one behind a URL is copied into `cache`, once for all processes of a machine.
 
-    Raises:
-        ValueError: the copy there is another root's: scores would be of other data than the run's.
+    Raises ValueError: the copy there is another root's: scores would be of other data than the run's.
     """
     if "://" not in root:
         return ProductTestSet(Path(root, "validation"))
@@ -82,6 +80,7 @@ def pair_loader(args: CondViTTrainingArguments, shards: ProductShards, config: C
         batches,
         PairMaker(config.image_size, config.categories if config.condition == "category" else None, args.seed),
         args.dataloader_num_workers,
+        # Without a GPU there is nothing to pin for, and torch would warn.
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         prefetch_factor=args.dataloader_prefetch_factor,
         persistent_workers=args.dataloader_persistent_workers,

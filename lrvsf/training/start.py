@@ -38,16 +38,11 @@ def from_clip(args: ModelArguments) -> CondViTModel:
     condition, categories = args.condition or "category", args.categories
     if categories is None and condition == "category":
         categories = catalog_categories(args.data)
-    temperature = {"logit_scale_init_value": args.logit_scale_init_value}
-    model = CondViTModel.from_clip(
-        args.model,
-        categories=categories,
-        condition=condition,
-        num_condition_tokens=1 if args.num_condition_tokens is None else args.num_condition_tokens,
-        **({} if args.logit_scale_init_value is None else temperature),
-        **_loading(args),
-    )
+    asked = {"num_condition_tokens": args.num_condition_tokens, "logit_scale_init_value": args.logit_scale_init_value}
+    asked = {name: value for name, value in asked.items() if value is not None}  # the others are as published
+    model = CondViTModel.from_clip(args.model, categories=categories, condition=condition, **asked, **_loading(args))
     if condition == "category" and args.condition_init == "published":
+        # Tokens as nn.Embedding draws them: sqrt(width) times as long as CLIP's own, as which `from_clip` starts them.
         nn.init.normal_(model.condition_embedding)
         nn.init.normal_(model.condition_position_embedding, std=model.config.hidden_size**-0.5)
     return model
@@ -88,6 +83,7 @@ def take_categories(model: CondViTModel, names: list[str], like: str | None = No
     model.add_categories(new, like)
     model.config.categories = model.vision_model.config.categories = list(names)
     model.config.validate_condition()
+    # `add_categories` appends rows; a parameter of the rows that are asked for, in their order, takes their place.
     rows = torch.tensor([[*known, *new].index(name) for name in names])
     model.condition_embedding = nn.Parameter(model.condition_embedding.detach()[rows])
     source = "from the mean of all that it knew" if like is None else f"from the tokens of {quoted(like)}"

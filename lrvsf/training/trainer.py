@@ -27,7 +27,7 @@ from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import run_identity
 from lrvsf.training.fast_tower import compile_layers
 from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.guards import LastStep, StopOnSignalOrNaN
+from lrvsf.training.guards import StopOnSignalOrNaN
 from lrvsf.training.loss import checked_dims, nested_info_nce, rows_that_share
 from lrvsf.training.resuming import ResumableTrainer, total_steps, wins_tie
 from lrvsf.training.source import pair_loader
@@ -71,10 +71,10 @@ class CondViTTrainer(ResumableTrainer):
         run = run_identity(args, loader.batch_sampler, self.phase1_steps, model.config)
         super().__init__(model, args, loader, run, eval_dataset=validation, **kwargs)
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
-        self.last, scaled = LastStep(), self.accelerator.scaler is not None
+        self.guard = StopOnSignalOrNaN(self.signals, scaled=self.accelerator.scaler is not None)
         self.add_callback(schedule.FreshOptimizer(self.phase1_steps))
         self.add_callback(schedule.ClampTemperature())
-        self.add_callback(StopOnSignalOrNaN(self.signals, self.last, scaled))
+        self.add_callback(self.guard)
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
         if self.is_world_process_zero():
@@ -96,7 +96,7 @@ class CondViTTrainer(ResumableTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One batch of `PairMaker`: its gradients are in the parameters afterwards. Returns the loss."""
-        self.last.products = inputs.pop("product_ids")
+        self.guard.products = inputs.pop("product_ids")
         count_images(inputs, self.skipped)
         # Trainer would wait for each copy from pinned memory.
         inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
@@ -108,7 +108,7 @@ class CondViTTrainer(ResumableTrainer):
         self.weights.average_scale_gradient()
         if self.state.global_step < self.phase1_steps:
             schedule.drop_phase2_gradients(self.model)  # here, as the clipping that follows counts what is there
-        self.last.loss = loss.detach()
+        self.guard.loss = loss.detach()
         return loss
 
     def _chunked_step(self, model: nn.Module, inputs: dict[str, Tensor], together: Tensor | None) -> Tensor:
