@@ -68,13 +68,21 @@ class Part(ABC):
         raise NotImplementedError
 
 
-class Products(Part):
+class _TestSetPart(Part):
+    def __init__(self, test_set: ProductTestSet) -> None:
+        self.test_set, self.total = test_set, getattr(test_set, f"n_{self.what}")
+
+    def origins(self, start: int, stop: int) -> Iterator[Origin]:
+        return self.test_set.origins(self.what, start, stop)
+
+    def describe(self) -> str:
+        return describe_files(self.test_set.files[self.what])
+
+
+class Products(_TestSetPart):
     """The products of a test set: a scene as "query", under the product's category, and its picture as "target"."""
 
     what, kinds = "products", ("query", "target")
-
-    def __init__(self, test_set: ProductTestSet) -> None:
-        self.test_set, self.total = test_set, test_set.n_products
 
     @cached_property  # not at once: a store whose arguments are wrong must be refused before a file is read
     def _categories(self) -> list[str | None]:
@@ -90,30 +98,15 @@ class Products(Part):
         categories = [self._categories[row] for row in rows]
         return {"query": encoder.embed(queries, categories), "target": encoder.embed(targets)}
 
-    def origins(self, start: int, stop: int) -> Iterator[Origin]:
-        return self.test_set.origins(self.what, start, stop)
-
-    def describe(self) -> str:
-        return describe_files(self.test_set.files[self.what])
-
     def conditions(self) -> list[str | None]:
         return self._categories
 
 
-class Distractors(Part):
+class Distractors(_TestSetPart):
     """The distractors of a test set."""
 
     what, kinds = "distractors", ("distractor",)
 
-    def __init__(self, test_set: ProductTestSet) -> None:
-        self.test_set, self.total = test_set, test_set.n_distractors
-
     def items(self, start: int, stop: int) -> Iterator[Item]:
         for row, image in self.test_set.distractors(start, stop):
             yield row, (image,)
-
-    def origins(self, start: int, stop: int) -> Iterator[Origin]:
-        return self.test_set.origins(self.what, start, stop)
-
-    def describe(self) -> str:
-        return describe_files(self.test_set.files[self.what])

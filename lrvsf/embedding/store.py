@@ -93,8 +93,7 @@ class EmbeddingStore:
     ) -> None:
         self.folder, self.encoder, self.parts, self.data_root = Path(folder), encoder, tuple(parts), data_root
         self.batch_size, self.tolerance, self.dtype, self.remedy = batch_size, tolerance, dtype, remedy
-        self._totals = {kind: part.total for part in self.parts for kind in part.kinds}
-        self._whats = {kind: part.what for part in self.parts for kind in part.kinds}
+        self._part_of = {kind: part for part in self.parts for kind in part.kinds}
         self._stock: dict[str, _Stock] = {}
         self.made_with: dict[str, Any] = {}
 
@@ -133,12 +132,13 @@ class EmbeddingStore:
 
     def whole(self, kind: str) -> Tensor:
         """All embeddings of a kind in memory, (n, dim) float32 unit rows, in the order of the part's `rows`."""
-        return torch.cat([self._read(kind, start) for start, _ in _ranges(self._totals[kind])])
+        return torch.cat([self._read(kind, start) for start, _ in _ranges(self._part_of[kind].total)])
 
     def blocks(self, kind: str) -> Iterator[tuple[Tensor, int]]:
         """This process's share of a kind, shard by shard: (n, dim) float32 unit rows, n at most ROWS, and the place of
         the first of them in the part's `rows`."""
-        ranges, rows = _ranges(self._totals[kind]), self.rows(self._whats[kind])
+        part = self._part_of[kind]
+        ranges, rows = _ranges(part.total), self.rows(part.what)
         # Whole shards: a process opens each of its files once, and none of another's.
         for start, _ in ranges[slice(*own_share(len(ranges)))]:
             yield self._read(kind, start), int(torch.searchsorted(rows, start))
