@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from lrvsf.data.images import USUAL
+from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.prepare.checked_folders import check_folders
 
 
@@ -23,4 +23,4 @@ def check(
     processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
 ) -> dict[str, Any]:
     """Say what a prepared folder holds, what is damaged, and whether it can be trained and evaluated on."""
-    return check_folders(path, quick, max_bad_fraction, processes, report)
+    return check_folders(path, quick, Tolerance(max_bad_fraction), processes, report)

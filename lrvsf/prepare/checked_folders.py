@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lrvsf.data.folders import files_in
-from lrvsf.data.images import USUAL
+from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.sharing import SharedPictures
 from lrvsf.prepare.inspection import (
@@ -39,14 +39,14 @@ from lrvsf.prepare.writers import read_manifest
 def check_folders(
     path: Path,
     quick: bool,
-    max_bad: float = USUAL.fraction,
+    tolerance: Tolerance = USUAL,
     processes: int | None = None,
     report: Path | None = None,
 ) -> dict[str, Any]:
     """What a prepared folder, or a data folder of some, holds; `report` gets it as JSON, whatever it is.
 
     Args:
-        max_bad: largest tolerated share of bad images.
+        tolerance: of bad images, as a share.
         processes: how many decode images.
 
     Raises:
@@ -54,8 +54,8 @@ def check_folders(
     """
     # A quick check reads footers and a few columns, which starting workers would take longer than.
     with worker_map(1 if quick else processes) as mapper:
-        parts = [part(folder, quick, mapper, max_bad) for folder, part in prepared_folders(path)]
-    _compare(parts, max_bad)
+        parts = [part(folder, quick, mapper, tolerance) for folder, part in prepared_folders(path)]
+    _compare(parts, tolerance)
     result: dict[str, Any] = {"path": str(path), "images decoded": "no" if quick else "yes"}
     result |= {part.name: part.report() for part in parts}
     # Before it is refused: a program that reads the report wants to know why.
@@ -138,7 +138,7 @@ class CheckedFolder:
         if found.damage:
             self.faults.add("row groups that cannot be read to their end", f"{place}: {found.damage}")
 
-    def judge(self, max_bad: float) -> None:
+    def judge(self, tolerance: Tolerance) -> None:
         """Adds the faults that only the whole shows."""
         self.faults.add_all("products that are there twice", (name for name, count in self.ids.items() if count > 1))
         # Notes, not faults: such distractors lower every model's recall, by as much.
@@ -149,9 +149,11 @@ class CheckedFolder:
         for what, names, case in (("categories", self.categories(), False), ("product ids", self.ids, True)):
             self.faults.add_all(f"{what} that a reader takes for one", _seen_as_one(names, case))
         # Judged by share, as training and evaluation do: what comes from the web always has some.
-        if self.bad.counts.total() > max_bad * self.images.total():
+        if self.bad.counts.total() > tolerance.fraction * self.images.total():
             for reason in self.bad.counts:
-                self.faults.take(f"images that cannot be decoded, more than {100 * max_bad:g}%", self.bad, reason)
+                self.faults.take(
+                    f"images that cannot be decoded, more than {100 * tolerance.fraction:g}%", self.bad, reason
+                )
 
     def shown(self) -> SharedPictures:
         """The pictures of products or queries."""
@@ -184,7 +186,7 @@ class CheckedFolder:
         return numbers | ({"because": self.faults.examples()} if self.faults else {})
 
 
-def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> CheckedFolder:
+def read_shards(folder: Path, quick: bool, mapper: Callable, tolerance: Tolerance) -> CheckedFolder:
     """Everything about FOLDER/*.parquet as product shards."""
     part = CheckedFolder(folder.name, "trained")
     files = files_in(folder, "*.parquet")
@@ -212,11 +214,11 @@ def read_shards(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> 
     part.faults.take("images without bytes", part.bad, NO_BYTES)
     if part.unusable.counts.total() == part.rows[SHARD]:
         part.faults.add("no product that gives a pair", folder.name)
-    part.judge(max_bad)
+    part.judge(tolerance)
     return part
 
 
-def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -> CheckedFolder:
+def read_test_set(folder: Path, quick: bool, mapper: Callable, tolerance: Tolerance) -> CheckedFolder:
     """Everything about FOLDER/products.parquet and FOLDER/distractors/*.parquet."""
     part = CheckedFolder(folder.name, "evaluated")
     products, distractors = folder / "products.parquet", files_in(folder / "distractors", "*.parquet")
@@ -227,7 +229,7 @@ def read_test_set(folder: Path, quick: bool, mapper: Callable, max_bad: float) -
             part.faults.add(f"no {kind}", folder.name)
     for reason in part.unusable.counts:
         part.faults.take(f"queries with {reason}", part.unusable, reason)
-    part.judge(max_bad)
+    part.judge(tolerance)
     return part
 
 
@@ -250,7 +252,7 @@ def _inspect_all(
         yield file, found
 
 
-def _compare(parts: list[CheckedFolder], max_bad: float) -> None:
+def _compare(parts: list[CheckedFolder], tolerance: Tolerance) -> None:
     """A product of two parts, by its id or by its picture, makes the one that is evaluated on worthless.
 
     So does a category that only looks like one of the other.
@@ -267,8 +269,8 @@ def _compare(parts: list[CheckedFolder], max_bad: float) -> None:
         shown = judged.shown()
         leaked = [shown.products[number] for number in shown.also_in(other.shown())]
         title = f"products with a picture that is also in {other.name}"
-        if len(leaked) > max_bad * len(shown.products):
-            judged.faults.add_all(f"{title}, more than {100 * max_bad:g}%", leaked)
+        if len(leaked) > tolerance.fraction * len(shown.products):
+            judged.faults.add_all(f"{title}, more than {100 * tolerance.fraction:g}%", leaked)
         else:
             judged.notes.add_all(title, leaked)
 
