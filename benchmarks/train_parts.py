@@ -10,6 +10,7 @@ import torch
 from published_model import PublishedCondViT, PublishedStep
 from torch import Tensor
 
+from configuration_condvit import MAX_LOGIT_SCALE
 from lrvsf.hub.published import from_published
 from lrvsf.training.fast_tower import compile_layers, use_patch_product
 from lrvsf.training.loss import info_nce
@@ -124,7 +125,7 @@ class OurStep:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, 4.6052)
+            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         return loss.detach()
 
 
