@@ -80,7 +80,7 @@ def download(
         settings = {**_settings(image_size, file_rows), **pace}
         work = out.with_name(out.name + ".unfinished")
         check_one_disk(work, out)
-        became = Became()
+        counts = UrlCounts()
         with csv_file(out / "failures.csv", FAILURE_COLUMNS) as failures:
             number = 1
             while lists:
@@ -92,12 +92,12 @@ def download(
                 # The next round's list follows from the outcomes alone, so a killed run makes the same one again.
                 retry_folder = work / f"list-{number + 1}"
                 with write_list(retry_folder) as retry:
-                    split_outcomes(outcomes(lists, folder, file_rows), number, again, became, failures, retry)
+                    split_outcomes(outcomes(lists, folder, file_rows), number, again, counts, failures, retry)
                 lists = list_files(retry_folder) if retry.rows else []
                 number += 1
-        became.write_hosts(out / "hosts.csv")
+        counts.write_hosts(out / "hosts.csv")
         shutil.rmtree(work)  # what it held are lists, which follow from the outcomes
-        report = {"folder": str(out), **became.report()}
+        report = {"folder": str(out), **counts.report()}
         write_report(out / "download.json", report)
     return report
 
@@ -122,7 +122,7 @@ def split_outcomes(
     rows: Iterable[dict[str, Any]],
     number: int,
     again: bool,
-    became: Became,
+    counts: UrlCounts,
     failures: Callable[[dict[str, Any]], None],
     retry: NumberedFiles,
 ) -> None:
@@ -135,21 +135,21 @@ def split_outcomes(
     """
     for row in rows:
         outcome, error = row.pop("reason"), row.pop("error")
-        became.tried[number] += 1
+        counts.tried[number] += 1
         # Counted in its last round alone, so that each URL is counted once.
         if again and outcome not in FINAL:
             retry.add(row)
             continue
-        became.outcomes[host(row["url"]), outcome] += 1
-        became.splits[row["split"], outcome == ARRIVED] += 1
+        counts.outcomes[host(row["url"]), outcome] += 1
+        counts.splits[row["split"], outcome == ARRIVED] += 1
         if outcome == ARRIVED:
-            became.arrived[number] += 1
+            counts.arrived[number] += 1
         else:
             failures({**row, "round": number, "reason": outcome, "error": error})
 
 
 @dataclass
-class Became:
+class UrlCounts:
     """What became of URLs in the end, each counted once over all rounds.
 
     Attributes:

@@ -52,14 +52,14 @@ def products(
 
 def _write(source: Source, folder: Path, work: Path, processes: int | None) -> None:
     partitions = Partitions.of(source, work)
-    became, shared = Became(), SharedPictures()
+    counts, shared = ProductCounts(), SharedPictures()
     with ProductShardWriter(folder) as shards, worker_map(processes) as mapper:
         for product_id, pictures in partitions.products(mapper):
             usable = distinct(pictures)
-            if became.complete(pictures, usable):
+            if counts.complete(pictures, usable):
                 shards.add(product_row(product_id, usable))
                 shared.add(product_id, [number_of(picture.sha256) for picture in usable])
-        report = {"seed": source.seed, **became.report(), **shared.report(), **partitions.skipped}
+        report = {"seed": source.seed, **counts.report(), **shared.report(), **partitions.skipped}
         if not shards.ids:
             raise ValueError(
                 f"{source.folder} gives no complete product of the split {source.splits[0]!r}; download more, or name "
@@ -68,7 +68,7 @@ def _write(source: Source, folder: Path, work: Path, processes: int | None) -> N
         shards.note = {"input": source.fingerprint(), "report": report}
 
 
-class Became:
+class ProductCounts:
     """What became of URLs and products; every URL is either kept or counted under one reason."""
 
     def __init__(self) -> None:
