@@ -19,6 +19,7 @@ from lrvsf.data.folders import files_in
 from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.sharing import SharedPictures
+from lrvsf.ledger import Ledger
 from lrvsf.prepare.inspection import (
     DISTRACTORS,
     NO_BYTES,
@@ -29,11 +30,10 @@ from lrvsf.prepare.inspection import (
     inspect,
     row_groups,
 )
-from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import unjoined_categories
-from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import read_manifest
+from lrvsf.step_report import as_table, write_report
 
 
 def check_folders(

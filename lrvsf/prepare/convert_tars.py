@@ -32,8 +32,8 @@ from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
 from lrvsf.data.testset import image_bytes, wrong_cells
 from lrvsf.durable import locked
+from lrvsf.ledger import Ledger
 from lrvsf.prepare.laion.url_metadata import UrlMetadata
-from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import (
     TWICE,
     TYPES,
@@ -46,9 +46,9 @@ from lrvsf.prepare.rows import (
     why_incomplete,
 )
 from lrvsf.prepare.spool import Span, Spool
-from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.workers import why_bad, worker_map
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
+from lrvsf.step_report import as_table, write_report
 
 FORMAT = 2  # raise it when the same tars give other bytes
 # Not tuned: enough images for all workers, few enough for any memory.

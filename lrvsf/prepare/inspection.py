@@ -17,7 +17,7 @@ from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, why_no_pair, wrong_colum
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
 from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, image_bytes, wrong_cells
-from lrvsf.prepare.ledger import Ledger
+from lrvsf.ledger import Ledger
 from lrvsf.prepare.writers import row_digest
 
 SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"

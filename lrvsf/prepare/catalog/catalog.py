@@ -22,17 +22,18 @@ from PIL import Image
 from tqdm import tqdm
 from typer import Argument, Option
 
+from lrvsf.data.foreign.picture_files import read_file
+from lrvsf.data.foreign.shown import as_shown
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.durable import locked
-from lrvsf.prepare.catalog.listing import Listing, read_file, read_listing
+from lrvsf.prepare.catalog.listing import Listing, read_listing
 from lrvsf.prepare.catalog.next_steps import next_steps
 from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Splits, SpooledImage
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
-from lrvsf.prepare.shown import as_shown
 from lrvsf.prepare.spool import Spool
-from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from, read_manifest
+from lrvsf.step_report import as_table, write_report
 
 FORMAT = 3  # raise it when the same catalog gives other bytes
 JPEG_QUALITY = 95

@@ -18,10 +18,9 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from PIL import Image
-
 from lrvsf.data.folders import files_below
-from lrvsf.data.images import FORMATS, BadImage
+from lrvsf.data.foreign.picture_files import NO_SUFFIX, SUFFIXES, URL, is_url, picture_of
+from lrvsf.data.foreign.tables import TEXT, CsvTable, check_columns, image_column, parquet_rows
 from lrvsf.data.names import (
     UnusableCell,
     identifier,
@@ -32,18 +31,12 @@ from lrvsf.data.names import (
     texts,
 )
 from lrvsf.data.schema import SCENES, SIMPLE
-from lrvsf.data.tars import MAX_MEMBER_BYTES
-from lrvsf.prepare.catalog.tables import CsvTable, check_columns, image_column, parquet_rows
-from lrvsf.prepare.ledger import EXAMPLES, Ledger
+from lrvsf.ledger import EXAMPLES, Ledger
 
 NEEDED = ("product_id", "image", "role")
 OPTIONAL = ("category", "text")
 # People write "product" and "scene"; who knows LRVS-F writes its types.
 ROLES = {"product": SIMPLE, "scene": SCENES[0], **{kind.lower(): kind for kind in (SIMPLE, *SCENES)}}
-# Pillow opens an MPO as the JPEG that it begins as, and so does not list it among what it can open.
-SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
-TEXT = (".csv", ".tsv")
-OUTSIDE = "path out of the folder of images; name that folder with --images"
 
 
 @dataclass(slots=True)
@@ -96,7 +89,7 @@ class Listing:
         cells = enumerate(row["image"] for row in parquet_rows(self.source, ["image"]))
         for listed in self.entries:
             cell = next(cell for number, cell in cells if number == listed.row)
-            yield listed.path or _image_cell(cell, self.images_folder)
+            yield listed.path or picture_of(cell, self.images_folder)
 
     def fingerprint(self, settings: dict[str, Any]) -> str:
         """A hash of what is listed, of sizes and times of all files, and of the settings."""
@@ -150,7 +143,7 @@ def _list_folder(listing: Listing, scene_pattern: str) -> None:
         parts = path.relative_to(listing.source).parts
         where = "/".join(parts)
         if path.suffix.lower() not in SUFFIXES:
-            skip("file of no image format", where)
+            skip(NO_SUFFIX, where)
         elif len(parts) != 3:
             skip("not in a folder CATEGORY/PRODUCT", where)
         else:
@@ -177,7 +170,8 @@ def _list_csv(listing: Listing) -> None:
             listing.listed += 1
             listing.skips.add("row of more or fewer cells than columns", f"line {line}")
             continue
-        if any(table.rows_in(cell, "role", ROLES) for cell in cells.values() if "\n" in cell or "\r" in cell):
+        folded = (cell for cell in cells.values() if "\n" in cell or "\r" in cell)
+        if any(table.rows_in(cell, "role", ROLES.__contains__) for cell in folded):
             raise ValueError(
                 f"{listing.source}, up to line {line}: a quoted cell holds further rows, so a quote before them is not "
                 'closed; correct it (a quote within a quoted cell is written "")'
@@ -213,8 +207,8 @@ def _list_row(listing: Listing, where: str, row: int, cells: dict[str, Any], ima
         listing.skips.add(f"role that is none of {', '.join(ROLES)}", f"{where} ({role})")
     elif image == "":
         listing.skips.add("no image", f"{where} (product {product_id})")
-    elif image is not None and image.lower().startswith(("http://", "https://")):
-        listing.skips.add("URL in place of a file; download it first", f"{where} ({image})")
+    elif image is not None and is_url(image):
+        listing.skips.add(URL, f"{where} ({image})")
     else:
         # An absolute path stays one here, and `read_file` refuses it where it lies outside.
         path = os.path.join(listing.images_folder, image) if image else None
@@ -225,36 +219,6 @@ def _list_row(listing: Listing, where: str, row: int, cells: dict[str, Any], ima
         listing.entries.append(
             ListedImage(name, row, intern(product_id), ROLES[role.lower()], category, captions, path)
         )
-
-
-def read_file(path: str, folder: Path) -> bytes:
-    """An image's file, which must lie in the folder; links within it are followed.
-
-    A table may come from somebody else, and what it names ends in shards that may be published.
-
-    Raises:
-        BadImage: it lies elsewhere, is none, is too large, or cannot be opened.
-    """
-    # From here on without "..", which after a link leads elsewhere than it seems to.
-    root, path = os.path.abspath(folder), os.path.abspath(path)
-    # Not `realpath`: a shop's images/ may be a link to another disk, which its owner has set.
-    if os.path.commonpath([root, path]) != root:
-        raise BadImage(OUTSIDE)
-    try:
-        if not os.path.lexists(path):
-            raise BadImage("missing file")
-        if not os.path.exists(path):
-            raise BadImage("link that leads nowhere")
-        if not os.path.isfile(path):
-            raise BadImage("no file, but a folder or device")
-        if os.path.getsize(path) > MAX_MEMBER_BYTES:
-            raise BadImage(f"file over {MAX_MEMBER_BYTES >> 20} MiB")
-        with open(path, "rb") as file:
-            return file.read(MAX_MEMBER_BYTES)  # and no more, if it grows meanwhile
-    except BadImage:
-        raise
-    except (OSError, ValueError) as error:  # no permission; a name that cannot be one
-        raise BadImage("file that cannot be opened", str(error)) from error
 
 
 def _refuse_lookalikes(listing: Listing) -> None:
@@ -280,14 +244,6 @@ def _refuse_lookalikes(listing: Listing) -> None:
                 f"{listing.source} has {len(lists):,} categories that are lists of others, such as {quoted(lists[0])} "
                 f"({counts[lists[0]]:,} images); give each picture the one that a query will name"
             )
-
-
-def _image_cell(cell: Any, folder: Path) -> str | bytes | None:
-    """An image cell: bytes, or a struct of bytes and, where there are none, a path."""
-    if isinstance(cell, dict):
-        path = cell.get("path")
-        return cell.get("bytes") or (os.path.join(folder, path) if path else None)
-    return cell
 
 
 def _stat(path: str | Path) -> list[int] | None:

@@ -20,8 +20,8 @@ from typing import Any
 from lrvsf.data.products import why_no_pair
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, marks, number_of
+from lrvsf.ledger import Ledger
 from lrvsf.prepare.catalog.listing import ListedImage
-from lrvsf.prepare.ledger import Ledger
 from lrvsf.prepare.rows import TWICE, type_rank, unjoined_categories
 from lrvsf.prepare.spool import Span
 

@@ -34,9 +34,9 @@ from lrvsf.data.parquet import DAMAGE, check_columns, open_parquet, read_rows, w
 from lrvsf.prepare.laion.url_lists import PLACE
 from lrvsf.prepare.row_writer import RowWriter
 from lrvsf.prepare.rows import TYPES, Picture, type_rank
-from lrvsf.prepare.step_report import write_report
 from lrvsf.prepare.workers import why_bad
 from lrvsf.prepare.writers import FolderWriter
+from lrvsf.step_report import write_report
 
 logger = logging.getLogger(__name__)
 

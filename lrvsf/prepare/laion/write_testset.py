@@ -26,9 +26,9 @@ from lrvsf.durable import locked
 from lrvsf.prepare.laion.downloaded import DISTRACTORS, Partitions, Source
 from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, distractor_row, query_row
 from lrvsf.prepare.spool import Waiting
-from lrvsf.prepare.step_report import as_table, write_report
 from lrvsf.prepare.workers import why_bad, worker_map
 from lrvsf.prepare.writers import TestSetWriter, made_from, read_manifest
+from lrvsf.step_report import as_table, write_report
 
 PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928
 SEED = 0  # of the order of rows without a place in the metadata

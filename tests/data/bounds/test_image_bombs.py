@@ -202,7 +202,7 @@ def test_the_largest_images_take_less_than_a_gigabyte():
     """In a process that may take 1 GB more than its imports."""
     code = (
         "import io, resource; from PIL import Image; from lrvsf.data.images import *\n"
-        "from lrvsf.prepare.shown import as_shown\n"
+        "from lrvsf.data.foreign.shown import as_shown\n"
         "def encoded(size, form, mode='RGB', **options):\n"
         "    out = io.BytesIO(); Image.new(mode, size).save(out, form, **options); return out.getvalue()\n"
         "files = [encoded((MAX_SIDE, 6144), 'WEBP', lossless=True, quality=0, method=0)]\n"

@@ -8,9 +8,11 @@ import pytest
 from made import jpeg, write_csv, write_file, write_shop, write_table
 from shops import same_parquet, shards_of
 
+from lrvsf.data.foreign.picture_files import read_file
+from lrvsf.data.foreign.tables import CsvTable
+from lrvsf.data.tars import MAX_MEMBER_BYTES
 from lrvsf.prepare.catalog.catalog import catalog
-from lrvsf.prepare.catalog.listing import MAX_MEMBER_BYTES, read_file, read_listing
-from lrvsf.prepare.catalog.tables import CsvTable
+from lrvsf.prepare.catalog.listing import read_listing
 
 HEAD = "product_id,image,role,category,text\n"
 

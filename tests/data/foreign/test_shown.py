@@ -7,9 +7,9 @@ import pytest
 from made import encode, rows_of, write_csv, write_file
 from PIL import Image, ImageOps
 
+from lrvsf.data.foreign.shown import ON_WHITE, SCALED, UPRIGHT, as_shown
 from lrvsf.data.images import decode_image
 from lrvsf.prepare.catalog.catalog import catalog, fetch
-from lrvsf.prepare.shown import ON_WHITE, SCALED, UPRIGHT, as_shown
 
 
 def shown(data):

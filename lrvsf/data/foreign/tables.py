@@ -7,7 +7,8 @@ or rows is refused with the line: a column that is there twice, a quote that nev
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from lrvsf.data.names import appearance, did_you_mean, quoted
 from lrvsf.data.parquet import DAMAGE, opened, read_rows
 
+TEXT = (".csv", ".tsv")
 SEPARATORS = ",;\t|"
 BATCH_ROWS = 64
 
@@ -94,15 +96,15 @@ class CsvTable:
                     fits = len(cells) == len(self.columns)
                     yield lines.number, dict(zip(self.columns, cells, strict=True)) if fits else None
 
-    def rows_in(self, cell: str, column: str, values: Collection[str]) -> bool:
+    def rows_in(self, cell: str, column: str, is_value: Callable[[str], bool]) -> bool:
         """Whether a cell holds further rows: a quote that was not meant as one opened before them, another closed it.
 
         Args:
-            column, values: what tells a row, such as the role and its possible values in small letters.
+            column, is_value: what tells a row, such as the role and whether a text in small letters is one.
         """
         place = self.columns.index(column)
         found = (next(csv.reader([line], delimiter=self.separator), []) for line in cell.splitlines()[1:])
-        return any(len(cells) > place and cells[place].strip().lower() in values for cells in found)
+        return any(len(cells) > place and is_value(cells[place].strip().lower()) for cells in found)
 
     def _open(self) -> TextIO:
         # utf-8-sig: spreadsheets put a byte order mark first, which would become part of the first column's name
@@ -160,7 +162,9 @@ def image_column(path: Path) -> tuple[list[str], bool]:
     )
 
 
-def parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table, a few at a time."""
+def parquet_rows(path: Path, columns: list[str], start: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows of a table from row `start` on, a few at a time. Row groups before it are not touched."""
     with opened(path, "Write it again.") as file:
-        yield from read_rows(file, columns, BATCH_ROWS)
+        groups = [group for group, first in enumerate(file.starts[1:]) if first > start]
+        skip = start - file.starts[groups[0]] if groups else 0
+        yield from islice(read_rows(file, columns, BATCH_ROWS, groups), skip, None)

@@ -1,6 +1,6 @@
 """Counts by reason, with the first names of each."""
 
-from lrvsf.prepare.ledger import EXAMPLES, Ledger
+from lrvsf.ledger import EXAMPLES, Ledger
 
 
 def test_a_ledger_counts_all_and_names_the_first():

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Transpose
 
+from lrvsf.data.images import decode_image
+
 UPRIGHT = "turned upright, as EXIF says"
 ON_WHITE = "transparent, put on white"
 SCALED = "grey of 16 bits or more, scaled to 8"
@@ -50,6 +52,11 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
     # Turned last, as three bytes a pixel.
     image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def decode_shown(data: bytes | None) -> Image.Image:
+    """Encoded bytes as an RGB image in memory, as a browser shows it. Raises BadImage."""
+    return decode_image(data, lambda image: as_shown(image, []))
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -7,7 +7,7 @@ import pytest
 
 import prepare_lrvsf
 from lrvsf.command import Command, explain, run
-from lrvsf.prepare.step_report import as_table, write_report
+from lrvsf.step_report import as_table, write_report
 
 
 def test_table_is_aligned_and_nested():
