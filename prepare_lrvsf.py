@@ -17,7 +17,7 @@ from lrvsf.prepare.laion.urls import urls
 from lrvsf.prepare.laion.write_products import products
 from lrvsf.prepare.laion.write_testset import testset
 from lrvsf.prepare.push_dataset import push
-from lrvsf.step_report import as_table
+from lrvsf.report import as_table
 from lrvsf.steps import run_step, step_name
 
 STEPS = (catalog, urls, download, products, testset, tars, check, push, mini, mini_clip, mini_sheet)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.prepare.laion.write_products import products
-from lrvsf.step_report import as_table
+from lrvsf.report import as_table
 
 IMAGES, PRODUCTS = 842_000, 272_000
 FILE_ROWS = 10_000  # img2dataset's default

@@ -22,7 +22,7 @@ from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from
-from lrvsf.step_report import write_report
+from lrvsf.report import write_report
 
 MANIFEST = "mini.json"
 # Each picture's seed is (seed, code of its set, row), so that no set's pictures depend on how many another one has.

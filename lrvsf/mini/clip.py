@@ -27,7 +27,7 @@ from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import opened, read_rows
 from lrvsf.durable import follow_umask
 from lrvsf.mini.train_clip import MiniClipArguments
-from lrvsf.step_report import write_report
+from lrvsf.report import write_report
 from lrvsf.training.schedule import ClampTemperature
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 

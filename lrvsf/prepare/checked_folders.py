@@ -19,7 +19,6 @@ from lrvsf.data.folders import files_in
 from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.sharing import SharedPictures
-from lrvsf.ledger import Ledger
 from lrvsf.prepare.inspection import (
     DISTRACTORS,
     NO_BYTES,
@@ -33,7 +32,7 @@ from lrvsf.prepare.inspection import (
 from lrvsf.prepare.rows import unjoined_categories
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import read_manifest
-from lrvsf.step_report import as_table, write_report
+from lrvsf.report import Ledger, as_table, write_report
 
 
 def check_folders(

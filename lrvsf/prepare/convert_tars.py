@@ -32,7 +32,6 @@ from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.data.tars import read_distractors, read_products
 from lrvsf.data.testset import image_bytes, wrong_cells
 from lrvsf.durable import locked
-from lrvsf.ledger import Ledger
 from lrvsf.prepare.laion.url_metadata import UrlMetadata
 from lrvsf.prepare.rows import (
     TWICE,
@@ -48,7 +47,7 @@ from lrvsf.prepare.rows import (
 from lrvsf.prepare.spool import Span, Spool
 from lrvsf.prepare.workers import why_bad, worker_map
 from lrvsf.prepare.writers import FolderWriter, ProductShardWriter, TestSetWriter, made_from, read_manifest
-from lrvsf.step_report import as_table, write_report
+from lrvsf.report import Ledger, as_table, write_report
 
 FORMAT = 2  # raise it when the same tars give other bytes
 # Not tuned: enough images for all workers, few enough for any memory.

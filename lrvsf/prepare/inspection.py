@@ -17,8 +17,8 @@ from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, why_no_pair, wrong_colum
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import number_of
 from lrvsf.data.testset import DISTRACTOR_COLUMNS, PRODUCT_COLUMNS, image_bytes, wrong_cells
-from lrvsf.ledger import Ledger
 from lrvsf.prepare.writers import row_digest
+from lrvsf.report import Ledger
 
 SHARD, QUERIES, DISTRACTORS = "products", "queries", "distractors"
 NO_BYTES = "no bytes"

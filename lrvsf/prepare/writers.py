@@ -26,7 +26,7 @@ from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 from lrvsf.durable import whole_folder, writing_place
 from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parquet_writer
 from lrvsf.prepare.rows import unjoined_categories
-from lrvsf.step_report import write_report
+from lrvsf.report import write_report
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20  # not tuned: files that a Hub repository and a shuffling reader like

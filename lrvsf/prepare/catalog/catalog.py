@@ -33,7 +33,7 @@ from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.spool import Spool
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from, read_manifest
-from lrvsf.step_report import as_table, write_report
+from lrvsf.report import as_table, write_report
 
 FORMAT = 3  # raise it when the same catalog gives other bytes
 JPEG_QUALITY = 95

@@ -31,7 +31,7 @@ from lrvsf.data.names import (
     texts,
 )
 from lrvsf.data.schema import SCENES, SIMPLE
-from lrvsf.ledger import EXAMPLES, Ledger
+from lrvsf.report import EXAMPLES, Ledger
 
 NEEDED = ("product_id", "image", "role")
 OPTIONAL = ("category", "text")

@@ -20,10 +20,10 @@ from typing import Any
 from lrvsf.data.products import why_no_pair
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, marks, number_of
-from lrvsf.ledger import Ledger
 from lrvsf.prepare.catalog.listing import ListedImage
 from lrvsf.prepare.rows import TWICE, type_rank, unjoined_categories
 from lrvsf.prepare.spool import Span
+from lrvsf.report import Ledger
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SETS = (VALIDATION, TEST)

@@ -33,7 +33,7 @@ from lrvsf.prepare.laion.img2dataset import VERSION, ensure_environment, run_img
 from lrvsf.prepare.laion.outcomes import ARRIVED, FINAL, host, outcomes, shard_sizes
 from lrvsf.prepare.laion.url_lists import PLACE, is_web, list_files, write_list
 from lrvsf.prepare.row_writer import NumberedFiles
-from lrvsf.step_report import write_report
+from lrvsf.report import write_report
 
 ENVIRONMENT = Path("~/.cache/lrvsf") / f"img2dataset-{VERSION}"
 FAILURE_COLUMNS = ("url", "product_id", "type", "split", "round", "reason", "error")

@@ -36,7 +36,7 @@ from lrvsf.prepare.row_writer import RowWriter
 from lrvsf.prepare.rows import TYPES, Picture, type_rank
 from lrvsf.prepare.workers import why_bad
 from lrvsf.prepare.writers import FolderWriter
-from lrvsf.step_report import write_report
+from lrvsf.report import write_report
 
 logger = logging.getLogger(__name__)
 

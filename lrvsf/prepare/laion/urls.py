@@ -30,7 +30,7 @@ from lrvsf.data.names import CAPTION, UnusableCell, captions, identifiers
 from lrvsf.data.parquet import opened, read_rows
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.prepare.laion.url_lists import PLACE, SPLITS, is_web, write_list
-from lrvsf.step_report import write_report
+from lrvsf.report import write_report
 
 BATCH_ROWS = 8192  # not tuned
 REMEDY = "Fetch it again, and give the folder of LRVS-F's metadata files only."

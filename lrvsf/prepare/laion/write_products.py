@@ -16,12 +16,11 @@ from typer import Argument, Option
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.sharing import SharedPictures, number_of
 from lrvsf.durable import locked
-from lrvsf.ledger import Ledger
 from lrvsf.prepare.laion.downloaded import Partitions, Source
 from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, product_row, why_incomplete
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, made_from, read_manifest
-from lrvsf.step_report import as_table, write_report
+from lrvsf.report import Ledger, as_table, write_report
 
 
 def products(

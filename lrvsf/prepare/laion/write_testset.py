@@ -28,7 +28,7 @@ from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, distractor
 from lrvsf.prepare.spool import Waiting
 from lrvsf.prepare.workers import why_bad, worker_map
 from lrvsf.prepare.writers import TestSetWriter, made_from, read_manifest
-from lrvsf.step_report import as_table, write_report
+from lrvsf.report import as_table, write_report
 
 PUBLISHED_DISTRACTORS = {"test": 2_000_014}  # the distractors of the full test set, arXiv 2306.02928
 SEED = 0  # of the order of rows without a place in the metadata
