@@ -80,11 +80,7 @@ def _embed_slice(encoder: Encoder, part: Part, batch_size: int, tolerance: Toler
 
 
 def embed_ranges(
-    encoder: Encoder,
-    part: Part,
-    ranges: Sequence[tuple[int, int]],
-    batch_size: int,
-    counter: BadImageCounter,
+    encoder: Encoder, part: Part, ranges: Sequence[tuple[int, int]], batch_size: int, counter: BadImageCounter
 ) -> Iterator[Embedded]:
     """Each range of rows, (start, stop), in the order given. What follows it is decoded while the model is at work.
 

@@ -38,9 +38,7 @@ LAYER_NAMES = {
 
 
 def from_published(
-    state_dict: Mapping[str, torch.Tensor],
-    num_attention_heads: int | None = None,
-    categories: list[str] | None = None,
+    state_dict: Mapping[str, torch.Tensor], num_attention_heads: int | None = None, categories: list[str] | None = None
 ) -> CondViTModel:
     """Converts a state dict in the published key names; the model's shape is read off the tensors.
 

@@ -15,13 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from tqdm import tqdm
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import opened, read_rows

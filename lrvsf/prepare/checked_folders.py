@@ -19,16 +19,7 @@ from lrvsf.data.folders import files_in
 from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.names import lookalikes, quoted
 from lrvsf.data.sharing import SharedPictures
-from lrvsf.prepare.inspection import (
-    DISTRACTORS,
-    NO_BYTES,
-    QUERIES,
-    SHARD,
-    DamagedFile,
-    RowGroup,
-    inspect,
-    row_groups,
-)
+from lrvsf.prepare.inspection import DISTRACTORS, NO_BYTES, QUERIES, SHARD, DamagedFile, RowGroup, inspect, row_groups
 from lrvsf.prepare.rows import unjoined_categories
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import read_manifest
@@ -36,11 +27,7 @@ from lrvsf.report import Ledger, as_table, write_report
 
 
 def check_folders(
-    path: Path,
-    quick: bool,
-    tolerance: Tolerance = USUAL,
-    processes: int | None = None,
-    report: Path | None = None,
+    path: Path, quick: bool, tolerance: Tolerance = USUAL, processes: int | None = None, report: Path | None = None
 ) -> dict[str, Any]:
     """What a prepared folder, or a data folder of some, holds; `report` gets it as JSON, whatever it is.
 

@@ -72,10 +72,7 @@ def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmat
         "ways": ways,
         "gain": {way: _gain(hits[WAYS[0]], hits[way]) for way in WAYS[1:]},
         "swap": _swap(found, asked, numbers, own),
-        "confusion": {
-            WAYS[0]: _confusion(as_meant, own, numbers),
-            WAYS[1]: _confusion(found[None][1], own, numbers),
-        },
+        "confusion": {WAYS[0]: _confusion(as_meant, own, numbers), WAYS[1]: _confusion(found[None][1], own, numbers)},
     }
 
 

@@ -21,15 +21,7 @@ from typing import Any
 from lrvsf.data.folders import files_below
 from lrvsf.data.foreign.picture_files import NO_SUFFIX, SUFFIXES, URL, is_url, picture_of
 from lrvsf.data.foreign.tables import TEXT, CsvTable, check_columns, image_column, parquet_rows
-from lrvsf.data.names import (
-    UnusableCell,
-    identifier,
-    identifiers,
-    lists_of_others,
-    lookalikes,
-    quoted,
-    texts,
-)
+from lrvsf.data.names import UnusableCell, identifier, identifiers, lists_of_others, lookalikes, quoted, texts
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.report import EXAMPLES, Ledger
 

@@ -61,8 +61,7 @@ def download(
     retries: Annotated[int, Option(min=0, help="further tries at once, within a round")] = 1,
     file_rows: Annotated[int, Option(min=1, help="URLs per output file")] = 10_000,
     environment: Annotated[
-        Path,
-        Option(envvar="LRVSF_IMG2DATASET", help=f"virtual environment of img2dataset {VERSION}; made if missing"),
+        Path, Option(envvar="LRVSF_IMG2DATASET", help=f"virtual environment of img2dataset {VERSION}; made if missing")
     ] = ENVIRONMENT,
 ) -> dict[str, Any]:
     """Download images with img2dataset, then again what failed. Run it again to go on, or with more rounds.
