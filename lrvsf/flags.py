@@ -12,7 +12,8 @@ import ast
 import importlib.util
 import re
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import MISSING, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,8 +29,7 @@ class Flag:
     """A field of a dataclass as a flag.
 
     Attributes:
-        kind: int, float, bool or str, of one value.
-        many: whether it takes a list of values.
+        kind: int, float, bool or str, of one value; `nargs` says whether there may be several.
         default: None also where the source computes it.
         choices: the values that are taken; () for any, or where the source computes them.
         nargs, const: argparse's, of a flag that may stand without a value.
@@ -37,13 +37,21 @@ class Flag:
 
     name: str
     kind: str
-    many: bool
     required: bool
     default: Any
     choices: tuple[str, ...]
     help: str
     nargs: str | None
     const: Any
+
+
+def flag(default: Any = MISSING, help: str = "", choices: Collection[str] = ()) -> Any:
+    """A dataclass's field that is a flag, as `HfArgumentParser` and `dataclass_flags` read it. Without a default it is
+    required."""
+    metadata = {"help": help} | ({"choices": choices} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class FlagParser(OneLineParser):
@@ -164,14 +172,16 @@ def _flag(node: ast.AnnAssign, module: str) -> Flag | None:
     """A field as a flag; None for one that is not given to the class."""
     name, given = node.target.id, {}
     if isinstance(node.value, ast.Call):
-        given = {keyword.arg: keyword.value for keyword in node.value.keywords}
+        # By place those of `flag`; transformers' own fields name all that they say.
+        given = dict(zip(("default", "help", "choices"), node.value.args, strict=False))
+        given |= {keyword.arg: keyword.value for keyword in node.value.keywords}
         default = given.get("default")
     else:
         default = node.value
     if _literal(given.get("init")) is False:
         return None
     metadata = given.get("metadata")
-    said = {_literal(k): v for k, v in zip(metadata.keys, metadata.values, strict=True)} if metadata else {}
+    said = {_literal(k): v for k, v in zip(metadata.keys, metadata.values, strict=True)} if metadata else given
     kind = _kind([ast.unparse(part) for part in _alternatives(node.annotation)], _literal(default))
     many = kind.startswith("list[")
     kind = kind.removeprefix("list[").removesuffix("]")
@@ -185,7 +195,7 @@ def _flag(node: ast.AnnAssign, module: str) -> Flag | None:
     elif kind == "bool" and value is not None:
         nargs, const = "?", True
     said_of = _literal(said.get("help")) or ""
-    return Flag(name, kind, many, required and kind != "bool", value, choices, said_of, nargs, const)
+    return Flag(name, kind, required and kind != "bool", value, choices, said_of, nargs, const)
 
 
 def _alternatives(annotation: ast.expr) -> list[ast.expr]:

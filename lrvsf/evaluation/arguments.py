@@ -2,11 +2,11 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lrvsf.data.names import did_you_mean
-from lrvsf.flags import FlagParser
+from lrvsf.flags import FlagParser, flag
 from lrvsf.paths import PRODUCTS, check_model, check_output, near
 from lrvsf.recipe import read_arguments
 
@@ -22,92 +22,58 @@ STEPS = {  # of evaluate_lrvsf.py, besides measuring; each module has a `main`
 class EvaluateArguments:
     """What is measured, and how."""
 
-    model: str = field(
-        metadata={"help": "model folder, or name on the Hub: CondViT; CLIP, SigLIP or DINO as a baseline"}
+    model: str = flag(help="model folder, or name on the Hub: CondViT; CLIP, SigLIP or DINO as a baseline")
+    data_root: str = flag(help="test set: a folder with products.parquet and distractors/")
+    output_dir: str = flag(help="folder for results.json, queries.parquet and the plots")
+    embeds: str | None = flag(
+        None,
+        "folder of the model's embeddings: what it holds is taken, what it lacks is made; by default embeds in "
+        "output_dir",
     )
-    data_root: str = field(metadata={"help": "test set: a folder with products.parquet and distractors/"})
-    output_dir: str = field(metadata={"help": "folder for results.json, queries.parquet and the plots"})
-    embeds: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder of the model's embeddings: what it holds is taken, what it lacks is made; by default "
-            "embeds in output_dir"
-        },
+    protocol: str = flag(
+        "bootstrap",
+        "leaderboard and paper are the published protocols, with their gallery sizes; bootstrap is for test sets of "
+        "other sizes",
+        ["bootstrap", "leaderboard", "paper"],
     )
-    protocol: str = field(
-        default="bootstrap",
-        metadata={
-            "help": "leaderboard and paper are the published protocols, with their gallery sizes; bootstrap is for "
-            "test sets of other sizes",
-            "choices": ["bootstrap", "leaderboard", "paper"],
-        },
+    product_folds: str | None = flag(
+        None, "leaderboard: the published bootstrapped_indices.pt; by default drawn from the seed"
     )
-    product_folds: str | None = field(
-        default=None,
-        metadata={"help": "leaderboard: the published bootstrapped_indices.pt; by default drawn from the seed"},
+    stored_folds: str | None = flag(None, "paper: the published folds, as the step folds writes them")
+    restrict_to_category: bool = flag(
+        False, "let galleries hold only items of the target's category; paper measures both"
     )
-    stored_folds: str | None = field(
-        default=None, metadata={"help": "paper: the published folds, as the step folds writes them"}
+    allow_unmatched_categories: bool = flag(
+        False,
+        "measure within categories although distractors have none, or a category has no distractor: recall is then "
+        "too good, and the table says how many items each category's gallery has",
     )
-    restrict_to_category: bool = field(
-        default=False, metadata={"help": "let galleries hold only items of the target's category; paper measures both"}
+    bf16_ranks: bool = flag(False, "count ranks by bfloat16 products first: the same ranks, sooner on new CPUs")
+    gallery_sizes: list[int] | None = flag(
+        None, "bootstrap: numbers of distractors, at most the test set's; by default 500 2000 5000"
     )
-    allow_unmatched_categories: bool = field(
-        default=False,
-        metadata={
-            "help": "measure within categories although distractors have none, or a category has no distractor: recall "
-            "is then too good, and the table says how many items each category's gallery has"
-        },
+    folds: int | None = flag(None, "bootstrap: draws of products and distractors, at least 2; by default 20")
+    products_per_fold: int | None = flag(
+        None, "bootstrap: queries in a fold; by default as many as the test set has, at most 1000"
     )
-    bf16_ranks: bool = field(
-        default=False, metadata={"help": "count ranks by bfloat16 products first: the same ranks, sooner on new CPUs"}
+    seed: int = flag(0, "seed of all random draws; only results with equal seeds are comparable")
+    conditioning: str | None = flag(
+        None, "what the queries are conditioned on; by default what the model was made for", ["category", "none"]
     )
-    gallery_sizes: list[int] | None = field(
-        default=None,
-        metadata={"help": "bootstrap: numbers of distractors, at most the test set's; by default 500 2000 5000"},
+    dims: int | None = flag(
+        None, "keep this many first dimensions, for a model trained with matryoshka_dims; by default all"
     )
-    folds: int | None = field(
-        default=None, metadata={"help": "bootstrap: draws of products and distractors, at least 2; by default 20"}
+    batch_size: int = flag(256, "images per forward pass, on each process")
+    bf16: bool | None = flag(
+        None,
+        "run the model in bfloat16; by default in the bootstrap protocol, on GPUs and CPUs where it is much faster: "
+        "the published protocols' scores are of float32",
     )
-    products_per_fold: int | None = field(
-        default=None,
-        metadata={"help": "bootstrap: queries in a fold; by default as many as the test set has, at most 1000"},
+    store_dtype: str = flag(
+        "float16", "type of the stored embeddings, which are what is measured", ["float16", "float32"]
     )
-    seed: int = field(
-        default=0, metadata={"help": "seed of all random draws; only results with equal seeds are comparable"}
-    )
-    conditioning: str | None = field(
-        default=None,
-        metadata={
-            "help": "what the queries are conditioned on; by default what the model was made for",
-            "choices": ["category", "none"],
-        },
-    )
-    dims: int | None = field(
-        default=None,
-        metadata={"help": "keep this many first dimensions, for a model trained with matryoshka_dims; by default all"},
-    )
-    batch_size: int = field(default=256, metadata={"help": "images per forward pass, on each process"})
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "run the model in bfloat16; by default in the bootstrap protocol, on GPUs and CPUs where it is "
-            "much faster: the published protocols' scores are of float32"
-        },
-    )
-    store_dtype: str = field(
-        default="float16",
-        metadata={
-            "help": "type of the stored embeddings, which are what is measured",
-            "choices": ["float16", "float32"],
-        },
-    )
-    max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "refuse to measure when a larger share of the images cannot be read"}
-    )
-    max_bad_in_a_row: int = field(
-        default=100, metadata={"help": "refuse to measure when this many images in a row cannot be read"}
-    )
+    max_bad_fraction: float = flag(0.01, "refuse to measure when a larger share of the images cannot be read")
+    max_bad_in_a_row: int = flag(100, "refuse to measure when this many images in a row cannot be read")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -120,20 +86,11 @@ class EvaluateArguments:
 class PictureArguments:
     """What is drawn."""
 
-    attention: list[int] = field(
-        default_factory=list,
-        metadata={"help": "rows of products.parquet: attention.png shows what their queries look at"},
-    )
-    attention_categories: list[str] = field(
-        default_factory=list, metadata={"help": "conditions that attention.png shows; by default all of the model's"}
-    )
-    sheet: int = field(
-        default=0,
-        metadata={"help": "how many successes, and how many of the worst failures, sheet.html shows; 0: no page"},
-    )
-    conditioning_page: bool = field(
-        default=False,
-        metadata={"help": "write conditioning.html: does the condition help, and what does another one change?"},
+    attention: list[int] = flag([], "rows of products.parquet: attention.png shows what their queries look at")
+    attention_categories: list[str] = flag([], "conditions that attention.png shows; by default all of the model's")
+    sheet: int = flag(0, "how many successes, and how many of the worst failures, sheet.html shows; 0: no page")
+    conditioning_page: bool = flag(
+        False, "write conditioning.html: does the condition help, and what does another one change?"
     )
 
     def __post_init__(self) -> None:
@@ -176,9 +133,9 @@ def check_evaluation(asked: Namespace) -> None:
     """Refuses what evaluate_lrvsf.py cannot read or write."""
     check_model(asked.model)
     check_test_set(asked.data_root)
-    for flag in ("product_folds", "stored_folds"):
-        if (path := getattr(asked, flag)) is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"--{flag}: there is no file {path}{near(Path(path))}")
+    for name in ("product_folds", "stored_folds"):
+        if (path := getattr(asked, name)) is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"--{name}: there is no file {path}{near(Path(path))}")
     check_output(Path(asked.output_dir))
     if asked.protocol == "bootstrap":
         from lrvsf.data.testset import ProductTestSet  # here, as pyarrow would delay --help and every other mistake

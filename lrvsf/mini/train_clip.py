@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from typer import Argument
 
 from lrvsf.command import quiet_libraries
 from lrvsf.data.folders import files_in
-from lrvsf.flags import FlagParser
+from lrvsf.flags import FlagParser, flag
 from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.steps import reads_flags
 
@@ -22,12 +22,12 @@ CLASSES = (("lrvsf.mini.train_clip", "MiniClipArguments"), ("transformers.traini
 class MiniClipArguments:
     """What Mini CLIP is made of and from."""
 
-    data: str = field(default="data/mini", metadata={"help": "folder that `prepare_lrvsf.py mini` wrote"})
-    image_size: int = field(default=96, metadata={"help": "pixels a side"})
-    patch_size: int = field(default=16, metadata={"help": "pixels a side of one patch"})
-    width: int = field(default=256, metadata={"help": "vision tower's hidden size; heads are 64 wide"})
-    layers: int = field(default=4, metadata={"help": "vision tower's layers"})
-    projection_dim: int = field(default=128, metadata={"help": "embedding dimension"})
+    data: str = flag("data/mini", "folder that `prepare_lrvsf.py mini` wrote")
+    image_size: int = flag(96, "pixels a side")
+    patch_size: int = flag(16, "pixels a side of one patch")
+    width: int = flag(256, "vision tower's hidden size; heads are 64 wide")
+    layers: int = flag(4, "vision tower's layers")
+    projection_dim: int = flag(128, "embedding dimension")
 
 
 @reads_flags

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from lrvsf.bounds import check_numbers
 from lrvsf.data.images import Tolerance
 from lrvsf.evaluation.results import FIRST_KS
+from lrvsf.flags import flag
 from lrvsf.training.fast_tower import can_compile
 
 
@@ -18,70 +19,45 @@ from lrvsf.training.fast_tower import can_compile
 class ModelArguments:
     """Where the model starts and where the data is."""
 
-    model: str = field(
-        default="openai/clip-vit-base-patch32",
-        metadata={"help": "CLIP or CondViT to start from: a folder, or a name on the Hub"},
+    model: str = flag("openai/clip-vit-base-patch32", "CLIP or CondViT to start from: a folder, or a name on the Hub")
+    data: str = flag("data/lrvsf", "folder with train/*.parquet and, to pick the best model, validation/")
+    condition: str | None = flag(
+        None,
+        "category, the default from CLIP, or none: the unconditioned baseline by the same recipe; a CondViT keeps its"
+        " own condition",
+        ["category", "none"],
     )
-    data: str = field(
-        default="data/lrvsf", metadata={"help": "folder with train/*.parquet and, to pick the best model, validation/"}
+    categories: list[str] | None = flag(
+        None,
+        "the conditions' names in index order; by default those of DATA/catalog.json, else LRVS-F's ten; a CondViT "
+        "keeps its categories unless this names others, and then keeps what it knows of those that stay",
     )
-    condition: str | None = field(
-        default=None,
-        metadata={
-            "help": "category, the default from CLIP, or none: the unconditioned baseline by the same recipe; a "
-            "CondViT keeps its own condition",
-            "choices": ["category", "none"],
-        },
+    new_category_like: str | None = flag(
+        None,
+        "a category of the CondViT that the run starts from, whose tokens the new --categories begin with; by default"
+        " the mean of all",
     )
-    categories: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "the conditions' names in index order; by default those of DATA/catalog.json, else LRVS-F's ten; a "
-            "CondViT keeps its categories unless this names others, and then keeps what it knows of those that stay"
-        },
+    num_condition_tokens: int | None = flag(None, "learned tokens per condition; from CLIP 1, as published")
+    condition_init: str = flag(
+        "published",
+        "how condition tokens start, from CLIP: published (N(0, 1), positions N(0, 1 / width)), or clip, as small as "
+        "CLIP's own tokens are",
+        ["published", "clip"],
     )
-    new_category_like: str | None = field(
-        default=None,
-        metadata={
-            "help": "a category of the CondViT that the run starts from, whose tokens the new --categories begin with; "
-            "by default the mean of all"
-        },
+    logit_scale_init_value: float | None = flag(
+        None, "log of the inverse temperature at the start, from CLIP; by default ln 100, as published"
     )
-    num_condition_tokens: int | None = field(
-        default=None, metadata={"help": "learned tokens per condition; from CLIP 1, as published"}
+    attn_implementation: str = flag("sdpa", "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2")
+    save_dtype: str = flag(
+        "float32", "type of the final weights; float16 halves the file", ["float32", "float16", "bfloat16"]
     )
-    condition_init: str = field(
-        default="published",
-        metadata={
-            "help": "how condition tokens start, from CLIP: published (N(0, 1), positions N(0, 1 / width)), or clip, "
-            "as small as CLIP's own tokens are",
-            "choices": ["published", "clip"],
-        },
+    license: str | None = flag(
+        None,
+        "for the model card; by default cc-by-nc-4.0 for LRVS-F, which binds what is trained on it, a binding licence"
+        " of the model that the run starts from, and none otherwise: your own catalog is yours",
     )
-    logit_scale_init_value: float | None = field(
-        default=None,
-        metadata={"help": "log of the inverse temperature at the start, from CLIP; by default ln 100, as published"},
-    )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2"}
-    )
-    save_dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "type of the final weights; float16 halves the file",
-            "choices": ["float32", "float16", "bfloat16"],
-        },
-    )
-    license: str | None = field(
-        default=None,
-        metadata={
-            "help": "for the model card; by default cc-by-nc-4.0 for LRVS-F, which binds what is trained on it, a "
-            "binding licence of the model that the run starts from, and none otherwise: your own catalog is yours"
-        },
-    )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "for the model card: the data's OWNER/NAME on the Hub; an hf:// address in data says it"},
+    dataset_name: str | None = flag(
+        None, "for the model card: the data's OWNER/NAME on the Hub; an hf:// address in data says it"
     )
 
 
@@ -92,83 +68,56 @@ METRICS = (*(f"R@{k}" for k in FIRST_KS), "loss")  # of the validation set
 class CondViTTrainingArguments(TrainingArguments):
     """Trainer's arguments, refused early where a contrastive run would be wrong."""
 
-    output_dir: str = field(default="runs/condvit", metadata={"help": "checkpoints, logs and the final model"})
-    phase1_steps: int | None = field(
-        default=None, metadata={"help": "steps that train projection and condition only; by default one epoch"}
+    output_dir: str = flag("runs/condvit", "checkpoints, logs and the final model")
+    phase1_steps: int | None = flag(None, "steps that train projection and condition only; by default one epoch")
+    categories_per_batch: int | None = flag(
+        None, "draw each global batch from this many categories: harder negatives; by default from all"
     )
-    categories_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "draw each global batch from this many categories: harder negatives; by default from all"},
+    matryoshka_dims: list[int] | None = flag(
+        None, "also train the first dimensions, such as 64 128 256, as embeddings that may be cut there"
     )
-    matryoshka_dims: list[int] | None = field(
-        default=None,
-        metadata={"help": "also train the first dimensions, such as 64 128 256, as embeddings that may be cut there"},
+    grad_cache_chunk: int | None = flag(
+        None,
+        "embed this many pairs at a time: a batch of any size fits, with the same gradients, for the price of a "
+        "second forward pass",
     )
-    grad_cache_chunk: int | None = field(
-        default=None,
-        metadata={
-            "help": "embed this many pairs at a time: a batch of any size fits, with the same gradients, for the "
-            "price of a second forward pass"
-        },
+    shard_weights: bool = flag(
+        False,
+        "split weights, gradients and optimizer state over the processes (FSDP): for towers that one GPU cannot train",
     )
-    shard_weights: bool = field(
-        default=False,
-        metadata={
-            "help": "split weights, gradients and optimizer state over the processes (FSDP): for towers that one GPU "
-            "cannot train"
-        },
+    torch_compile: bool | None = flag(
+        None,
+        "compile the transformer's layers, which takes seconds; by default on a GPU with Triton and a C compiler, "
+        "unless weights are split",
     )
-    torch_compile: bool | None = field(
-        default=None,
-        metadata={
-            "help": "compile the transformer's layers, which takes seconds; by default on a GPU with Triton and a C "
-            "compiler, unless weights are split"
-        },
+    early_stopping_patience: int | None = flag(None, "end the run after this many evaluations without a better metric")
+    max_bad_fraction: float = flag(
+        0.01, "end the run when a larger share of products or images is bad, judged from 100 bad ones on"
     )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "end the run after this many evaluations without a better metric"}
-    )
-    max_bad_fraction: float = field(
-        default=0.01,
-        metadata={"help": "end the run when a larger share of products or images is bad, judged from 100 bad ones on"},
-    )
-    max_bad_in_a_row: int = field(
-        default=100, metadata={"help": "end the run when this many images in a row are bad, on any process"}
-    )
+    max_bad_in_a_row: int = flag(100, "end the run when this many images in a row are bad, on any process")
     # The published peak and decay; no clipping unless asked for.
-    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate, reached where phase 2 begins"})
-    weight_decay: float = field(default=0.01, metadata={"help": "weight decay of all parameters, as published"})
-    decay_matrices_only: bool = field(
-        default=False,
-        metadata={"help": "let biases, norms, tokens, positions and the temperature have no weight decay"},
+    learning_rate: float = flag(1e-5, "peak learning rate, reached where phase 2 begins")
+    weight_decay: float = flag(0.01, "weight decay of all parameters, as published")
+    decay_matrices_only: bool = flag(
+        False, "let biases, norms, tokens, positions and the temperature have no weight decay"
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "clip gradients at this norm; 0: never"})
+    max_grad_norm: float = flag(0.0, "clip gradients at this norm; 0: never")
     # What a stream of pairs needs.
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "must be off: batches are not dataset columns"}
+    remove_unused_columns: bool = flag(False, "must be off: batches are not dataset columns")
+    ddp_find_unused_parameters: bool = flag(
+        False, "must be off: it fails on a conditioned and an unconditioned tower in one step"
     )
-    ddp_find_unused_parameters: bool = field(
-        default=False,
-        metadata={"help": "must be off: it fails on a conditioned and an unconditioned tower in one step"},
-    )
-    dataloader_num_workers: int = field(
-        default=2, metadata={"help": "processes that decode images, for each training process"}
-    )
+    dataloader_num_workers: int = flag(2, "processes that decode images, for each training process")
     # With --save_strategy best the run leaves the best model by validation, else the last one.
-    load_best_model_at_end: bool | None = field(
-        default=None,
-        metadata={"help": "leave the best model by validation, not the last; by default with --save_strategy best"},
+    load_best_model_at_end: bool | None = flag(
+        None, "leave the best model by validation, not the last; by default with --save_strategy best"
     )
-    save_total_limit: int = field(default=2, metadata={"help": "checkpoints that are kept, the best among them"})
-    metric_for_best_model: str = field(default="R@1", metadata={"help": "R@1, R@5, R@10 or loss on the validation set"})
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "whether a larger metric is better; by default for all but the loss"}
-    )
-    hub_strategy: str = field(default="end", metadata={"help": "must be end: what is pushed is the finished model"})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "must be off: it hides losses that are not numbers, which end the run"}
-    )
-    report_to: str = field(default="tensorboard", metadata={"help": "tensorboard, wandb, trackio, none, ..."})
+    save_total_limit: int = flag(2, "checkpoints that are kept, the best among them")
+    metric_for_best_model: str = flag("R@1", "R@1, R@5, R@10 or loss on the validation set")
+    greater_is_better: bool | None = flag(None, "whether a larger metric is better; by default for all but the loss")
+    hub_strategy: str = flag("end", "must be end: what is pushed is the finished model")
+    logging_nan_inf_filter: bool = flag(False, "must be off: it hides losses that are not numbers, which end the run")
+    report_to: str = flag("tensorboard", "tensorboard, wandb, trackio, none, ...")
 
     def __post_init__(self):
         if (metric := self.metric_for_best_model) not in METRICS:
