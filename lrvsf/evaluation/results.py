@@ -117,7 +117,7 @@ def _galleries(galleries: Mapping[str, Any], results: Results) -> list[str]:
             lines += ["", title, f"{'N':>10}" + "".join(f"{f'{letter}@{k}':>14}" for k in ks)]
             for size, gallery in galleries.items():
                 name = f"{int(size):,}" + ("*" if "marked" in gallery else " ")
-                cells = ["-" if is_trivial(gallery, key, k, results) else _percent(gallery[key][k]) for k in ks]
+                cells = ["-" if is_trivial(gallery, key, k, results) else percent(gallery[key][k]) for k in ks]
                 lines.append(f"{name:>10}" + "".join(f"{cell:>14}" for cell in cells))
     lines = lines[1:]
     if any(line.endswith(" -") for line in lines):
@@ -250,7 +250,8 @@ def _differing_ground(named_results: Mapping[str, Results]) -> list[str]:
     return [*sentences, *([f"Only items of the target's category: {', '.join(within)}."] if within else [])]
 
 
-def _percent(recall: Mapping[str, float]) -> str:
+def percent(recall: Mapping[str, float]) -> str:
+    """Mean ± deviation over folds: "93.44 ± 0.83"."""
     return f"{100 * recall['mean']:.2f} ± {100 * recall['std']:.2f}"
 
 

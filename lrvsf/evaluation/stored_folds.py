@@ -44,12 +44,10 @@ class MatchedFolds:
 
     Attributes:
         rows: F times the row numbers, repeats kept; draws that the test set lacks are left out.
-        missing: how many draws of all folds those are.
-        draws: how many there were.
+        draws: how many there were, those included.
     """
 
     rows: list[Tensor]
-    missing: int
     draws: int
 
 
@@ -89,7 +87,7 @@ class StoredFolds:
                 f"None of the {what} of {self.path}, such as {names[0]!r}, is in the test set, whose PRODUCT_IDs are "
                 f"such as {ids[0]!r}. Are the folds another test set's, or was --metadata left out?"
             )
-        return MatchedFolds([fold[fold >= 0] for fold in rows], int((rows < 0).sum()), rows.numel())
+        return MatchedFolds([fold[fold >= 0] for fold in rows], rows.numel())
 
 
 def read_indices(path: str | Path, products: int) -> Tensor:

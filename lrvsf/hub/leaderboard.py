@@ -23,7 +23,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_
 from typer import Argument, Option
 
 from lrvsf.durable import whole_file, write_whole
-from lrvsf.evaluation.results import load_results
+from lrvsf.evaluation.results import load_results, percent
 
 DATASET = "Slep/LAION-RVS-Fashion"
 EVAL_RESULTS = Path(".eval_results", "lrvsf.yaml")
@@ -92,7 +92,7 @@ def model_index(results: Mapping[str, Any], galleries: Mapping[str, Any], datase
     """The entries that the leaderboard reads: each recall, then what it shows of the model."""
     metrics = [
         # The value is text, "93.44 ± 0.83": what the leaderboard shows. Numbers are in `.eval_results`.
-        (f"recall_at_{k}|{size}", f"R@{k} +{short(int(size))} Dist.", _mean_and_std(recall))
+        (f"recall_at_{k}|{size}", f"R@{k} +{short(int(size))} Dist.", percent(recall))
         for size, gallery in galleries.items()
         for k, recall in gallery["recall"].items()
     ]
@@ -155,9 +155,10 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
             "restrict_to_category=True: these galleries hold only items of the target's category, not what the "
             "leaderboard compares. Evaluate without --restrict_to_category."
         )
-    if dataset == DATASET and not _has_published_folds(results):
+    drawn = results["folds"], results["products_per_fold"]
+    if dataset == DATASET and not (results.get("product_folds") and drawn == PUBLISHED_FOLDS):
         raise ValueError(
-            f"The products of these {results['folds']} folds of {results['products_per_fold']} were not drawn as "
+            f"The products of these {drawn[0]} folds of {drawn[1]} were not drawn as "
             f"published (product_folds={results.get('product_folds')!r}; published are {PUBLISHED_FOLDS[0]} folds of "
             f"{PUBLISHED_FOLDS[1]}): the scores are not comparable with others on {DATASET}. Evaluate with "
             "--product_folds bootstrapped_indices.pt, the published file; or, for your own test set, give --dataset "
@@ -183,13 +184,5 @@ def _missing(results: Mapping[str, Any]) -> str:
     return f"{count} of their draws missing, " if count else ""
 
 
-def _has_published_folds(results: Mapping[str, Any]) -> bool:
-    return bool(results.get("product_folds")) and (results["folds"], results["products_per_fold"]) == PUBLISHED_FOLDS
-
-
 def _is_ours(one: EvalResult, dataset: str) -> bool:
     return (one.task_type, one.dataset_type, one.dataset_split) == (TASK, dataset, "test")
-
-
-def _mean_and_std(recall: Mapping[str, float]) -> str:
-    return f"{100 * recall['mean']:.2f} ± {100 * recall['std']:.2f}"

@@ -191,7 +191,8 @@ def _count_from_footer(kind: str, metadata: pq.FileMetaData, group: int, found: 
     expected = found.images.total() // len(_IMAGES[kind])
     for name in _IMAGES[kind]:
         # A cell is bytes, or a struct of bytes and path: of the leaves under the column, the one that is no path.
-        column = next(c for c in map(metadata.row_group(group).column, _under(metadata, name)) if _holds_bytes(c))
+        leaves = map(metadata.row_group(group).column, _under(metadata, name))
+        column = next(leaf for leaf in leaves if not leaf.path_in_schema.endswith(".path"))
         found.image_bytes += column.total_uncompressed_size
         if column.statistics is not None:  # some writers leave them out; then a full check finds the gaps
             present = column.num_values - column.statistics.null_count
@@ -202,7 +203,3 @@ def _under(metadata: pq.FileMetaData, name: str) -> list[int]:
     """The numbers of the leaf columns of a column: of {bytes, path} there are two."""
     paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     return [i for i, path in enumerate(paths) if path == name or path.startswith(name + ".")]
-
-
-def _holds_bytes(column: pq.ColumnChunkMetaData) -> bool:
-    return not column.path_in_schema.endswith(".path")

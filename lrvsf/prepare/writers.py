@@ -36,6 +36,9 @@ DISTRACTOR_ROWS = 20_000  # not tuned
 class FolderWriter:
     """A context manager that gives `self.writing`, a folder that becomes `self.folder` if the block succeeds.
 
+    Attributes:
+        note: a dict that the manifest keeps under "note", for what a step wants to remember of its input.
+
     Raises:
         ValueError: the folder is there already, and not empty; or it cannot be replaced, as a mount point cannot.
         OSError: it is written, but could not be renamed; `writing` is then kept.
@@ -44,6 +47,7 @@ class FolderWriter:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
         self.writing = writing_place(self.folder)
+        self.note: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -108,7 +112,6 @@ class ProductShardWriter(FolderWriter):
 
     Attributes:
         ids: the product ids added so far.
-        note: a dict that the manifest keeps under "note", for what a step wants to remember of its input.
 
     Raises:
         ValueError: the folder is in use; or, at the end, no product was added.
@@ -124,8 +127,6 @@ class ProductShardWriter(FolderWriter):
     ) -> None:
         super().__init__(folder)
         self.ids: set[str] = set()
-        self.note: dict[str, Any] = {}
-
         schema = PRODUCT_FEATURES.arrow_schema
         shard = partial(parquet_writer, schema=schema, group_rows=row_group, dictionary=dictionary)
         self._shards = NumberedFiles(self.writing, shard, shard_rows, shard_bytes)
@@ -190,7 +191,6 @@ class TestSetWriter(FolderWriter):
     Attributes:
         queries, distractors: how many were added so far.
         categories: how many queries and distractors of each category.
-        note: a dict that the manifest keeps under "note".
 
     Raises:
         ValueError: the folder is in use; or, at the end, no query was added.
@@ -202,7 +202,6 @@ class TestSetWriter(FolderWriter):
         super().__init__(folder)
         self.queries = self.distractors = 0
         self.categories: dict[str, Counter[str | None]] = {"queries": Counter(), "distractors": Counter()}
-        self.note: dict[str, Any] = {}
         distractors = partial(parquet_writer, schema=DISTRACTOR_SCHEMA, dictionary=dictionary)
         self._distractors = NumberedFiles(self.writing / "distractors", distractors, shard_rows)
         self._dictionary = dictionary

@@ -17,6 +17,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ class _Walk:
     """Carries out the operations of a pickle that make containers and arrays; any other one ends it.
 
     Args:
-        make: (module, name) -> what a pickle gets for a name: a text, or a function that a REDUCE may call. Raises for
-            a name that it does not know.
+        make: (module, name) -> what a pickle gets for a name: a text, or a `partial`, which alone a REDUCE may call, as
+            no pickle can make one. Raises for a name that it does not know.
         storage: what a persistent id stands for, in files of torch.
     """
 
@@ -149,7 +150,7 @@ class _Walk:
             stack.append(self._make(*(argument.split(" ", 1) if name == "GLOBAL" else self._pop(2))))
         elif name == "REDUCE":
             function, arguments = self._pop(2)
-            stack.append(_is_a(function, _Call)(*_is_a(arguments, tuple)))
+            stack.append(_is_a(function, partial)(*_is_a(arguments, tuple)))
         elif name == "BUILD":
             (state,) = self._pop(1)
             _is_a(stack[-1], _DType | _Array).set_state(*_is_a(state, tuple))
@@ -167,16 +168,6 @@ class _Walk:
         items = self._stack[len(self._stack) - count :]
         del self._stack[len(self._stack) - count :]
         return items
-
-
-class _Call:
-    """What a REDUCE may call."""
-
-    def __init__(self, function: Callable) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
 
 
 def _is_a(value: Any, kind: Any) -> Any:
@@ -199,7 +190,7 @@ def _numpy_name(module: str, name: str) -> Any:
         raise PickleRefused(f"the pickle asks for {module!s:.80}.{name!s:.80}, which is no array.")
     # `ndarray` is handed out as a mere text: it is only ever an argument of `_reconstruct`.
     known = {"dtype": _DType, "_reconstruct": _Array, "_frombuffer": _from_buffer}
-    return _Call(known[name]) if name in known else name
+    return partial(known[name]) if name in known else name
 
 
 class _DType:
@@ -284,9 +275,9 @@ class _Archive:
 
     def _name(self, module: Any, name: Any) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _Call(_Tensor)
+            return partial(_Tensor)
         if (module, name) == ("collections", "OrderedDict"):  # the hooks of a tensor, of which there are none
-            return _Call(dict)
+            return partial(dict)
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         raise PickleRefused(f"it asks for {module!s:.80}.{name!s:.80}; only a dense tensor of numbers is loaded.")

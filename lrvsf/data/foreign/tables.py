@@ -62,11 +62,12 @@ class CsvTable:
     def __init__(self, path: Path, needed: Collection[str]) -> None:
         self.path = path
         with self._open() as file:
-            head = _Lines(self, file).next() or ""
+            lines = _Lines(self, file)
+            head = next(lines, "")
             # Excel's own first line, "sep=;", which it does not show.
             self._first = 2 if (hint := head.lower().startswith("sep=")) else 1
             if hint:
-                head = _Lines(self, file).next() or ""
+                head = next(lines, "")
         # The separator is the one that finds most of the known columns, and among equals most columns at all.
         heads = {separator: next(csv.reader([head], delimiter=separator), []) for separator in SEPARATORS}
         self.separator = max(
@@ -78,7 +79,7 @@ class CsvTable:
         with self._open() as file:
             lines = _Lines(self, file)
             for _ in range(self._first):
-                lines.next()
+                next(lines, "")
             # Otherwise a quote that is open at the end of the file is taken for closed there.
             reader = csv.reader(lines, delimiter=self.separator, strict=True)
             while True:
@@ -121,18 +122,14 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        if (line := self.next()) is None:
-            raise StopIteration
-        return line
-
-    def next(self) -> str | None:
-        """The next line, or None at the end."""
         try:
             line = self.file.readline()
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.table.path} is not UTF-8 ({error}); save it as UTF-8") from error
-        self.number += bool(line)  # lines of the file, as an editor counts them, not rows of the table
-        return line or None
+        if not line:
+            raise StopIteration
+        self.number += 1  # lines of the file, as an editor counts them, not rows of the table
+        return line
 
 
 def image_column(path: Path) -> tuple[list[str], bool]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from lrvsf.command import allow_open_files
 from lrvsf.data.folders import matching_below
 from lrvsf.data.names import UnusableCell, identifiers, texts
 from lrvsf.data.parquet import DAMAGE, check_columns, open_parquet, read_rows, wrong_types
@@ -155,7 +155,7 @@ class _PartitionWriter(FolderWriter):
         self.rows = 0
         self.other_splits: Counter[str] = Counter()
         self.unusable: Counter[str] = Counter()
-        self.count = _openable(PARTITIONS)
+        self.count = max(1, allow_open_files(PARTITIONS + OTHER_FILES) - OTHER_FILES)
         self._parts: dict[int, RowWriter] = {}
 
     def add_files(self) -> None:
@@ -226,18 +226,6 @@ class _PartitionWriter(FolderWriter):
         files = {path.name: path.stat().st_size for path in self.writing.iterdir()}
         described = {"input": self.input, "rows": self.rows, "skipped": skipped, "files": files}
         write_report(self.writing / "partitions.json", described)
-
-
-def _openable(wanted: int) -> int:
-    """How many of these files can be open at once, after the process's limit was raised as far as it may be."""
-    # A Mac begins with 256.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
-        most = wanted + OTHER_FILES
-        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return max(1, min(wanted, soft - OTHER_FILES))
-    return wanted
 
 
 def _caption_cells(cell: list[Any] | str | None) -> list[Any]:

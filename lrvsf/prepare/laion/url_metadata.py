@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lrvsf.data.parquet import opened, rows_of
 
 ROWS = 8192  # read at a time
 COLUMNS = ("URL", "PRODUCT_ID", "TYPE", "SPLIT", "CATEGORY")
-FACTS = pa.schema([(name, pa.string()) for name in ("URL", "PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")])
+_TEXTS = ("URL", "PRODUCT_ID", "TYPE", "CATEGORY", "blip2_caption1")
+FACTS = pa.schema([*((name, pa.string()) for name in _TEXTS), ("rank", pa.uint8())])
 
 
 @dataclass
@@ -50,18 +52,15 @@ class UrlMetadata:
 
     def facts(self, urls: pa.Array) -> pa.Table:
         """FACTS of these URLs; what the test set's rows say of a URL stands before what other splits' rows say."""
-        ranked: list[list[dict[str, Any]]] = [[], [], []]
-        tables: list[list[pa.Table]] = [[], [], []]
-        for row in self.rows(urls):
-            split = row["SPLIT"] or ""
-            rank = 0 if split == "test_distractors" else 1 if not split or split.startswith("test") else 2
-            ranked[rank].append(row | {"blip2_caption1": next(iter(row["captions"]), None)})
-            if len(ranked[rank]) == ROWS:  # dicts take far more memory than a table
-                tables[rank].append(pa.Table.from_pylist(ranked[rank], schema=FACTS))
-                ranked[rank] = []
-        # Tables by rank, one after another, so that a reader who takes a URL's first row takes the best.
-        rest = [[pa.Table.from_pylist(facts, schema=FACTS)] for facts in ranked]
-        return pa.concat_tables([table for parts in zip(tables, rest, strict=True) for part in parts for table in part])
+        found, tables = self.rows(urls), [FACTS.empty_table()]
+        while rows := list(islice(found, ROWS)):  # dicts take far more memory than a table
+            for row in rows:
+                split = row["SPLIT"] or ""
+                row["rank"] = 0 if split == "test_distractors" else 1 if not split or split.startswith("test") else 2
+                row["blip2_caption1"] = next(iter(row["captions"]), None)
+            tables.append(pa.Table.from_pylist(rows, schema=FACTS))
+        # Stable: a reader who takes a URL's first row takes the best, and of equal ones the first in the metadata.
+        return pa.concat_tables(tables).sort_by("rank")
 
     def without_file(self, urls: pa.Array) -> Iterator[str]:
         """The URLs of the test set's rows for which there is no file, which are `urls`."""
