@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
-from lrvsf.embedding.pipeline import embed_distractors, embed_products
+from lrvsf.embedding.parts import Distractors, Products
+from lrvsf.embedding.pipeline import embed_share
 from lrvsf.evaluation.recall import fold_recall, ranks_among_all
 from lrvsf.training.loss import symmetric_cross_entropy
 
@@ -56,7 +57,7 @@ def measure(change: dict, seed: int, steps: int, data: str) -> dict[str, float]:
         model = load_model(f"{folder}/model")
     test_set = ProductTestSet(Path(data, "validation"))
     encoder = Encoder(model, model.config.condition)
-    products, distractors = (embed(encoder, test_set, 256).embeds for embed in (embed_products, embed_distractors))
+    products, distractors = (embed_share(encoder, part(test_set), 256).embeds for part in (Products, Distractors))
     whole, cut = (recalls(products, distractors, dims) for dims in (encoder.dim, CUT))
     pairs = products["query"], products["target"]
     loss = symmetric_cross_entropy(*pairs, *pairs, model.logit_scale.detach()).item()

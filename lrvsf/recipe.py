@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ DEEPEST = 4  # levels of a value: a flag takes a list, or a dict of options
 LARGEST = 1 << 20  # bytes of a recipe
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One `name: value` of a recipe: its line and the tokens of the flag."""
-
-    name: str
-    line: int
-    tokens: list[str]
-
-
 def read_arguments(parser: FlagParser, arguments: list[str]) -> tuple[list[str], Namespace]:
     """A recipe, if the first argument is one, and flags as flags alone, which override it; and their parsed values.
 
@@ -38,18 +28,16 @@ def read_arguments(parser: FlagParser, arguments: list[str]) -> tuple[list[str],
     """
     flags: list[str] = []
     if arguments and not arguments[0].startswith("-"):
-        path, arguments = Path(arguments[0]), arguments[1:]
-        for entry in read_recipe(path, parser):
-            flags += entry.tokens
+        flags, arguments = read_recipe(Path(arguments[0]), parser), arguments[1:]
     return [*flags, *arguments], parser.parse_args([*flags, *arguments])
 
 
-def read_recipe(path: Path, parser: FlagParser) -> list[Entry]:
-    """The entries of a recipe, each of which the parser takes.
+def read_recipe(path: Path, parser: FlagParser) -> list[str]:
+    """A recipe as flags of the command line, each of which the parser takes.
 
     Raises ValueError: with file and line.
     """
-    entries = []
+    flags: list[str] = []
     for name, node, line in _pairs(path):
         where = f"{path} line {line}"
         if name not in parser.flags:
@@ -60,11 +48,10 @@ def read_recipe(path: Path, parser: FlagParser) -> list[Entry]:
                 parser.parse_args(tokens)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        if tokens:
-            entries.append(Entry(name, line, tokens))
-    if not entries:
+        flags += tokens
+    if not flags:
         raise ValueError(f"{path} names no flag: write `name: value` lines")
-    return entries
+    return flags
 
 
 def parse_classes(classes: Iterable[type], flags: list[str], asked: Namespace, machine: bool = False) -> list[Any]:

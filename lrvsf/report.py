@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def write_report(path: str | Path, report: dict[str, Any]) -> None:
     write_whole(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def as_table(report: dict[str, Any], indent: int = 0) -> str:
+def as_table(report: dict[str, Any]) -> str:
     """The report as lines of name and value, numbers aligned to the right, nested dicts indented below their name.
 
     What cannot be seen in a name, such as the controls of a terminal, is written out. A long command stands below its
@@ -95,7 +95,7 @@ def as_table(report: dict[str, Any], indent: int = 0) -> str:
     failed
       404       3
     """
-    lines = list(_lines(report, indent))
+    lines = list(_lines(report))
     width = max((len(name) for name, _, _ in lines), default=0)
     digits = max((len(value) for _, value, number in lines if number), default=0)
     # Only numbers are aligned to the right, so that thousands stand below thousands.
@@ -106,19 +106,17 @@ def as_table(report: dict[str, Any], indent: int = 0) -> str:
     return "\n".join(rows)
 
 
-def _lines(report: dict[str, Any], indent: int):
+def _lines(report: dict[str, Any], indent: int = 0) -> Iterator[tuple[str, str, bool]]:
+    """(name, value, whether it is a number) of each line."""
     for name, value in report.items():
+        label = " " * indent + printable(str(name))
         if isinstance(value, dict):
-            yield " " * indent + printable(str(name)), "", False
+            yield label, "", False
             yield from _lines(value, indent + 2)
         # A command is there to be pasted, so it is folded where a shell goes on.
         elif isinstance(value, Command) and len(value) > WIDTH - 20:  # beside most names
-            yield (
-                " " * indent + printable(str(name)),
-                "\n" + "\n".join(map(printable, value.folded("    ").split("\n"))),
-                False,
-            )
+            yield label, "\n" + "\n".join(map(printable, value.folded("    ").split("\n"))), False
         else:
             number = isinstance(value, int | float)  # a bool would be one too; reports say yes or no
             text = f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if number else printable(str(value))
-            yield " " * indent + printable(str(name)), text, number
+            yield label, text, number

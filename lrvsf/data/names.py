@@ -85,12 +85,12 @@ def identifier(cell: Any) -> str | None:
     return name
 
 
-def usable_identifier(cell: Any) -> str | None:
-    """The `identifier`; None also for a cell that cannot be taken, which could be the id of several products."""
+def identified(cell: Any) -> tuple[str | None, str | None]:
+    """The `identifier`, and None; or None, and why the cell cannot be taken: it could be that of several things."""
     try:
-        return identifier(cell)
-    except UnusableCell:
-        return None
+        return identifier(cell), None
+    except UnusableCell as error:
+        return None, error.reason
 
 
 def identifiers(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str | None]:

@@ -20,6 +20,8 @@ from lrvsf.data.images import BadImage, BadImageCounter, TooMuchDamage, decode_i
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import marks
 
+CROP = (0.8, 1.0)  # of an image's area
+
 
 def draws_of(seed: int, epoch: int, product_id: str) -> np.random.Generator:
     """The generator of one product in one epoch."""
@@ -44,17 +46,15 @@ def random_box(side: int, rng: np.random.Generator, scale: tuple[float, float]) 
     return 0, 0, side, side
 
 
-def augment(
-    image: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
-) -> torch.Tensor:
+def augment(image: Image.Image, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Pads to a white square, crops a random part, scales it, mirrors half: uint8 (3, size, size).
 
-    `scale` bounds the part's share of the area, see `random_box`. Torch's antialiased bilinear filter is Pillow's, in
+    `CROP` bounds the part's share of the area, see `random_box`. Torch's antialiased bilinear filter is Pillow's, in
     half the time; the exact Pillow resize is for evaluation (processing_condvit).
     """
     # Cut first and scaled after, so that only the part that is used is scaled. The white margin is cut like the image.
     side = max(image.size)
-    left, top, width, height = random_box(side, rng, scale)
+    left, top, width, height = random_box(side, rng, CROP)
     square = np.full((side, side, 3), 255, dtype=np.uint8)
     x, y = (side - image.width) // 2, (side - image.height) // 2
     square[y : y + image.height, x : x + image.width] = image

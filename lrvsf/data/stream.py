@@ -57,7 +57,6 @@ class ProductBatches:
         rank, world_size: this process and how many there are.
         categories_per_batch: a global batch takes equal parts from this many categories, as they come in the stream (by
             chance two parts may be of one category); None takes products as they come.
-        window: rows that are shuffled among each other.
         tolerance: of bad images: six times the tolerated share of `batch_size` is spare, and `SPARES` more, so
             that chance does not make a batch of tolerable data unfillable.
 
@@ -76,10 +75,9 @@ class ProductBatches:
         rank: int = 0,
         world_size: int = 1,
         categories_per_batch: int | None = None,
-        window: int = WINDOW,
         tolerance: Tolerance = USUAL,
     ):
-        self.shards, self.batch_size, self.seed, self.window = shards, batch_size, seed, window
+        self.shards, self.batch_size, self.seed = shards, batch_size, seed
         self.rank, self.world_size, self.global_size = rank, world_size, batch_size * world_size
         self.parts = categories_per_batch
         self.spares = SPARES + math.ceil(6 * tolerance.fraction * batch_size)
@@ -107,7 +105,7 @@ class ProductBatches:
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers: this rank's batches (batches, batch_size), and its share of what the epoch leaves out (n,)."""
         shards = self.shards
-        order = epoch_order(shards.starts, shards.rows, self.seed, epoch, self.window)
+        order = epoch_order(shards.starts, shards.rows, self.seed, epoch, WINDOW)
         if self.parts is not None:
             codes = shards.category_codes[np.searchsorted(shards.rows, order)]
             whole = batches_of_one_group(codes, self.global_size // self.parts)

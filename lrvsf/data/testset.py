@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrvsf.data.folders import files_in
-from lrvsf.data.names import UnusableCell, did_you_mean, identifier, usable_identifier
+from lrvsf.data.names import did_you_mean, identified
 from lrvsf.data.parquet import opened, read_rows, wrong_types
 
 PRODUCT_COLUMNS = ("SIMPLE_IMG", "COMPLEX_IMG", "CATEGORY", "blip2_caption1")
@@ -101,7 +101,7 @@ class ProductTestSet:
                 yield from (Origin(None, name, row) for row in range(first, last))
             elif first < last:
                 for row, cells in file.read(first, last, ["PRODUCT_ID"]):
-                    yield Origin(usable_identifier(cells["PRODUCT_ID"]), name, row)
+                    yield Origin(identified(cells["PRODUCT_ID"])[0], name, row)
             offset += file.rows
 
     def categories(self) -> list[str | None]:
@@ -183,10 +183,8 @@ def image_bytes(cell: Any) -> bytes | None:
 
 def _name(cell: Any) -> str | None:
     """A category or id as every file of a test set is read. What is no name stays, and is joined to nothing."""
-    try:
-        return identifier(cell)
-    except UnusableCell:
-        return str(cell)
+    name, unusable = identified(cell)
+    return str(cell) if unusable else name
 
 
 def _holds(folder: Path) -> str:

@@ -24,9 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrvsf.data.images import USUAL, BadImage, BadImageCounter, Tolerance
-from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.parts import Decoded, Distractors, Item, Part, Products
+from lrvsf.embedding.parts import Decoded, Item, Part
 from lrvsf.processes import own_share
 
 THREADS = min(8, os.cpu_count() or 1)  # not tuned
@@ -55,24 +54,11 @@ class Embedded:
         return dict(Counter(reason for _, reason in self.bad))
 
 
-def embed_products(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, tolerance: Tolerance = USUAL
-) -> Embedded:
-    """This process's products, as "query" and "target". One whose query or target cannot be read is dropped.
+def embed_share(encoder: Encoder, part: Part, batch_size: int, tolerance: Tolerance = USUAL) -> Embedded:
+    """This process's rows of a part, in memory: 2 KB each at 512 dimensions. One that cannot be read is dropped.
 
-    Raises TooMuchDamage: more of them than the tolerance allows. (So does `embed_distractors`.)
+    Raises TooMuchDamage: more of them than the tolerance allows.
     """
-    return _embed_slice(encoder, Products(test_set), batch_size, tolerance)
-
-
-def embed_distractors(
-    encoder: Encoder, test_set: ProductTestSet, batch_size: int, tolerance: Tolerance = USUAL
-) -> Embedded:
-    """This process's distractors, as "distractor": 2 KB each at 512 dimensions."""
-    return _embed_slice(encoder, Distractors(test_set), batch_size, tolerance)
-
-
-def _embed_slice(encoder: Encoder, part: Part, batch_size: int, tolerance: Tolerance) -> Embedded:
     counter = BadImageCounter(part.what, tolerance)
     (embedded,) = embed_ranges(encoder, part, [own_share(part.total)], batch_size, counter)
     counter.finish()

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import torch
@@ -54,14 +54,6 @@ Bad = list[tuple[int, str]]  # rows that could not be read, ascending, with reas
 
 class DamagedShard(ValueError):
     """A file of a store that is not what the store wrote."""
-
-
-class _Stock(NamedTuple):
-    """What a store has of a part."""
-
-    rows: Tensor
-    skipped: dict[str, int]
-    bad: Bad
 
 
 class EmbeddingStore:
@@ -94,7 +86,7 @@ class EmbeddingStore:
         self.folder, self.encoder, self.parts, self.data_root = Path(folder), encoder, tuple(parts), data_root
         self.batch_size, self.tolerance, self.dtype, self.remedy = batch_size, tolerance, dtype, remedy
         self._part_of = {kind: part for part in self.parts for kind in part.kinds}
-        self._stock: dict[str, _Stock] = {}
+        self._stock: dict[str, tuple[Tensor, Bad]] = {}  # of each part
         self.made_with: dict[str, Any] = {}
 
     def fill(self) -> None:
@@ -120,15 +112,15 @@ class EmbeddingStore:
 
     def rows(self, what: str) -> Tensor:
         """(n,) the rows of a part, as "products" or "distractors", that could be read, ascending."""
-        return self._stock[what].rows
+        return self._stock[what][0]
 
     def skipped(self, what: str) -> dict[str, int]:
         """How many rows of a part could not be read, by reason."""
-        return self._stock[what].skipped
+        return dict(Counter(reason for _, reason in self.bad(what)))
 
     def bad(self, what: str) -> Bad:
         """Those rows, ascending, each with its reason."""
-        return self._stock[what].bad
+        return self._stock[what][1]
 
     def whole(self, kind: str) -> Tensor:
         """All embeddings of a kind in memory, (n, dim) float32 unit rows, in the order of the part's `rows`."""
@@ -264,8 +256,8 @@ class EmbeddingStore:
                 "is whole there stays, and the next run embeds only what is missing.",
             ) from error
 
-    def _take_stock(self, part: Part) -> _Stock:
-        """What there is of a part; its bad rows are judged over all shards in order."""
+    def _take_stock(self, part: Part) -> tuple[Tensor, Bad]:
+        """The rows (n,) that there are of a part, and its bad ones, which are judged over all shards in order."""
         counter, rows, all_bad = self._counter(part), [torch.empty(0, dtype=torch.int64)], []
         for span in _ranges(part.total):
             try:
@@ -279,7 +271,7 @@ class EmbeddingStore:
             rows.append(own)
             all_bad += bad
         counter.finish()
-        return _Stock(torch.cat(rows), dict(counter.reasons), all_bad)
+        return torch.cat(rows), all_bad
 
     def _counter(self, part: Part) -> BadImageCounter:
         return BadImageCounter(part.what, self.tolerance)

@@ -17,24 +17,16 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from lrvsf.data.names import UnusableCell, did_you_mean, identifier, lookalikes, quoted
+from lrvsf.data.names import did_you_mean, identified, lookalikes, quoted
 from lrvsf.data.parquet import opened
 from lrvsf.data.testset import RESTORE, ProductTestSet
 
 SHOWN = 5  # names in a message, not tuned
 
 
-def product_ids(test_set: ProductTestSet) -> list[str]:
-    """The PRODUCT_ID of every product, in row order."""
-    return _ids(test_set.files["products"])
-
-
-def distractor_ids(test_set: ProductTestSet) -> list[str]:
-    """The PRODUCT_ID of every distractor, in row order; empty where there is none."""
-    return _ids(test_set.files["distractors"])
-
-
-def _ids(files: list[Path]) -> list[str]:
+def ids_of(test_set: ProductTestSet, what: str) -> list[str]:
+    """The PRODUCT_ID of each of the "products" or "distractors", in row order; empty where there is none."""
+    files = test_set.files[what]
     return [names[place] or "" for names, places, _ in _names(files, "PRODUCT_ID") for place in places.tolist()]
 
 
@@ -137,17 +129,9 @@ def _names(files: list[Path], name: str) -> Iterator[tuple[list[str | None], Ten
         # Python's float does not tell what float32 rounded; numpy's does.
         narrow = pa.types.is_float32(values.type) or pa.types.is_float16(values.type)
         cells = list(values.to_numpy(zero_copy_only=False)) if narrow else values.to_pylist()
-        read = [_read(cell) for cell in cells]
+        read = [identified(cell) for cell in cells]
         places = torch.from_numpy(coded.indices.to_numpy(zero_copy_only=False).copy()).long()
-        yield [name for name, _ in read], places, [reason for _, reason in read]
-
-
-def _read(cell: Any) -> tuple[str | None, str]:
-    """A cell's name and "", or None and why."""
-    try:
-        return identifier(cell), "the cell is empty"
-    except UnusableCell as error:
-        return None, f"the cell is {error.reason}"
+        yield [name for name, _ in read], places, [f"the cell is {why or 'empty'}" for _, why in read]
 
 
 def _chunks(files: list[Path], name: str) -> Iterator[pa.Array]:

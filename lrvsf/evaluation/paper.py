@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.evaluation.columns import distractor_ids, product_ids
+from lrvsf.evaluation.columns import ids_of
 from lrvsf.evaluation.embedded import EmbeddedTestSet, positions_among
 from lrvsf.evaluation.galleries import describe_items, gallery_results, over_folds
 from lrvsf.evaluation.precision import TopShares
@@ -90,8 +90,8 @@ class _Matched:
 
     def __init__(self, stored: StoredFolds, test_set: ProductTestSet) -> None:
         self.folds, self.sizes = stored.folds, [0, *stored.sizes]
-        self.products = stored.products(product_ids(test_set))
-        ids = distractor_ids(test_set)
+        self.products = stored.products(ids_of(test_set, "products"))
+        ids = ids_of(test_set, "distractors")
         self.distractors = [stored.distractors(size, ids) for size in stored.sizes]
 
     def results(self, data: EmbeddedTestSet, bf16_ranks: bool, queries: QueryTable | None) -> dict[str, Any]:

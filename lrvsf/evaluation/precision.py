@@ -46,7 +46,7 @@ class TopShares:
             for name, embeds in (("query_embeds", query_embeds), ("target_embeds", target_embeds))
         )
         self.device, self.max_k = self.queries.device, max_k
-        self.categories = checked_categories("categories", categories, len(self.queries)).to(self.device)
+        self.categories = checked_categories(categories, len(self.queries)).to(self.device)
         drawn = [fold.unique(return_counts=True) for fold in checked_folds("product_folds", product_folds)]
         self._products = [(rows.to(self.device), weights.to(self.device)) for rows, weights in drawn]
         galleries = [fold for folds in distractor_folds for fold in checked_folds("distractor_folds", folds)]
@@ -57,7 +57,7 @@ class TopShares:
 
     def add(self, embeds: Tensor, first_row: int, categories: Tensor) -> None:
         """Merges in the distractors of rows first_row, first_row + 1, ...: (B, dim) unit rows, (B,) whole numbers."""
-        categories = checked_categories("categories", categories, len(embeds)).to(self.device)
+        categories = checked_categories(categories, len(embeds)).to(self.device)
         for start in range(0, len(embeds), top.BLOCK):
             first = first_row + start
             items = checked_unit_rows("distractor_embeds", embeds[start : start + top.BLOCK], first).to(self.device)

@@ -120,9 +120,7 @@ class RankCounter:
         if product_draws.largest >= products:
             raise IndexError(f"product_folds names row {product_draws.largest}, but there are {products} products.")
         self.weights = product_draws.multiplicities(0, products).to(device)  # (P, F)
-        self.categories = (
-            None if categories is None else checked_categories("categories", categories, products).to(device)
-        )
+        self.categories = None if categories is None else checked_categories(categories, products).to(device)
         self.bf16 = bf16
         self._draws = Draws([fold for folds in drawn for fold in folds])  # S sizes x F folds, sizes outermost
         self._above = torch.zeros(products, len(drawn) * self.folds, dtype=torch.int64, device=device)  # (P, S * F)
@@ -137,7 +135,7 @@ class RankCounter:
         if (categories is None) != (self.categories is None):
             raise ValueError("Distractors need categories if the counter has them, and only then.")
         if categories is not None:
-            categories = checked_categories("categories", categories, len(embeds)).to(self.queries.device)
+            categories = checked_categories(categories, len(embeds)).to(self.queries.device)
         for start in range(0, len(embeds), BLOCK):  # so that memory is a block's, however many rows come
             block = checked_unit_rows("distractor_embeds", embeds[start : start + BLOCK], first_row + start)
             if block.shape[1] != self.queries.shape[1]:
@@ -262,13 +260,13 @@ def checked_folds(name: str, folds: Folds) -> list[Tensor]:
     return rows
 
 
-def checked_categories(name: str, categories: Tensor, rows: int) -> Tensor:
+def checked_categories(categories: Tensor, rows: int) -> Tensor:
     """Whole numbers (rows,); refused are other shapes and fractions."""
     categories = torch.as_tensor(categories)
     if categories.shape != (rows,) or categories.is_floating_point():
         raise ValueError(
-            f"{name} is {categories.dtype} of shape {tuple(categories.shape)}; whole numbers ({rows},), one for each "
-            "row of embeddings, are needed."
+            f"categories is {categories.dtype} of shape {tuple(categories.shape)}; whole numbers ({rows},), one for "
+            "each row of embeddings, are needed."
         )
     return categories
 

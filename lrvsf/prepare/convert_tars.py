@@ -186,7 +186,7 @@ class PartWriter:
         described = UrlMetadata(metadata, self.lost.counts)
         with Spool(self.writer.writing.with_name("test-images.writing")) as spool:
             # A test set's products wait on disk until the metadata has said which pictures make one product.
-            spans = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _url_images(file)}
+            spans = {row["url"]: spool.add(row["jpg"] or b"") for file in prods for row in _url_rows(file)}
             products = _described_products(spans, described)
             named = {picture.url for pictures in products.values() for picture, _ in pictures}
             self.unjoined.add_all("images of products that no metadata describes", sorted(spans.keys() - named))
@@ -258,7 +258,7 @@ class PartWriter:
         for file, file_urls in zip(tqdm(files, desc="TEST distractors", unit="file"), urls, strict=True):
             # Of several rows with one URL, `index_in` gives the first, which is the test set's own.
             found = facts.take(pc.index_in(file_urls, known)).to_pylist()
-            for row, fact in zip(_url_images(file), found, strict=True):
+            for row, fact in zip(_url_rows(file), found, strict=True):
                 if fact["URL"] is None:
                     self.unjoined.add("distractors that no metadata describes", str(row["url"]))
                 yield fact | {"TYPE": fact["TYPE"] or SIMPLE}, row["jpg"]
@@ -273,17 +273,12 @@ def _with_data(picture: Picture, data: bytes) -> Picture:
     return replace(picture, data=data, sha256=hashlib.sha256(data).hexdigest() if data else "")
 
 
-def _url_images(file: Path) -> Iterator[dict[str, Any]]:
-    """`url` and `jpg` of each row."""
-    return _url_rows(file, ["url", "jpg"])
-
-
-def _url_rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _url_rows(file: Path, columns: tuple[str, ...] = ("url", "jpg")) -> Iterator[dict[str, Any]]:
     remedy = "Write it again, with jpg as its column and url as its index, or remove it."
     with opened(file, remedy, ("url", "jpg")) as parquet:
         if why := wrong_cells(parquet, ["url", "jpg"]):
             raise ValueError(f"{file} {why}. {remedy}")
-        for row in read_rows(parquet, columns, READ_ROWS):
+        for row in read_rows(parquet, list(columns), READ_ROWS):
             yield row | {"jpg": image_bytes(row["jpg"])} if "jpg" in row else row
 
 
@@ -302,4 +297,4 @@ def _described_products(spans: dict[str, Span], metadata: UrlMetadata) -> dict[s
 
 def _urls(file: Path) -> pa.Array:
     """The URLs of a file, whose rows were found to be readable or are refused by name."""
-    return pa.array((row["url"] for row in _url_rows(file, ["url"])), pa.string())
+    return pa.array((row["url"] for row in _url_rows(file, ("url",))), pa.string())

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrvsf.data.images import BadImage, decode_image
-from lrvsf.data.names import UnusableCell, identifier
+from lrvsf.data.names import identified
 from lrvsf.data.parquet import DAMAGE, open_parquet, read_rows
 from lrvsf.data.products import IMAGE_BYTES, STRUCTURE, why_no_pair, wrong_columns
 from lrvsf.data.schema import SIMPLE
@@ -129,9 +129,9 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
     else:
         category, why = _category(row)[0], None
         name, images = None, [(row.get("TYPE"), category, row.get("jpg"))]
-        owner, _ = _name(row.get("PRODUCT_ID"))
+        owner, _ = identified(row.get("PRODUCT_ID"))
         found.owners.append(None if owner is None else number_of(owner))
-    name, unusable = _name(name)
+    name, unusable = identified(name)
     if unusable:
         why = f"product id that is {unusable}"
     elif name is None and kind == SHARD:
@@ -156,17 +156,9 @@ def _look(kind: str, row: dict[str, Any], found: RowGroup, place: str, quick: bo
         found.digests += row_digest(row)
 
 
-def _name(cell: Any) -> tuple[str | None, str | None]:
-    """(an id or category as training and evaluation read it, why the cell cannot be one)."""
-    try:
-        return identifier(cell), None
-    except UnusableCell as error:
-        return None, error.reason
-
-
 def _category(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """A test set's category, and why there is none."""
-    name, unusable = _name(row.get("CATEGORY"))
+    name, unusable = identified(row.get("CATEGORY"))
     return name, f"category that is {unusable}" if unusable else "no category" if name is None else None
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from lrvsf.data.images import USUAL, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.pipeline import Embedded, embed_distractors, embed_products
+from lrvsf.embedding.parts import Distractors, Products
+from lrvsf.embedding.pipeline import Embedded, embed_share
 from lrvsf.evaluation.recall import fold_recall, ranks_among_all
 from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.processes import every
@@ -25,11 +26,11 @@ def validate(
 
     The loss is comparable between runs on one validation set only: it grows with the number of products.
 
-    Raises TooMuchDamage as `embed_products` does.
+    Raises TooMuchDamage as `embed_share` does.
     """
     products = all_products(encoder, test_set, batch_size, tolerance)
     queries, targets = (products[name].to(encoder.device) for name in ("query", "target"))
-    distractors = embed_distractors(encoder, test_set, batch_size, tolerance)
+    distractors = embed_share(encoder, Distractors(test_set), batch_size, tolerance)
     # Products are few, and every process holds all; of the distractors each holds its own, and knows their place.
     counts = every(len(distractors.rows))
     first_row = sum(counts[: PartialState().process_index])
@@ -47,7 +48,7 @@ def all_products(
 
     Raises ValueError if none can be read.
     """
-    parts: list[Embedded] = every(embed_products(encoder, test_set, batch_size, tolerance))
+    parts: list[Embedded] = every(embed_share(encoder, Products(test_set), batch_size, tolerance))
     if not any(part.rows for part in parts):
         reasons = sum((Counter(part.skipped) for part in parts), Counter())
         raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {dict(reasons)}.")

@@ -117,11 +117,12 @@ def test_impossible_categories_per_batch_are_refused(folder):
 
 @pytest.mark.parametrize("files", [1, 2, 5])
 @pytest.mark.parametrize("parts", [None, 2])
-def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_path, files, parts):
+def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_path, monkeypatch, files, parts):
+    monkeypatch.setattr(stream, "WINDOW", 8)
     shards = ProductShards.scan(write_shards(tmp_path / "t", of_four_categories(64), files))
     read, whole_read = [], shards.read
     shards.read = lambda unit: read.append(unit) or whole_read(unit)
-    batches = ProductBatches(shards, 4, seed=5, rank=1, world_size=2, categories_per_batch=parts, window=8)
+    batches = ProductBatches(shards, 4, seed=5, rank=1, world_size=2, categories_per_batch=parts)
     for epoch in (0, 2):
         batches.set_epoch(epoch)
         read.clear()
@@ -137,9 +138,10 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one_and_reads_only_that(tmp_pa
         assert list(batches) == whole, "the next epoch starts at its beginning"
 
 
-def test_what_is_read_and_held_is_bounded(tmp_path):
+def test_what_is_read_and_held_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW", 16)
     shards = ProductShards.scan(write_shards(tmp_path / "t", [product(f"p{i:03d}") for i in range(200)], 5))
-    batches = ProductBatches(shards, 4, seed=0, window=16)
+    batches = ProductBatches(shards, 4, seed=0)
     reads, held = [], []
     whole_read = shards.read
     shards.read = lambda unit: reads.append(unit) or whole_read(unit)

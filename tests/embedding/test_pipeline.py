@@ -16,8 +16,8 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding import encoder as encoder_module
 from lrvsf.embedding import pipeline as embed
 from lrvsf.embedding.encoder import Encoder, load_model
-from lrvsf.embedding.parts import Distractors
-from lrvsf.embedding.pipeline import embed_distractors, embed_products, embed_ranges, prefetch_map
+from lrvsf.embedding.parts import Distractors, Products
+from lrvsf.embedding.pipeline import embed_ranges, embed_share, prefetch_map
 from processing_condvit import CondViTProcessor
 
 
@@ -37,7 +37,7 @@ def plainly(model, images, categories=None):
 def test_products_and_distractors(make_test_set, tiny_model, conditioning, batch_size):
     test_set = ProductTestSet(make_test_set(products=7, distractors=11))
     encoder = Encoder(tiny_model, conditioning)
-    products, distractors = (f(encoder, test_set, batch_size) for f in (embed_products, embed_distractors))
+    products, distractors = (embed_share(encoder, part(test_set), batch_size) for part in (Products, Distractors))
     rows = list(test_set.products())
     categories = [row.category for row in rows] if conditioning == "category" else None
     query = plainly(tiny_model, [row.query_image for row in rows], categories)
@@ -70,7 +70,7 @@ def test_bad_images_are_skipped_counted_and_named(make_test_set, tiny_model, cap
     bad = {"SIMPLE_IMG": {2: b""}, "COMPLEX_IMG": {4: b"<html>"}, "jpg": {0: None, 9: b"GIF89a"}}
     test_set = ProductTestSet(make_test_set(products=7, distractors=11, bad=bad))
     encoder = Encoder(tiny_model, "category")
-    products, distractors = (f(encoder, test_set, 4) for f in (embed_products, embed_distractors))
+    products, distractors = (embed_share(encoder, part(test_set), 4) for part in (Products, Distractors))
     assert products.rows == [0, 1, 3, 5, 6] and products.skipped == {"empty": 1, "not an image": 1}
     assert distractors.rows == [*range(1, 9), 10] and sum(distractors.skipped.values()) == 2
     assert len(products.embeds["query"]) == len(products.embeds["target"]) == 5
@@ -80,7 +80,7 @@ def test_bad_images_are_skipped_counted_and_named(make_test_set, tiny_model, cap
 def test_bf16_stays_near_float32_and_normalised(make_test_set, tiny_model):
     test_set = ProductTestSet(make_test_set(products=1, distractors=6))
     full, half = (
-        embed_distractors(Encoder(tiny_model, "none", bf16=bf16), test_set, 6).embeds["distractor"]
+        embed_share(Encoder(tiny_model, "none", bf16=bf16), Distractors(test_set), 6).embeds["distractor"]
         for bf16 in (False, True)
     )
     assert half.dtype == torch.float32 and not torch.equal(full, half)

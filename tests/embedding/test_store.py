@@ -17,7 +17,7 @@ from lrvsf.embedding import store as store_module
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.fingerprint import fingerprint, weights_digest
 from lrvsf.embedding.parts import Distractors, Products
-from lrvsf.embedding.pipeline import embed_distractors, embed_products
+from lrvsf.embedding.pipeline import embed_share
 from lrvsf.embedding.store import renormalised
 from lrvsf.evaluation.bootstrap import BootstrapSettings, evaluate_bootstrap
 from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
@@ -33,8 +33,8 @@ def parts_of(test_set):
 def test_it_holds_what_plain_embedding_gives(open_store, test_set, tiny_model):
     store, encoder = open_store(), Encoder(tiny_model, "category")
     store.fill()
-    products = embed_products(encoder, test_set, 12, Tolerance(1))
-    distractors = embed_distractors(encoder, test_set, 41, Tolerance(1))
+    products = embed_share(encoder, Products(test_set), 12, Tolerance(1))
+    distractors = embed_share(encoder, Distractors(test_set), 41, Tolerance(1))
     assert store.rows("products").tolist() == products.rows and store.rows("distractors").tolist() == distractors.rows
     assert store.skipped("products") == products.skipped and store.skipped("distractors") == distractors.skipped
     blocks = list(store.blocks("distractor"))
@@ -164,7 +164,7 @@ def test_float32_is_kept_as_it_is_and_is_another_store(make_test_set, tiny_model
     test_set, encoder = ProductTestSet(make_test_set()), Encoder(tiny_model, "category")
     store = StoredTestSet(tmp_path / "wide", encoder, test_set, batch_size=64, dtype="float32")
     store.fill()
-    plain = embed_products(encoder, test_set, 64).embeds["target"]
+    plain = embed_share(encoder, Products(test_set), 64).embeds["target"]
     assert load_file(tmp_path / "wide/target-00000.safetensors")["embeds"].dtype == torch.float32
     torch.testing.assert_close(store.whole("target"), plain, rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match="dtype: 'float32' then, 'float16' now"):

@@ -7,7 +7,7 @@ import pytest
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.evaluation.columns import distractor_ids, join_categories, product_ids
+from lrvsf.evaluation.columns import ids_of, join_categories
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.results import results_table
@@ -119,7 +119,8 @@ def test_results_and_table_say_what_was_allowed(made, tiny_model, make_store):
 
 def test_ids(make_test_set):
     test_set = ProductTestSet(make_test_set(products=4, distractors=9))
-    assert product_ids(test_set) == ["p0", "p1", "p2", "p3"] and distractor_ids(test_set)[7:] == ["d7", "d8"]
+    assert ids_of(test_set, "products") == ["p0", "p1", "p2", "p3"]
+    assert ids_of(test_set, "distractors")[7:] == ["d7", "d8"]
 
 
 def test_a_column_that_is_not_there_is_named(make_test_set, tiny_model, make_store):

@@ -16,7 +16,8 @@ from lrvsf.command import OneLineParser, script_name
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
-from lrvsf.embedding.pipeline import embed_distractors, embed_products
+from lrvsf.embedding.parts import Distractors, Products
+from lrvsf.embedding.pipeline import embed_share
 from lrvsf.terminal import never_refuse
 from processing_condvit import pad_and_resize
 
@@ -27,7 +28,7 @@ INK, FRAME = (32, 32, 36), (30, 140, 60)
 def gallery_of(encoder: Encoder, test_set: ProductTestSet) -> tuple[torch.Tensor, list[bytes]]:
     """All products' target images and all distractors: (n, dim) unit rows, and the encoded images in the same order."""
     # All in memory: this is for a small test set. An evaluation's store is not asked for.
-    products, distractors = embed_products(encoder, test_set, 256), embed_distractors(encoder, test_set, 256)
+    products, distractors = (embed_share(encoder, part(test_set), 256) for part in (Products, Distractors))
     targets, others = list(test_set.products()), dict(test_set.distractors())
     images = [targets[row].target_image for row in products.rows] + [others[row] for row in distractors.rows]
     return torch.cat([products.embeds["target"], distractors.embeds["distractor"]]), images
