@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import resource
-import select
 import shlex
 import shutil
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from lrvsf.data.names import printable
+from lrvsf.signals import leave_readers
 
 REFUSED = 2  # the exit status, as argparse's
 INTERRUPTED = 130  # 128 + SIGINT
@@ -93,7 +93,6 @@ def run(main: Callable[[], object], name: str = "") -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains as it ends
             sys.exit(PIPE_CLOSED)
         if debug or not is_refusal(error):
             raise
@@ -259,11 +258,9 @@ def _check_encoding(arguments: list[str]) -> None:
 
 
 def _nobody_reads() -> bool:
-    """Whether it is stdout whose reader has gone, and not some other pipe."""
+    """Whether stdout is what nobody reads, and not some other pipe; the interpreter then ends without a complaint."""
     try:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), select.POLLOUT)
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+        return bool(leave_readers(sys.stdout.fileno()))
     except (OSError, ValueError, AttributeError):  # not a file: a test's
         return False
 

@@ -38,7 +38,7 @@ def read_recipe(path: Path, parser: FlagParser) -> list[str]:
     Raises ValueError: with file and line.
     """
     flags: list[str] = []
-    for name, node, line in _pairs(path):
+    for name, (node, line) in _pairs(path).items():
         where = f"{path} line {line}"
         if name not in parser.flags:
             raise ValueError(f"{where}: there is no flag {name!r}.{did_you_mean(name, parser.flags)}")
@@ -86,8 +86,8 @@ def _refuse(message: str) -> None:
     raise ValueError(message)
 
 
-def _pairs(path: Path) -> list[tuple[str, yaml.Node, int]]:
-    """Names, values and lines of a recipe's mapping."""
+def _pairs(path: Path) -> dict[str, tuple[yaml.Node, int]]:
+    """The value and the line of each name of a recipe's mapping."""
     text = _text(path)
     try:
         _check_shape(path, text)
@@ -102,14 +102,13 @@ def _pairs(path: Path) -> list[tuple[str, yaml.Node, int]]:
     if not isinstance(root, yaml.MappingNode):
         kind = "list" if isinstance(root, yaml.SequenceNode) else "text"
         raise ValueError(f"{path} line {_line(root)}: a {kind}, not `name: value` lines")
-    lines: dict[str, int] = {}
-    # YAML itself takes the last of two values in silence.
-    for key, _ in root.value:
-        name = _name(key, path)
-        if name in lines:
-            raise ValueError(f"{path} line {_line(key)}: {name!r} stands in line {lines[name]} too. Leave one of them")
-        lines[name] = _line(key)
-    return [(_name(key, path), value, _line(key)) for key, value in root.value]
+    pairs: dict[str, tuple[yaml.Node, int]] = {}
+    for key, value in root.value:
+        name, line = _name(key, path), _line(key)
+        if name in pairs:  # YAML itself takes the last of two values in silence
+            raise ValueError(f"{path} line {line}: {name!r} stands in line {pairs[name][1]} too. Leave one of them")
+        pairs[name] = value, line
+    return pairs
 
 
 def _text(path: Path) -> str:

@@ -53,8 +53,7 @@ class Watch:
     """
 
     def __init__(self, says: str, at_once: bool = False) -> None:
-        self.says, self.at_once = says, at_once
-        self.asked, self.answered, self._patient = 0, False, False
+        self.says, self.at_once, self.asked, self._patient = says, at_once, 0, False
 
     def __enter__(self) -> Self:
         self.asked, self.answered = 0, False
@@ -92,8 +91,8 @@ class Watch:
             self._patient = False
 
     def _handle(self, number: int, _: object) -> None:
-        if number == signal.SIGHUP:
-            _leave_terminal()
+        if number == signal.SIGHUP:  # else the next line that is shown would end the run
+            leave_readers(1, 2)
         self.asked = self.asked or number
 
     def _watch(self) -> None:
@@ -114,7 +113,7 @@ class Watch:
                     first, since = number, time.monotonic()
                     self.asked = self.asked or number
                     if number == signal.SIGHUP:
-                        _leave_terminal()
+                        leave_readers(1, 2)
                     if self.at_once:
                         self._end(number, f"Ended by {name_of(number)}: {self.says}")
                     say(f"{name_of(number)}: {self.says}")
@@ -126,16 +125,17 @@ class Watch:
         os._exit(status_of(number))  # the main thread cannot be asked: it may hang
 
 
-def _leave_terminal() -> None:
-    """Where stdout or stderr is a terminal that has gone: else the next line that is shown would end the run."""
+def leave_readers(*numbers: int) -> list[int]:
+    """Those of these descriptors whose terminal has gone, or whose pipe nobody reads: from here on nowhere's."""
     poll = select.poll()
-    for number in (1, 2):
+    for number in numbers:
         poll.register(number, select.POLLOUT)
-    for number, event in poll.poll(0):
-        if event & (select.POLLHUP | select.POLLERR):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+    gone = [number for number, event in poll.poll(0) if event & (select.POLLHUP | select.POLLERR)]
+    for number in gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return gone
 
 
 def _together() -> float:

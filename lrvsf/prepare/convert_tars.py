@@ -105,28 +105,23 @@ def conversions(source: Path, metadata: Path) -> tuple[list[Conversion], dict[st
     prods, dist = (files_in(source / "VALID", pattern) for pattern in ("prods*.tar", "dist*.tar"))
     tests, test_dist = (files_in(source / "TEST", pattern) for pattern in ("prods*.parquet", "dist*.parquet"))
     described = matching_below(metadata, "*metadata*.parquet")
-    parts, missing = [], {}
-    if train:
-        parts.append(Conversion("train", train, lambda part: part.add_products(train)))
-    else:
-        missing["train"] = f"left out: no TRAIN/*.tar in {source}"
-    if prods:
-        parts.append(Conversion("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)))
-    else:
-        missing["validation"] = f"left out: no VALID/prods*.tar in {source}"
-    if tests and described:
-        files = (tests, test_dist, described)
-        parts.append(Conversion("test", sum(files, []), lambda part: part.add_parquet_set(*files)))
-    elif tests:
+    test = (tests, test_dist, described)
+    parts = [
+        Conversion("train", train, lambda part: part.add_products(train)),
+        Conversion("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)),
+        Conversion("test", sum(test, []), lambda part: part.add_parquet_set(*test)),
+    ]
+    first = {"train": ("TRAIN/*.tar", train), "validation": ("VALID/prods*.tar", prods)}
+    first["test"] = ("TEST/prods*.parquet", tests)
+    missing = {name: f"left out: no {pattern} in {source}" for name, (pattern, files) in first.items() if not files}
+    if tests and not described:
         missing["test"] = (
             f"left out: TEST/prods*.parquet says of no image what it is, and {metadata} has no *metadata*.parquet that "
             "does; name the folder of LRVS-F's metadata with --metadata"
         )
-    else:
-        missing["test"] = f"left out: no TEST/prods*.parquet in {source}"
-    if not parts:
+    if len(missing) == len(parts):
         raise FileNotFoundError(f"nothing to read\n{as_table(missing)}")
-    return parts, missing
+    return [part for part in parts if part.name not in missing], missing
 
 
 def _convert(part: Conversion, out: Path, mapper: Callable) -> None:

@@ -121,9 +121,8 @@ def _png(data: bytes) -> Fault | None:
 
 def _gif(data: bytes) -> Fault | None:
     place, blocks = 13 + _colors(data[10]), 0
-    while (
-        data[place] != 0x2C
-    ):  # up to the first picture; Pillow passes over bytes that begin neither it nor an extension
+    # Up to the first picture; Pillow passes over bytes that begin neither it nor an extension.
+    while data[place] != 0x2C:
         extension = data[place] == 0x21
         place, blocks = place + (2 if extension else 1), blocks + 1
         while extension and (length := data[place]):

@@ -60,7 +60,7 @@ def load_arrays(path: str | Path) -> Any:
     Raises:
         ValueError: it holds or asks for anything else, is damaged, or is larger than `MAX_PICKLE_BYTES`.
     """
-    return _guarded(path, lambda: _Walk(_numpy_name).result(_read(path, MAX_PICKLE_BYTES)))
+    return _guarded(path, MAX_PICKLE_BYTES, _Walk(_numpy_name).result)
 
 
 def load_tensor(path: str | Path) -> Any:
@@ -69,24 +69,20 @@ def load_tensor(path: str | Path) -> Any:
     Raises:
         ValueError: it asks for anything else than dense tensors, is damaged, or is larger than `MAX_TORCH_BYTES`.
     """
-    return _guarded(path, lambda: _Archive(_read(path, MAX_TORCH_BYTES)).load())
+    return _guarded(path, MAX_TORCH_BYTES, lambda data: _Archive(data).load())
 
 
-def _guarded(path: str | Path, load: Callable[[], Any]) -> Any:
+def _guarded(path: str | Path, limit: int, load: Callable[[bytes], Any]) -> Any:
     try:
-        return load()
+        if Path(path).stat().st_size > limit:
+            raise PickleRefused(f"it is larger than {limit >> 20} MiB.")
+        return load(Path(path).read_bytes())
     except OSError:
         raise
     except PickleRefused as error:
         raise ValueError(f"{path} is not loaded: {error}") from error
     except Exception as error:  # a damaged pickle raises nearly anything, a MemoryError included
         raise ValueError(f"{path} is damaged and not loaded: {type(error).__name__} {error}") from error
-
-
-def _read(path: str | Path, limit: int) -> bytes:
-    if Path(path).stat().st_size > limit:
-        raise PickleRefused(f"it is larger than {limit >> 20} MiB.")
-    return Path(path).read_bytes()
 
 
 class _Walk:

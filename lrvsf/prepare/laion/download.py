@@ -106,12 +106,8 @@ def _fetch(lists: list[Path], folder: Path, unfinished: Path, python: Path, sett
     columns = settings["save_additional_columns"]
     if PLACE in pq.read_schema(lists[0]).names:
         columns = [*columns, PLACE]
-    here = {
-        **settings,
-        "save_additional_columns": columns,
-        "url_list": str(lists[0].parent),
-        "output_folder": str(unfinished),
-    }
+    settings = settings | {"save_additional_columns": columns}
+    here = settings | {"url_list": str(lists[0].parent), "output_folder": str(unfinished)}
     sizes = shard_sizes(lists, settings["number_sample_per_shard"])
     run_img2dataset(python, here, sizes, folder.with_suffix(".log"), folder.name.replace("-", " "))
     publish_folder(unfinished, folder)

@@ -66,20 +66,14 @@ def urls(
             ranks.append(SPLITS.index(row["split"]))
         if not ranks:
             raise ValueError(f"none of the {total} rows of {metadata} can be used: {dict(skipped)}")
-        has_product = np.frombuffer(product_hashes, np.uint64) != _hash("")
-        keep, overlap = resolve(
-            np.frombuffer(url_hashes, np.uint64),
-            np.frombuffer(product_hashes, np.uint64),
-            np.frombuffer(ranks, np.uint8),
-            has_product,
-        )
+        url, product, rank = (np.frombuffer(column, column.typecode) for column in (url_hashes, product_hashes, ranks))
+        has_product = product != _hash("")
+        keep, overlap = resolve(url, product, rank, has_product)
         with write_list(out / "urls", shuffle=True) as written:
             # What is skipped was counted in the first pass, so this counter is thrown away.
             for kept, row in zip(keep, usable_rows(files, Counter(), bar), strict=True):
                 if kept:
                     written.add(row)
-    ranks_kept = np.frombuffer(ranks, np.uint8)[keep]
-    products_kept = np.frombuffer(product_hashes, np.uint64)[keep]
     report = {
         "metadata files": len(files),
         "rows": total,
@@ -87,9 +81,9 @@ def urls(
         **overlap,
         "URLs to download": written.rows,
         "splits": {
-            split: {"URLs": int(chosen.sum()), "products": len(np.unique(products_kept[chosen & has_product[keep]]))}
-            for rank, split in enumerate(SPLITS)
-            if (chosen := ranks_kept == rank).any()
+            split: {"URLs": int(chosen.sum()), "products": len(np.unique(product[chosen & has_product]))}
+            for number, split in enumerate(SPLITS)
+            if (chosen := keep & (rank == number)).any()
         },
         "list": str((out / "urls").resolve()),
     }
