@@ -26,9 +26,9 @@ from lrvsf.data.foreign.picture_files import read_file
 from lrvsf.data.foreign.shown import as_shown
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.durable import locked
-from lrvsf.prepare.catalog.listing import Listing, read_listing
+from lrvsf.prepare.catalog.listing import ListedImage, Listing, read_listing
 from lrvsf.prepare.catalog.next_steps import next_steps
-from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Splits, SpooledImage
+from lrvsf.prepare.catalog.splits import SETS, TRAIN, Shares, Splits
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.spool import Spool
 from lrvsf.prepare.workers import worker_map
@@ -112,7 +112,7 @@ def fetch(source: str | bytes | None, image_size: int, folder: Path) -> tuple[by
     return buffer.getvalue(), digest, changes
 
 
-def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[SpooledImage]:
+def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable) -> Iterator[ListedImage]:
     """Puts every image that can be used into the spool; the others are counted, and so are those that were changed."""
     pairs = zip(listing.entries, listing.images(), strict=True)
     with tqdm(total=len(listing.entries), desc="reading", unit="image") as bar:
@@ -121,11 +121,12 @@ def _read_images(listing: Listing, spool: Spool, job: Callable, mapper: Callable
                 if isinstance(fetched, str):
                     listing.skips.add(fetched, listed.where)
                 else:
-                    data, digest, changes = fetched
+                    data, listed.digest, changes = fetched
                     for change in changes:
                         listing.changes.add(change, listed.where)
                     # Only where the bytes wait is kept, for a million images do not fit into memory.
-                    yield SpooledImage(listed, spool.add(data), digest)
+                    listed.span = spool.add(data)
+                    yield listed
             bar.update(len(chunk))
 
 
@@ -166,7 +167,7 @@ def _write_folders(splits: Splits, spool: Spool, out: Path, source: str, report:
                     writer.add_query(query_row(product_id, pictures))
                     bar.update()
                 for image in (*splits.distractors[name], *splits.borrowed[name]):
-                    writer.add_distractor(distractor_row(image.listed.product_id, _catalog_picture(image, spool)))
+                    writer.add_distractor(distractor_row(image.product_id, _catalog_picture(image, spool)))
         if not made_from(out / TRAIN, source):
             with ProductShardWriter(out / TRAIN) as writer:
                 writer.note = note
@@ -175,7 +176,7 @@ def _write_folders(splits: Splits, spool: Spool, out: Path, source: str, report:
                     bar.update()
 
 
-def _catalog_picture(image: SpooledImage, spool: Spool, otherwise: str | None = None) -> Picture:
+def _catalog_picture(image: ListedImage, spool: Spool, otherwise: str | None = None) -> Picture:
     """`otherwise`: the category of an image that has none."""
-    category, captions = image.category or otherwise, list(image.listed.captions)
-    return Picture(image.listed.type, category, captions, spool.read(image.span), image.digest.hex())
+    category, captions = image.category or otherwise, list(image.captions)
+    return Picture(image.type, category, captions, spool.read(image.span), image.digest.hex())

@@ -23,6 +23,7 @@ from lrvsf.data.foreign.picture_files import NO_SUFFIX, SUFFIXES, URL, is_url, p
 from lrvsf.data.foreign.tables import TEXT, CsvTable, check_columns, image_column, parquet_rows
 from lrvsf.data.names import UnusableCell, identifier, identifiers, lists_of_others, lookalikes, quoted, texts
 from lrvsf.data.schema import SCENES, SIMPLE
+from lrvsf.prepare.spool import Span
 from lrvsf.report import EXAMPLES, Ledger
 
 NEEDED = ("product_id", "image", "role")
@@ -39,6 +40,7 @@ class ListedImage:
         where: for messages: a line, a row or a path.
         row: its number in a Parquet table.
         path: its file; None if the table holds the image itself.
+        span, digest: of one that was found usable, where it waits and the SHA-256 of its file as it came.
     """
 
     where: str
@@ -48,6 +50,8 @@ class ListedImage:
     category: str | None
     captions: tuple[str, ...]
     path: str | None
+    span: Span | None = None
+    digest: bytes = b""
 
 
 @dataclass

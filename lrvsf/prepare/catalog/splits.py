@@ -22,22 +22,11 @@ from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import SharedPictures, marks, number_of
 from lrvsf.prepare.catalog.listing import ListedImage
 from lrvsf.prepare.rows import TWICE, type_rank, unjoined_categories
-from lrvsf.prepare.spool import Span
 from lrvsf.report import Ledger
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SETS = (VALIDATION, TEST)
 SPLIT_FROM = 5  # groups of a category: of fewer, none is held out unless its share rounds to one
-
-
-@dataclass(slots=True)
-class SpooledImage:
-    """An image that can be used: where it waits, and the SHA-256 of its file as it came."""
-
-    listed: ListedImage
-    span: Span
-    digest: bytes
-    category: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,16 +88,16 @@ class Splits:
         shared: the pictures of all products.
     """
 
-    def __init__(self, spooled: Iterable[SpooledImage], shares: Shares) -> None:
+    def __init__(self, images: Iterable[ListedImage], shares: Shares) -> None:
         self.shares, self.skips, self.mixed = shares, Ledger(), Ledger()
         self.products: Counter[str] = Counter(usable=0, complete=0)
-        self.complete: dict[str, dict[str, list[SpooledImage]]] = {name: {} for name in (TRAIN, *SETS)}
-        self.distractors: dict[str, list[SpooledImage]] = {name: [] for name in SETS}
-        self.borrowed: dict[str, list[SpooledImage]] = {name: [] for name in SETS}
-        found: dict[str, list[SpooledImage]] = defaultdict(list)
-        for image in spooled:
-            found[image.listed.product_id].append(image)
-        self.conditioned = any(image.listed.category for images in found.values() for image in images)
+        self.complete: dict[str, dict[str, list[ListedImage]]] = {name: {} for name in (TRAIN, *SETS)}
+        self.distractors: dict[str, list[ListedImage]] = {name: [] for name in SETS}
+        self.borrowed: dict[str, list[ListedImage]] = {name: [] for name in SETS}
+        found: dict[str, list[ListedImage]] = defaultdict(list)
+        for image in images:
+            found[image.product_id].append(image)
+        self.conditioned = any(image.category for images in found.values() for image in images)
         # The order of everything below, and so of the rows that are written: of the hash, whatever the table's was.
         order = sorted(found, key=lambda name: (shares.position(name), name))
         products = {name: self._distinct(found[name]) for name in order}
@@ -117,7 +106,7 @@ class Splits:
         for name, images in products.items():
             category = images[0].category
             self.shared.add(name, [number_of(image.digest) for image in images])
-            same_thing.add(name, [m for image in images for m in marks(image.digest, image.listed.type, category)])
+            same_thing.add(name, [m for image in images for m in marks(image.digest, image.type, category)])
         self._things = {name: group[0] for group in same_thing.groups() for name in group}
         groups = {name: group for group in self.shared.groups() for name in group}
         self._assign({name: images for name, images in products.items() if self._is_complete(images)}, groups)
@@ -133,26 +122,25 @@ class Splits:
                 self.borrowed[name] = [image for images in self.complete[other].values() for image in _simple(images)]
                 self._drop_answers(name, self.borrowed)
 
-    def _distinct(self, images: list[SpooledImage]) -> list[SpooledImage]:
-        """The images without repeated ones, SIMPLE first; a SIMPLE image without category gets the product's."""
-        first: dict[bytes, SpooledImage] = {}
+    def _distinct(self, images: list[ListedImage]) -> list[ListedImage]:
+        """The images without repeated ones, SIMPLE first; these alone have a category: their own or the product's."""
+        first: dict[bytes, ListedImage] = {}
         for image in images:
             if first.setdefault(image.digest, image) is not image:
-                self.skips.add(TWICE, f"{image.listed.where} of {image.listed.product_id}")
-        kept = sorted(first.values(), key=lambda image: type_rank(image.listed.type))  # stable: else as listed
-        category = next((image.listed.category for image in kept if image.listed.category), None)
-        for image in kept:
-            if image.listed.type == SIMPLE:
-                image.category = image.listed.category or category
-        named = list(dict.fromkeys(image.listed.category for image in (*kept, *images) if image.listed.category))
+                self.skips.add(TWICE, f"{image.where} of {image.product_id}")
+        kept = sorted(first.values(), key=lambda image: type_rank(image.type))  # stable: else as listed
+        named = list(dict.fromkeys(image.category for image in (*kept, *images) if image.category))
+        category = next((image.category for image in kept if image.category), None)
+        for image in kept:  # a scene is asked about by the product's
+            image.category = (image.category or category) if image.type == SIMPLE else None
         if len(named) > 1:
-            stands = f"{kept[0].listed.product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
+            stands = f"{kept[0].product_id} ({', '.join(named)}: counted as {kept[0].category or category})"
             self.mixed.add("several categories", stands)
         return kept
 
-    def _is_complete(self, images: list[SpooledImage]) -> bool:
+    def _is_complete(self, images: list[ListedImage]) -> bool:
         """Whether a product can be trained on; counts it as what it is."""
-        types = [image.listed.type for image in images]
+        types = [image.type for image in images]
         self.products["usable"] += 1
         if why_no_pair(types, [], None) is None and (images[0].category or not self.conditioned):
             self.products["complete"] += 1
@@ -161,7 +149,7 @@ class Splits:
         self.products[f"without {lacks}"] += 1
         return False
 
-    def _assign(self, products: dict[str, list[SpooledImage]], groups: dict[str, list[str]]) -> None:
+    def _assign(self, products: dict[str, list[ListedImage]], groups: dict[str, list[str]]) -> None:
         """Puts complete products into splits, category by category and group by group."""
         strata: dict[str | None, dict[str, list[str]]] = defaultdict(dict)
         for name, images in products.items():
@@ -183,7 +171,7 @@ class Splits:
         for name, images in products.items():
             self.complete[split[name]][name] = images
 
-    def _assign_distractors(self, products: dict[str, list[SpooledImage]], groups: dict[str, list[str]]) -> None:
+    def _assign_distractors(self, products: dict[str, list[ListedImage]], groups: dict[str, list[str]]) -> None:
         """Gives each SIMPLE image that cannot be trained on to a test set: its group's, if that has queries."""
         if not self.shares.validation + self.shares.test:
             return
@@ -195,7 +183,7 @@ class Splits:
             part = next((split[other] for other in group if other in split), None)
             if part == TRAIN:  # the model has seen its picture
                 for image in simple:
-                    self.skips.add("distractor that shares a picture with a product to train on", image.listed.where)
+                    self.skips.add("distractor that shares a picture with a product to train on", image.where)
             else:
                 self.distractors[part or self.shares.set_of_distractors(group[0])] += simple
 
@@ -209,18 +197,18 @@ class Splits:
                 self.skips.add("product of a test set that shows the same as another one there", product)
             seen.add(thing)
 
-    def _drop_answers(self, name: str, distractors: dict[str, list[SpooledImage]]) -> None:
+    def _drop_answers(self, name: str, distractors: dict[str, list[ListedImage]]) -> None:
         """Leaves out distractors that show what a query's product is: they would be right answers. And the very photos
         that are asked with: a model that heeds no condition would find nothing else."""
         answers = {self._things.get(product, product) for product in self.complete[name]}
-        photos = {s.digest for images in self.complete[name].values() for s in images if s.listed.type != SIMPLE}
+        photos = {s.digest for images in self.complete[name].values() for s in images if s.type != SIMPLE}
         kept = []
         for image in distractors[name]:
-            product = image.listed.product_id
+            product = image.product_id
             if self._things.get(product, product) in answers:
-                self.skips.add("distractor that shows the product of a query", image.listed.where)
+                self.skips.add("distractor that shows the product of a query", image.where)
             elif image.digest in photos:
-                self.skips.add("distractor that is the photo of a query", image.listed.where)
+                self.skips.add("distractor that is the photo of a query", image.where)
             else:
                 kept.append(image)
         distractors[name] = kept
@@ -266,5 +254,5 @@ class Splits:
         return unjoined_categories(asked, Counter(s.category for s in self.distractors[name] + self.borrowed[name]))
 
 
-def _simple(images: list[SpooledImage]) -> list[SpooledImage]:
-    return [image for image in images if image.listed.type == SIMPLE]
+def _simple(images: list[ListedImage]) -> list[ListedImage]:
+    return [image for image in images if image.type == SIMPLE]

@@ -9,7 +9,7 @@ from shops import distractors_of, place, queries_of, shards_of
 from lrvsf.data.sharing import SharedPictures
 from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.catalog.listing import ListedImage
-from lrvsf.prepare.catalog.splits import Shares, Splits, SpooledImage
+from lrvsf.prepare.catalog.splits import Shares, Splits
 
 SETS = ("validation", "test")
 
@@ -17,13 +17,11 @@ SETS = ("validation", "test")
 def spooled_images(products):
     """{id: (category, simple pictures, scenes)} as a catalog lists it; pictures are names."""
     return [
-        SpooledImage(
-            ListedImage(f"{name}/{picture}", 0, name, kind, category if kind == "SIMPLE" else None, (), None),
-            (0, 0),
-            digest,
+        ListedImage(
+            f"{name}/{picture}", 0, name, kind, category if kind == "SIMPLE" else None, (), None, (0, 0), digest
         )
         for name, (category, simple, scenes) in products.items()
-        for kind, pictures in (("SIMPLE", simple), ("COMPLEX", scenes))
+        for kind, known, pictures in (("SIMPLE", category, simple), ("COMPLEX", None, scenes))
         for picture in pictures
         for digest in [hashlib.sha256(picture.encode()).digest()]
     ]
@@ -129,7 +127,7 @@ def test_a_lonely_product_goes_where_its_picture_is():
     products |= {f"lonely{i}": ("rugs", [f"rugs{i}s"], []) for i in range(30)}
     products |= {f"far{i}": ("rugs", [f"far{i}"], []) for i in range(30)}
     splits = splits_of(products)
-    found = {image.listed.product_id for part in SETS for image in splits.distractors[part]}
+    found = {image.product_id for part in SETS for image in splits.distractors[part]}
     assert found == {f"far{i}" for i in range(30)}
     assert splits.skips.counts == {
         "distractor that shares a picture with a product to train on": 24,
