@@ -153,7 +153,7 @@ class Command(str):
     def __new__(cls, words: Iterable[object]) -> Self:
         return super().__new__(cls, shlex.join(map(str, words)))
 
-    def folded(self, indent: str = "") -> str:
+    def folded(self, indent: str) -> str:
         return fold(shlex.split(self), indent)
 
 

@@ -7,6 +7,8 @@ Files are read one by one, not as one table: the published ones differ in their 
 A row's number is its position in the files sorted by name, so any process can read any slice, and all agree on row 17.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -64,49 +66,44 @@ class ProductTestSet:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        products = self.root / "products.parquet"
+        products, folder = self.root / "products.parquet", self.root / "distractors"
         if not products.is_file():
             raise FileNotFoundError(f"{products} does not exist; {_holds(self.root)}. {_REMEDY}")
-        folder = self.root / "distractors"
         files = files_in(folder, "*.parquet")
         if not files:
             raise FileNotFoundError(f"{folder} has no .parquet file; {_holds(self.root)}. {_REMEDY}")
-        self._products = [_File(products, PRODUCT_COLUMNS)]
-        self._distractors = [_File(file, DISTRACTOR_COLUMNS) for file in files]
+        self._files = {"products": [_File(products, PRODUCT_COLUMNS)]}
+        self._files["distractors"] = [_File(file, DISTRACTOR_COLUMNS) for file in files]
         self.files = {"products": [products], "distractors": files}
-        self.n_products = sum(file.rows for file in self._products)
-        self.n_distractors = sum(file.rows for file in self._distractors)
+        self.n_products, self.n_distractors = (sum(file.rows for file in part) for part in self._files.values())
         if not self.n_products:
             raise ValueError(f"{products} has no rows: there is nothing to ask for. {_REMEDY}")
 
     def products(self, start: int = 0, stop: int | None = None) -> Iterator[Product]:
         """The products of rows start to stop (excluded)."""
-        for row, cells in _rows(self._products, start, self.n_products if stop is None else stop):
+        for row, cells in self._rows("products", start, stop):
             target, query, category, caption = (cells[name] for name in PRODUCT_COLUMNS)
             yield Product(row, image_bytes(target), image_bytes(query), _name(category), caption)
 
     def distractors(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes | None]]:
         """(row number, encoded image) of rows start to stop (excluded)."""
-        for row, cells in _rows(self._distractors, start, self.n_distractors if stop is None else stop):
+        for row, cells in self._rows("distractors", start, stop):
             yield row, image_bytes(cells["jpg"])
 
     def origins(self, what: str, start: int = 0, stop: int | None = None) -> Iterator[Origin]:
         """Where the rows start to stop (excluded) of the "products" or "distractors" are. No image is read."""
         # Only ids are read, and of files without ids nothing: a row's place follows from the footers.
-        offset, stop = 0, getattr(self, f"n_{what}") if stop is None else stop
-        for file in self._products if what == "products" else self._distractors:
-            first, last = max(start - offset, 0), min(stop - offset, file.rows)
+        for file, _, first, last in self._slices(what, start, stop):
             name = str(file.path.relative_to(self.root))
-            if first < last and not file.has_ids:
+            if not file.has_ids:
                 yield from (Origin(None, name, row) for row in range(first, last))
-            elif first < last:
-                for row, cells in file.read(first, last, ["PRODUCT_ID"]):
-                    yield Origin(identified(cells["PRODUCT_ID"])[0], name, row)
-            offset += file.rows
+                continue
+            for row, cells in file.read(first, last, ["PRODUCT_ID"]):
+                yield Origin(identified(cells["PRODUCT_ID"])[0], name, row)
 
     def categories(self) -> list[str | None]:
         """The category of every product, in row order; None where there is none. No image is read."""
-        return [_name(cell) for cell in self._products[0].column("CATEGORY")]
+        return [_name(cell) for cell in self._files["products"][0].column("CATEGORY")]
 
     def check_categories(self, known: list[str]) -> None:
         """Refuses, before anything is embedded, a test set with a category that the model has never heard of."""
@@ -115,10 +112,25 @@ class ProductTestSet:
             row, name = unknown[0]
             others = f" So it is with {len(unknown) - 1} other products." if unknown[1:] else ""
             raise ValueError(
-                f"{self._products[0].path}, row {row}: category {name!r} is not one of the model's: "
+                f"{self.files['products'][0]}, row {row}: category {name!r} is not one of the model's: "
                 f"{', '.join(known)}.{others}{did_you_mean(name or '', known)} "
                 "Evaluate a model that was trained with it, or correct the row."
             )
+
+    def _rows(self, what: str, start: int, stop: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(row over all files, cells) of a slice."""
+        for file, offset, first, last in self._slices(what, start, stop):
+            for row, cells in file.read(first, last):
+                yield offset + row, cells
+
+    def _slices(self, what: str, start: int, stop: int | None) -> Iterator[tuple[_File, int, int, int]]:
+        """The files that a slice touches: (file, its first row over all files, start and stop within it)."""
+        offset = 0
+        for file in self._files[what]:
+            first, last = max(start - offset, 0), file.rows if stop is None else min(stop - offset, file.rows)
+            if first < last:
+                yield file, offset, first, last
+            offset += file.rows
 
 
 def wrong_cells(file: pq.ParquetFile, columns: Iterable[str]) -> str | None:
@@ -163,17 +175,6 @@ class _File:
                     cells = read_rows(file, columns or self.columns, BATCH_ROWS, [group])
                     # Rows before the slice in its first row group are read and dropped: Parquet has no way in between.
                     yield from islice(enumerate(cells, first), max(start - first, 0), stop - first)
-
-
-def _rows(files: list[_File], start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row over all files, cells) of a slice."""
-    # `start` and `stop` are of the whole; each file gets them shifted, below 0 and beyond its end included.
-    offset = 0
-    for file in files:
-        if offset < stop and offset + file.rows > start:
-            for row, cells in file.read(start - offset, stop - offset):
-                yield offset + row, cells
-        offset += file.rows
 
 
 def image_bytes(cell: Any) -> bytes | None:

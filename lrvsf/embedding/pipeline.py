@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -111,32 +110,26 @@ def _embed_range(
     """What the decoded rows give, without those that have a bad image, which are counted."""
     embedded = Embedded([], {}, [], [])
     batches = [{kind: torch.empty(0, encoder.dim) for kind in part.kinds}]  # as no row may be readable
-    rows: list[int] = []
-    pixels: list[list[np.ndarray]] = []
 
-    def embed_batch() -> None:
-        columns = [list(column) for column in zip(*pixels, strict=True)]  # a list of B images for each kind
-        batches.append(part.embed(encoder, rows, columns))
-        embedded.rows.extend(rows)
-        rows.clear()
-        pixels.clear()
+    def readable() -> Iterator[tuple[int, Decoded]]:
+        for (row, _), future in decoded:
+            bar.update()
+            try:
+                found = future.result()
+            except BadImage as error:
+                embedded.bad.append((row, error.reason))
+                counter.add_bad(f"row {row} of the {part.what}", error)
+            else:
+                counter.add_good()
+                yield row, found
 
-    for (row, _), future in decoded:
-        bar.update()
-        try:
-            images, extra = future.result()
-        except BadImage as error:
-            embedded.bad.append((row, error.reason))
-            counter.add_bad(f"row {row} of the {part.what}", error)
-            continue
-        counter.add_good()
-        rows.append(row)
-        pixels.append(images)
-        embedded.extras.append(extra)
-        if len(rows) == batch_size:
-            embed_batch()
-    if rows:
-        embed_batch()
+    good = readable()
+    while batch := list(islice(good, batch_size)):
+        rows = [row for row, _ in batch]
+        columns = zip(*(found.pixels for _, found in batch), strict=True)  # B images of each kind
+        batches.append(part.embed(encoder, rows, list(map(list, columns))))
+        embedded.rows += rows
+        embedded.extras += [found.extra for _, found in batch]
     embedded.embeds = {kind: torch.cat([embeds[kind] for embeds in batches]) for kind in part.kinds}
     return embedded
 

@@ -79,9 +79,8 @@ def download(
         settings = {**_settings(image_size, file_rows), **pace}
         work = out.with_name(out.name + ".unfinished")
         check_one_disk(work, out)
-        counts = UrlCounts()
         with csv_file(out / "failures.csv", FAILURE_COLUMNS) as failures:
-            number = 1
+            counts, number = UrlCounts(failures), 1
             while lists:
                 folder = out / f"round-{number}"
                 if not folder.is_dir():
@@ -91,7 +90,7 @@ def download(
                 # The next round's list follows from the outcomes alone, so a killed run makes the same one again.
                 retry_folder = work / f"list-{number + 1}"
                 with write_list(retry_folder) as retry:
-                    split_outcomes(outcomes(lists, folder, file_rows), number, again, counts, failures, retry)
+                    counts.add_round(number, outcomes(lists, folder, file_rows), retry if again else None)
                 lists = list_files(retry_folder) if retry.rows else []
                 number += 1
         counts.write_hosts(out / "hosts.csv")
@@ -113,50 +112,38 @@ def _fetch(lists: list[Path], folder: Path, unfinished: Path, python: Path, sett
     publish_folder(unfinished, folder)
 
 
-def split_outcomes(
-    rows: Iterable[dict[str, Any]],
-    number: int,
-    again: bool,
-    counts: UrlCounts,
-    failures: Callable[[dict[str, Any]], None],
-    retry: NumberedFiles,
-) -> None:
-    """Sorts the outcomes of one round into the counts, the failures and the next round's list.
-
-    Args:
-        rows: rows of a URL list with `reason` and `error`.
-        number: of the round.
-        again: whether there is a next round.
-    """
-    for row in rows:
-        outcome, error = row.pop("reason"), row.pop("error")
-        counts.tried[number] += 1
-        # Counted in its last round alone, so that each URL is counted once.
-        if again and outcome not in FINAL:
-            retry.add(row)
-            continue
-        counts.outcomes[host(row["url"]), outcome] += 1
-        counts.splits[row["split"], outcome == ARRIVED] += 1
-        if outcome == ARRIVED:
-            counts.arrived[number] += 1
-        else:
-            failures({**row, "round": number, "reason": outcome, "error": error})
-
-
 @dataclass
 class UrlCounts:
     """What became of URLs in the end, each counted once over all rounds.
 
     Attributes:
+        failures: what writes down a URL that did not arrive.
         tried, arrived: round -> URLs.
         outcomes: (host, outcome) -> URLs.
         splits: (split, whether arrived) -> URLs.
     """
 
+    failures: Callable[[dict[str, Any]], None]
     tried: Counter[int] = field(default_factory=Counter)
     arrived: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     splits: Counter[tuple[str, bool]] = field(default_factory=Counter)
+
+    def add_round(self, number: int, rows: Iterable[dict[str, Any]], retry: NumberedFiles | None) -> None:
+        """Counts rows of a URL list, with `reason` and `error`; what may yet arrive goes into the next round's list."""
+        for row in rows:
+            outcome, error = row.pop("reason"), row.pop("error")
+            self.tried[number] += 1
+            # Counted in its last round alone, so that each URL is counted once.
+            if retry is not None and outcome not in FINAL:
+                retry.add(row)
+                continue
+            self.outcomes[host(row["url"]), outcome] += 1
+            self.splits[row["split"], outcome == ARRIVED] += 1
+            if outcome == ARRIVED:
+                self.arrived[number] += 1
+            else:
+                self.failures({**row, "round": number, "reason": outcome, "error": error})
 
     def write_hosts(self, path: Path) -> None:
         with csv_file(path, HOST_COLUMNS) as write:
