@@ -60,7 +60,7 @@ def measure(change: dict, seed: int, steps: int, data: str) -> dict[str, float]:
     products, distractors = (embed_share(encoder, part(test_set), 256).embeds for part in (Products, Distractors))
     whole, cut = (recalls(products, distractors, dims) for dims in (encoder.dim, CUT))
     pairs = products["query"], products["target"]
-    loss = symmetric_cross_entropy(*pairs, *pairs, model.logit_scale.detach()).item()
+    loss = symmetric_cross_entropy(pairs, pairs, model.logit_scale.detach()).item()
     measured = dict(zip(COLUMNS, (*whole, loss, cut[1]), strict=True))
     print(f"seed {seed} {change}: {measured}", file=sys.stderr, flush=True)
     return measured

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -293,3 +294,8 @@ def write_shop(folder):
             write_file(folder / f"images/{name} worn.jpg", jpeg(2 * i + 1))
             rows.append((name, f"images/{name} worn.jpg", "scene", "", ""))
     return write_csv(folder / "products.csv", rows)
+
+
+def measured_products(rows, categories, ids=None):
+    """What a table of queries asks of an embedded test set."""
+    return SimpleNamespace(rows=rows, category_names=categories, product_ids=ids or [None] * len(rows))

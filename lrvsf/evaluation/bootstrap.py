@@ -159,7 +159,7 @@ def evaluate_bootstrap(
             **describe_items(product_folds, drawn, data if restricted else None),
         }
         if queries is not None:
-            queries.add(size, ranks, data.rows, data.category_names, "galleries", data.product_ids)
+            queries.add(size, ranks, data, "galleries")
         if size > data.n_distractors:  # as the published code draws: its score is better than its size deserves
             galleries[str(size)]["marked"] = f"drawn with repeats from only {data.n_distractors} distractors"
     return {

@@ -137,7 +137,7 @@ def _galleries(
     counted = zip(sizes, distractor_folds, whole.ranks(), within.ranks(), tops.shares(), strict=True)
     for size, drawn, ranks, restricted, shares in counted:
         if queries is not None:
-            queries.add(size, ranks, data.rows, data.category_names, name, data.product_ids)
+            queries.add(size, ranks, data, name)
         precision = over_folds(shares)
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),

@@ -15,7 +15,6 @@ many queries, as they do unless draws are missing, that is the mean of hit_at_K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from lrvsf.durable import whole_file
 from lrvsf.evaluation.results import FIRST_KS
 
 if TYPE_CHECKING:  # whoever only reads such a table does without torch
+    from lrvsf.evaluation.embedded import EmbeddedTestSet
     from lrvsf.evaluation.recall import GalleryRanks
 
 COLUMNS = ("galleries", "size", "product_row", "category", "draws", "mean_rank", *(f"hit_at_{k}" for k in FIRST_KS))
@@ -38,26 +38,17 @@ class QueryTable:
     def __init__(self) -> None:
         self._parts: list[pa.Table] = []
 
-    def add(
-        self,
-        size: int,
-        ranks: GalleryRanks,
-        rows: Sequence[int],
-        categories: Sequence[str],
-        galleries: str,
-        product_ids: Sequence[str | None] | None = None,
-    ) -> None:
-        """The P products of one gallery size: rows in products.parquet, categories and ids, in rank order."""
+    def add(self, size: int, ranks: GalleryRanks, data: EmbeddedTestSet, galleries: str) -> None:
+        """The P products of one gallery size, in the order of the ranks and of the test set's `rows`."""
         drawn = ranks.weights.sum(1).nonzero().flatten().tolist()  # what no fold drew was no query
         weights, expected = ranks.weights[drawn].double(), ranks.expected[drawn].double()  # (p, F)
         draws = weights.sum(1)  # (p,)
-        ids = [None] * len(rows) if product_ids is None else product_ids
         columns = {
             "galleries": pa.array([galleries] * len(drawn), pa.string()),
             "size": pa.array([size] * len(drawn), pa.int64()),
-            "product_row": pa.array([rows[place] for place in drawn], pa.int64()),
-            "product_id": pa.array([ids[place] for place in drawn], pa.string()),
-            "category": pa.array([categories[place] for place in drawn], pa.string()),
+            "product_row": pa.array([data.rows[place] for place in drawn], pa.int64()),
+            "product_id": pa.array([data.product_ids[place] for place in drawn], pa.string()),
+            "category": pa.array([data.category_names[place] for place in drawn], pa.string()),
             "draws": draws.long().numpy(),
             "mean_rank": ((weights * expected).sum(1) / draws).numpy(),
         }

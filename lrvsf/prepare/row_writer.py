@@ -34,7 +34,7 @@ class RowWriter:
         self,
         file: pq.ParquetWriter | pa.RecordBatchFileWriter,
         schema: pa.Schema,
-        batch_rows: int = GROUP_ROWS,
+        batch_rows: int,
         batch_bytes: int | None = None,
         shuffle: int | None = None,
     ) -> None:
@@ -68,14 +68,14 @@ class RowWriter:
         self._file.close()
 
 
-def parquet_writer(path: Path, schema: pa.Schema, group_rows: int = GROUP_ROWS, dictionary: bool = False) -> RowWriter:
+def parquet_writer(path: Path, schema: pa.Schema, dictionary: bool = False) -> RowWriter:
     """A Parquet file of images, which do not compress further.
 
     Args:
         dictionary: whether equal cells are stored once. Of pictures, pyarrow would hold all in memory to find that each
             is there once.
     """
-    return RowWriter(pq.ParquetWriter(path, schema, compression="none", use_dictionary=dictionary), schema, group_rows)
+    return RowWriter(pq.ParquetWriter(path, schema, compression="none", use_dictionary=dictionary), schema, GROUP_ROWS)
 
 
 class NumberedFiles:

@@ -24,7 +24,7 @@ from typing import Any, Self
 from lrvsf.data.schema import PRODUCT_FEATURES
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 from lrvsf.durable import whole_folder, writing_place
-from lrvsf.prepare.row_writer import GROUP_ROWS, NumberedFiles, RowWriter, parquet_writer
+from lrvsf.prepare.row_writer import NumberedFiles, RowWriter, parquet_writer
 from lrvsf.prepare.rows import unjoined_categories
 from lrvsf.report import write_report
 
@@ -107,7 +107,6 @@ class ProductShardWriter(FolderWriter):
     Args:
         folder: must not exist, or be empty.
         shard_bytes, shard_rows: a file is closed when its images have this many bytes, or it has this many rows.
-        row_group: products in a row group, at most; fewer where their images are large.
         dictionary: see `parquet_writer`.
 
     Attributes:
@@ -121,14 +120,13 @@ class ProductShardWriter(FolderWriter):
         self,
         folder: str | Path,
         shard_bytes: int = SHARD_BYTES,
-        row_group: int = GROUP_ROWS,
         shard_rows: int | None = None,
         dictionary: bool = False,
     ) -> None:
         super().__init__(folder)
         self.ids: set[str] = set()
         schema = PRODUCT_FEATURES.arrow_schema
-        shard = partial(parquet_writer, schema=schema, group_rows=row_group, dictionary=dictionary)
+        shard = partial(parquet_writer, schema=schema, dictionary=dictionary)
         self._shards = NumberedFiles(self.writing, shard, shard_rows, shard_bytes)
         self._digest = hashlib.sha256()
         self._files: list[dict[str, Any]] = []

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from lrvsf.processes import gather_rows, largest_over, rank, world_size
 
+Pairs = tuple[Tensor, Tensor]  # queries and targets
+
 
 def rows_that_share(pictures: Tensor) -> Tensor | None:
     """Which rows of all processes share a picture with each row of this one.
@@ -77,8 +79,8 @@ def info_nce(queries: Tensor, targets: Tensor, logit_scale: Tensor, together: Te
         precision = torch.promote_types(queries.dtype, torch.float32)
         queries, targets = queries.to(precision), targets.to(precision)
         # Differentiable: a row is a negative on every process, and its gradient comes back as the sum of all of theirs.
-        all_queries, all_targets = gather_rows(queries), gather_rows(targets)  # (world x B, D)
-        return symmetric_cross_entropy(queries, targets, all_queries, all_targets, logit_scale, together)
+        everybody = gather_rows(queries), gather_rows(targets)  # (world x B, D) each
+        return symmetric_cross_entropy((queries, targets), everybody, logit_scale, together)
 
 
 def nested_info_nce(
@@ -106,14 +108,10 @@ def checked_dims(dims: list[int] | None, whole: int) -> list[int]:
 
 
 def symmetric_cross_entropy(
-    queries: Tensor,
-    targets: Tensor,
-    all_queries: Tensor,
-    all_targets: Tensor,
-    logit_scale: Tensor,
-    together: Tensor | None = None,
+    pairs: Pairs, everybody: Pairs, logit_scale: Tensor, together: Tensor | None = None
 ) -> Tensor:
     """`info_nce` of rows that were gathered: (B, D) of this process, (world x B, D) of all."""
+    (queries, targets), (all_queries, all_targets) = pairs, everybody
     own = _own_rows(queries, all_queries)
     scale = logit_scale.to(queries.dtype).exp()
     logits = scale * queries @ all_targets.T, scale * targets @ all_queries.T  # (B, world x B) each

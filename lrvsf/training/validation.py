@@ -29,7 +29,7 @@ def validate(
     Raises TooMuchDamage as `embed_share` does.
     """
     products = all_products(encoder, test_set, batch_size, tolerance)
-    queries, targets = (products[name].to(encoder.device) for name in ("query", "target"))
+    pairs = queries, targets = tuple(products[name].to(encoder.device) for name in ("query", "target"))
     distractors = embed_share(encoder, Distractors(test_set), batch_size, tolerance)
     # Products are few, and every process holds all; of the distractors each holds its own, and knows their place.
     counts = every(len(distractors.rows))
@@ -37,7 +37,7 @@ def validate(
     ranks = ranks_among_all(queries, targets, [(distractors.embeds["distractor"], first_row)], sum(counts))
     recall = fold_recall(ranks.expected, ranks.weights, max(FIRST_KS)).flatten()  # (10,)
     with torch.no_grad():  # not `info_nce`, which would gather what is whole already
-        loss = symmetric_cross_entropy(queries, targets, queries, targets, encoder.model.logit_scale)
+        loss = symmetric_cross_entropy(pairs, pairs, encoder.model.logit_scale)
     return {**{f"R@{k}": recall[k - 1].item() for k in FIRST_KS}, "loss": loss.item()}
 
 

@@ -26,7 +26,7 @@ def test_the_exact_gradient_is_that_of_the_whole_batch_and_the_published_one_is_
 def test_the_losses_are_the_same(make_model):
     queries, targets = F.normalize(torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
     scale = torch.tensor(2.0)
-    expected = symmetric_cross_entropy(queries, targets, queries, targets, scale)
+    expected = symmetric_cross_entropy((queries, targets), (queries, targets), scale)
     for exact in (True, False):
         parts = [loss_of(rank, 3, queries, targets, scale, exact) for rank in range(3)]
         torch.testing.assert_close(sum(parts) / 3, expected)

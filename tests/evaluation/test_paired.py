@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from made import measured_products
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
@@ -64,9 +65,8 @@ def write(folder, above, weights=((1, 1), (2, 0), (0, 1)), **changes):
     save_results({**RESULTS, **changes}, folder / "results.json")
     above = torch.tensor(above)
     table = QueryTable()
-    table.add(
-        500, GalleryRanks(above, 0 * above, torch.tensor(weights)), [0, 1, 2], ["Bags", "Feet", "Neck"], "galleries"
-    )
+    ranks = GalleryRanks(above, 0 * above, torch.tensor(weights))
+    table.add(500, ranks, measured_products([0, 1, 2], ["Bags", "Feet", "Neck"]), "galleries")
     table.save(folder / "queries.parquet")
     return folder
 

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made import measured_products
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
@@ -24,7 +25,7 @@ def test_by_hand(tmp_path):
     above, tied = torch.tensor([[0, 7], [0, 0], [4, 2]]), torch.tensor([[0, 0], [0, 0], [1, 0]])
     ranks = GalleryRanks(above, tied, weights=torch.tensor([[3.0, 1], [0, 0], [2, 1]]))
     table = QueryTable()
-    table.add(500, ranks, [4, 5, 9], ["Bags", "Feet", "Neck"], "galleries", ["a", "b", None])
+    table.add(500, ranks, measured_products([4, 5, 9], ["Bags", "Feet", "Neck"], ["a", "b", None]), "galleries")
     table.save(tmp_path / "new" / "queries.parquet")
     first, third = load_queries(tmp_path / "new").to_pylist()
     head = {"galleries": "galleries", "size": 500}
@@ -57,7 +58,7 @@ def test_equals_a_loop_over_draws(tmp_path, seed):
     above, tied, weights = (torch.randint(0, n, (13, 5), generator=generator) for n in (14, 3, 2))
     ranks = GalleryRanks(above, tied, weights.float())
     table = QueryTable()
-    table.add(9, ranks, list(range(13)), ["Bags"] * 13, "galleries")
+    table.add(9, ranks, measured_products(list(range(13)), ["Bags"] * 13), "galleries")
     table.save(tmp_path / "queries.parquet")
     found = {row["product_row"]: [row[name] for name in COLUMNS[4:]] for row in load_queries(tmp_path).to_pylist()}
     expected = naive_rows(ranks)

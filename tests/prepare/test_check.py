@@ -9,14 +9,17 @@ import pytest
 from made import edit_rows, jpeg, product, row_image, rows_of, spoil_page, write_products, write_rows, write_table
 
 from lrvsf.data.schema import PRODUCT_FEATURES
+from lrvsf.prepare import row_writer
 from lrvsf.prepare.check import check
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter
 
 
 def write_train(folder, rows):
-    with ProductShardWriter(folder, shard_bytes=sum(map(len_of, rows)) // 2, row_group=3) as shards:
-        for row in rows:
-            shards.add(row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_writer, "GROUP_ROWS", 3)
+        with ProductShardWriter(folder, shard_bytes=sum(map(len_of, rows)) // 2) as shards:
+            for row in rows:
+                shards.add(row)
 
 
 def len_of(row):

@@ -28,8 +28,9 @@ def write(folder, names, **options):
             shards.add(small(name))
 
 
-def test_files_and_row_groups(tmp_path):
-    write(tmp_path / "train", "abcdefghi", shard_bytes=100, row_group=2)  # 20 bytes a product
+def test_files_and_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_writer, "GROUP_ROWS", 2)
+    write(tmp_path / "train", "abcdefghi", shard_bytes=100)  # 20 bytes a product
     files = sorted((tmp_path / "train").glob("*.parquet"))
     assert [file.name for file in files] == ["00000.parquet", "00001.parquet"]
     groups = [pq.ParquetFile(file).metadata for file in files]
@@ -224,8 +225,9 @@ def test_work_is_kept_if_only_the_rename_fails(tmp_path, monkeypatch):
 
 @pytest.mark.survives("the disk is full while data are prepared", "says so; nothing half is left")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_what_is_said(tmp_path):
-    with pytest.raises(OSError) as error, ProductShardWriter(tmp_path / "train", row_group=1) as shards:
+def test_a_full_disk_is_what_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_writer, "GROUP_ROWS", 1)
+    with pytest.raises(OSError) as error, ProductShardWriter(tmp_path / "train") as shards:
         (tmp_path / "train.writing/00000.parquet").symlink_to("/dev/full")
         shards.add(small("a", size=2**22))
         shards.add(small("b", size=2**22))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import measured_products
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,7 +26,7 @@ def queries(sizes, tmp_path):
     table = QueryTable()
     for size in sizes:
         ranks = GalleryRanks(torch.tensor([[0], [4]]), torch.zeros(2, 1, dtype=int), torch.tensor([[1.0], [1.0]]))
-        table.add(size, ranks, [0, 1], ["Bags", "Feet"], "galleries")
+        table.add(size, ranks, measured_products([0, 1], ["Bags", "Feet"]), "galleries")
     table.save(tmp_path / "queries.parquet")
     return table.table()
 
