@@ -5,7 +5,6 @@ What such scripts share: flags with underscores, help in 80 columns, and a mista
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -39,22 +38,23 @@ def run_step(
         first = (step.__doc__ or "").partition("\n\n")[0]  # whole: Typer would cut it after 45 letters
         own_help = getattr(step, "reads_flags", False)
         settings["ignore_unknown_options"] = own_help
-        app.command(step.__name__, context_settings=settings, short_help=first, add_help_option=not own_help)(
-            _printed(step, show)
-        )
+        app.command(step.__name__, context_settings=settings, short_help=first, add_help_option=not own_help)(step)
     program = typer.main.get_command(app)
     for command in program.commands.values():
         for parameter in command.params:  # Typer makes --test-products of test_products
             parameter.opts = [_underscored(name) for name in parameter.opts]
             parameter.secondary_opts = [_underscored(name) for name in parameter.secondary_opts]
     try:
-        status = program((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        result = program((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's, of which newer versions of Typer have a copy
             raise
         raise ValueError(f"{error.format_message().rstrip('.')}. --help tells the rest") from error
-    if status:
-        sys.exit(status)
+    if isinstance(result, int):  # an exit status, such as that of --help: no step gives a number
+        if result:
+            sys.exit(result)
+    elif result is not None:
+        print(show(result))
 
 
 def reads_flags(step: Step) -> Step:
@@ -66,18 +66,6 @@ def reads_flags(step: Step) -> Step:
 def step_name() -> str:
     """The script and the step that was asked for: what stands before each message."""
     return " ".join([script_name(), *(word for word in sys.argv[1:2] if not word.startswith("-"))])
-
-
-def _printed(step: Step, show: Callable[[Any], str]) -> Step:
-    """The step for Typer, which reads its signature and docstring."""
-
-    @functools.wraps(step)
-    def printed(*args: Any, **kwargs: Any) -> None:
-        result = step(*args, **kwargs)
-        if result is not None:
-            print(show(result))
-
-    return printed
 
 
 def _underscored(name: str) -> str:

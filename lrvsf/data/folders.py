@@ -61,9 +61,7 @@ def content_names(names: list[str], folder: str) -> list[str]:
     if companions:
         logger.warning(
             "Passed over companion files of macOS in %s: %d, such as %s.",
-            printable(folder),
-            len(companions),
-            printable(min(companions)),
+            *(printable(folder), len(companions), printable(min(companions))),
         )
     return sorted(set(names) - set(companions))
 

@@ -21,6 +21,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from modeling_condvit import CondViTOutput
+
 HALF, IMAGENET = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # model_type -> the class that reads the checkpoint; mean and standard deviation where the checkpoint names none.
 FAMILIES: dict[str, tuple[type[PreTrainedModel], tuple[tuple[float, ...], tuple[float, ...]]]] = {
@@ -41,11 +43,6 @@ class BaselineConfig:
     condition: str = "none"
 
 
-@dataclass
-class BaselineOutput:
-    image_embeds: Tensor
-
-
 class Baseline(nn.Module):
     """One of `FAMILIES` behind CondViT's interface.
 
@@ -61,11 +58,11 @@ class Baseline(nn.Module):
         self.config = BaselineConfig(image_size, tower.config.hidden_size)
         self.name_or_path = tower.name_or_path
 
-    def forward(self, pixel_values: Tensor, category_indices: None = None) -> BaselineOutput:
+    def forward(self, pixel_values: Tensor, category_indices: None = None) -> CondViTOutput:
         """(B, 3, S, S) -> unit rows (B, hidden_size), float32."""
         # DINO: the class token after the last norm. SigLIP: what its attention head pools.
         pooled = self.tower(pixel_values=pixel_values).pooler_output
-        return BaselineOutput(F.normalize(pooled.float(), dim=-1))
+        return CondViTOutput(F.normalize(pooled.float(), dim=-1))
 
     def describe(self) -> dict[str, object]:
         """The tower's configuration, but for who wrote it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,18 @@ def load_model(path: str) -> CondViTModel | Baseline:
     check_model(path)
     model_type = PretrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == "condvit":
-        model, loaded = CondViTModel.from_pretrained(path, **_LOADING, output_loading_info=True)
-        if missing := sorted(loaded["missing_keys"]):
-            raise ValueError(f"{path} lacks the weights {', '.join(missing[:5])}. Restore its model.safetensors.")
-        return model
+        return load_condvit(path, **_LOADING)
     if model_type in ("clip", "clip_vision_model"):
         return CondViTModel.from_clip(path, attn_implementation="sdpa", condition="none")
     return load_baseline(path)
+
+
+def load_condvit(path: str, **loading: Any) -> CondViTModel:
+    """`CondViTModel.from_pretrained`; a weight that is missing would be a random one. Raises ValueError: there is."""
+    model, loaded = CondViTModel.from_pretrained(path, output_loading_info=True, **loading)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"{path} lacks the weights {', '.join(missing[:5])}; restore its model.safetensors")
+    return model
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -24,9 +24,7 @@ def gallery_results(size: int, ranks: GalleryRanks, categories: list[str]) -> di
         logger.warning(
             "Gallery of %d: %d of %d queries tie with other items. Equal images, or a model that collapses? "
             "The results hold the optimistic and the pessimistic recall.",
-            size,
-            ranks.tied_queries,
-            ranks.queries,
+            *(size, ranks.tied_queries, ranks.queries),
         )
     results: dict[str, Any] = {"recall": {}, "recall_optimistic": {}, "recall_pessimistic": {}}
     for name, counted in (("", ranks.expected), ("_optimistic", ranks.optimistic), ("_pessimistic", ranks.pessimistic)):
@@ -62,18 +60,15 @@ def describe_items(
         items: the fewest of a fold's gallery; with categories, items_by_category: name -> mean over the folds that ask
         for it.
     """
-    described: dict[str, Any] = {
-        "items": min(
-            len(torch.as_tensor(rows).unique()) + len(drawn)
-            for rows, drawn in zip(product_folds, distractor_folds, strict=True)
-        )
-    }
+    # A product stands in a gallery once however often it was drawn; a distractor as often as it was drawn.
+    products = [torch.as_tensor(rows).unique() for rows in product_folds]
+    folds = list(zip(products, distractor_folds, strict=True))
+    described: dict[str, Any] = {"items": min(len(rows) + len(drawn) for rows, drawn in folds)}
     if categorised is None:
         return described
     names, counts = categorised.categories.names, []
-    for rows, drawn in zip(product_folds, distractor_folds, strict=True):
-        # A product stands in a gallery once however often it was drawn; a distractor as often as it was drawn.
-        targets = torch.bincount(categorised.product_categories[torch.as_tensor(rows).unique()], minlength=len(names))
+    for rows, drawn in folds:
+        targets = torch.bincount(categorised.product_categories[rows], minlength=len(names))
         # Category -1, which no product has, is counted in a first bin that is cut off.
         others = torch.bincount(categorised.distractor_categories[drawn] + 1, minlength=len(names) + 1)[1:]
         counts.append(torch.where(targets > 0, targets + others, 0))  # no product: nobody asks for this gallery

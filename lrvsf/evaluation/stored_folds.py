@@ -181,11 +181,8 @@ def _product_ids(metadata: str | Path) -> dict[str, str]:
 def _described(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"a tensor {value.shape} of {value.dtype}"
-    shown = (
-        [str(item)[:40] for item in list(value)[:5] if isinstance(item, str | int)]
-        if isinstance(value, dict | list)
-        else []
-    )
+    items = list(value)[:5] if isinstance(value, dict | list) else []
+    shown = [str(item)[:40] for item in items if isinstance(item, str | int)]
     return f"a {type(value).__name__}" + (f" with {', '.join(shown)}" if shown else "")
 
 

@@ -106,13 +106,13 @@ def _described(product_id: str | None, kind: str | None, category: str | None, p
 
 def unjoined_categories(queries: Counter[str | None], distractors: Counter[str | None]) -> dict[str, Any]:
     """Parts of a report: categories, with their counts, that only the queries or only the distractors have."""
+
+    def only(these: Counter[str | None], others: Counter[str | None]) -> dict[str, int]:
+        return {name: these[name] for name in sorted(these.keys() - others.keys() - {None})}
+
     parts: dict[str, Any] = {
-        "categories of queries without a distractor": {
-            name: queries[name] for name in sorted(queries.keys() - distractors.keys() - {None})
-        },
-        "categories of distractors without a query": {
-            name: distractors[name] for name in sorted(distractors.keys() - queries.keys() - {None})
-        },
+        "categories of queries without a distractor": only(queries, distractors),
+        "categories of distractors without a query": only(distractors, queries),
         "distractors without a category": distractors[None],
     }
     return {title: found for title, found in parts.items() if found}

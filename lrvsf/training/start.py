@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.embedding.encoder import load_condvit
 from lrvsf.paths import check_model
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.fast_tower import use_patch_product
@@ -50,9 +51,7 @@ def from_clip(args: ModelArguments) -> CondViTModel:
 
 def from_condvit(args: ModelArguments) -> CondViTModel:
     """A trained CondViT, with the run's categories where it names some."""
-    model, loaded = CondViTModel.from_pretrained(args.model, output_loading_info=True, **_loading(args))
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"{args.model} lacks the weights {', '.join(missing[:5])}; restore its model.safetensors")
+    model = load_condvit(args.model, **_loading(args))
     for name in ("condition", "num_condition_tokens"):
         asked, trained = getattr(args, name), getattr(model.config, name)
         if asked is not None and asked != trained:

@@ -122,7 +122,7 @@ def test_the_first_dimensions_are_embeddings_too(tiny_model):
 def test_a_condvit_without_all_its_weights_is_refused(tiny_model, tmp_path):
     weights = {name: value for name, value in tiny_model.state_dict().items() if name != "visual_projection.weight"}
     tiny_model.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(ValueError, match="lacks the weights visual_projection.weight. Restore its model.safetensors"):
+    with pytest.raises(ValueError, match="lacks the weights visual_projection.weight; restore its model.safetensors"):
         load_model(str(tmp_path))
 
 
