@@ -112,11 +112,10 @@ def bootstrap_interval(
     return low, high
 
 
-def differences_table(names: Sequence[str], folders: Sequence[str | Path], differences: Sequence[Difference]) -> str:
+def differences_table(named_results: Mapping[str, Mapping[str, Any]], differences: Sequence[Difference]) -> str:
     """What is printed of a pair, at most 80 columns wide but for long names."""
     lines = []
-    for which, name, folder in zip(("first", "second"), names, folders, strict=True):
-        results = load_results(Path(folder, "results.json"))
+    for which, (name, results) in zip(("first", "second"), named_results.items(), strict=True):
         asked = "conditioning " + results["conditioning"]
         asked += ", only items of the target's category" if results.get("restrict_to_category") else ""
         lines.append(f"{which + ':':<8}{name} ({asked})")

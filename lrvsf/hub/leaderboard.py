@@ -75,8 +75,9 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
         raise ValueError(f"{dataset!r} is no dataset's name on the Hub. Give OWNER/NAME.")
     card = ModelCard.load(readme)
-    own = [one for one in card.data.eval_results or [] if not _is_ours(one, dataset)]
-    # Results of the validation, and on other test sets, stay.
+    replaced = (TASK, dataset, "test")  # results of the validation, and on other test sets, stay
+    there = card.data.eval_results or []
+    own = [one for one in there if (one.task_type, one.dataset_type, one.dataset_split) != replaced]
     card.data.eval_results = own + model_index(results, galleries, dataset)
     card.data.model_name = card.data.model_name or folder.resolve().name
     if dataset == DATASET and TAG not in (card.data.tags or []):
@@ -182,7 +183,3 @@ def _missing(results: Mapping[str, Any]) -> str:
     """Draws of products that could not be read, of which the published scores have none."""
     count = results.get("missing_draws", {}).get("products", 0)
     return f"{count} of their draws missing, " if count else ""
-
-
-def _is_ours(one: EvalResult, dataset: str) -> bool:
-    return (one.task_type, one.dataset_type, one.dataset_split) == (TASK, dataset, "test")

@@ -111,9 +111,12 @@ def conversions(source: Path, metadata: Path) -> tuple[list[Conversion], dict[st
         Conversion("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)),
         Conversion("test", sum(test, []), lambda part: part.add_parquet_set(*test)),
     ]
-    first = {"train": ("TRAIN/*.tar", train), "validation": ("VALID/prods*.tar", prods)}
-    first["test"] = ("TEST/prods*.parquet", tests)
-    missing = {name: f"left out: no {pattern} in {source}" for name, (pattern, files) in first.items() if not files}
+    needed = {
+        "train": ("TRAIN/*.tar", train),
+        "validation": ("VALID/prods*.tar", prods),
+        "test": ("TEST/prods*.parquet", tests),
+    }
+    missing = {name: f"left out: no {pattern} in {source}" for name, (pattern, files) in needed.items() if not files}
     if tests and not described:
         missing["test"] = (
             f"left out: TEST/prods*.parquet says of no image what it is, and {metadata} has no *metadata*.parquet that "

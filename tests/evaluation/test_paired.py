@@ -16,7 +16,7 @@ from lrvsf.evaluation.pages import compare
 from lrvsf.evaluation.paired import bootstrap_interval, compare_pair, differences_table
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.recall import GalleryRanks
-from lrvsf.evaluation.results import save_results
+from lrvsf.evaluation.results import load_results, save_results
 
 
 def naive_interval(differences, draws, seed, resamples, at_a_time):
@@ -99,7 +99,8 @@ def test_a_model_does_not_differ_from_itself(pair):
 
 
 def test_table(pair):
-    table = differences_table(["Mini CLIP", "Mini CondViT"], pair, compare_pair(*pair))
+    results = [load_results(folder / "results.json") for folder in pair]
+    table = differences_table(dict(zip(["Mini CLIP", "Mini CondViT"], results, strict=True)), compare_pair(*pair))
     lines = table.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[1].startswith("second: Mini CondViT (conditioning none, only items of the target's")

@@ -149,9 +149,9 @@ def image_column(path: Path) -> tuple[list[str], bool]:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas' categories
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return schema.names, True
-    if pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
-        return schema.names, False
-    if kind in (pa.binary(), pa.large_binary(), pa.binary_view()) or pa.types.is_fixed_size_binary(kind):
+    structs = pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
+    plain = kind in (pa.binary(), pa.large_binary(), pa.binary_view()) or pa.types.is_fixed_size_binary(kind)
+    if structs or plain:
         return schema.names, False
     raise ValueError(
         f"{path}: image is {kind}; it must hold paths as text, or encoded images as binary, or structs of the fields "

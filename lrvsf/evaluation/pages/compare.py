@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     differences = compare_pair(*folders) if args.paired else None
     print("Recall at K in %\n\n" + comparison_table(results))
     if differences:
-        print("\n" + differences_table(list(results), folders, differences))
+        print("\n" + differences_table(results, differences))
     if args.plots:
         queries = {name: load_queries(folder) for name, folder in zip(results, folders, strict=True)}
         plot_all(results, queries, args.plots)

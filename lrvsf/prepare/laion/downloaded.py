@@ -103,12 +103,14 @@ class Partitions:
     def of(cls, source: Source, work: Path) -> Partitions:
         """Those that an earlier run left in `work`, if the source is still the same, or new ones."""
         described = work / "partitions.json"
-        if not _whole(described, source.fingerprint()):
-            if described.is_file():
+        numbers = json.loads(described.read_text()) if described.is_file() else {}
+        there = {path.name: path.stat().st_size for path in work.glob("*.arrow")}
+        if (numbers.get("input"), numbers.get("files")) != (source.fingerprint(), there):
+            if numbers:
                 rmtree(work)
             with _PartitionWriter(work, source) as writer:
                 writer.add_files()
-        numbers = json.loads(described.read_text())
+            numbers = json.loads(described.read_text())
         return cls(sorted(work.glob("*.arrow")), numbers["rows"], numbers["skipped"])
 
     def products(self, mapper: Callable) -> Iterator[tuple[str, list[Picture]]]:
@@ -134,15 +136,6 @@ class Partitions:
                         urls = groupby(rows, key=itemgetter("split", "url"))
                         pictures = [_downloaded_picture(list(rounds)) for _, rounds in urls]
                         yield product_id, sorted(pictures, key=lambda picture: (type_rank(picture.type), picture.url))
-
-
-def _whole(described: Path, fingerprint: str) -> bool:
-    """Whether partitions are of this source, and all there."""
-    if not described.is_file():
-        return False
-    numbers = json.loads(described.read_text())
-    there = {path.name: path.stat().st_size for path in described.parent.glob("*.arrow")}
-    return numbers["input"] == fingerprint and numbers["files"] == there
 
 
 class _PartitionWriter(FolderWriter):
