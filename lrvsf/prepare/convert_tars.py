@@ -111,6 +111,7 @@ def conversions(source: Path, metadata: Path) -> tuple[list[Conversion], dict[st
         Conversion("validation", prods + dist, lambda part: part.add_tar_set(prods, dist)),
         Conversion("test", sum(test, []), lambda part: part.add_parquet_set(*test)),
     ]
+    # What a part cannot do without; a test set may have no distractors.
     needed = {
         "train": ("TRAIN/*.tar", train),
         "validation": ("VALID/prods*.tar", prods),

@@ -107,6 +107,7 @@ def _described(product_id: str | None, kind: str | None, category: str | None, p
 def unjoined_categories(queries: Counter[str | None], distractors: Counter[str | None]) -> dict[str, Any]:
     """Parts of a report: categories, with their counts, that only the queries or only the distractors have."""
 
+    # Without None, which is no name: two pictures without a category do not join by it.
     def only(these: Counter[str | None], others: Counter[str | None]) -> dict[str, int]:
         return {name: these[name] for name in sorted(these.keys() - others.keys() - {None})}
 

@@ -158,6 +158,7 @@ def _write_folders(splits: Splits, spool: Spool, out: Path, source: str, report:
     total = sum(map(len, splits.complete.values()))
     with tqdm(total=total, desc="writing", unit="product") as bar:
         for name in SETS:
+            # A killed run may have finished one: it is whole, and of the same splits, so it stays.
             if not splits.complete[name] or made_from(out / name, source):
                 continue
             with TestSetWriter(out / name) as writer:

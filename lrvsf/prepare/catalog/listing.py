@@ -32,7 +32,7 @@ OPTIONAL = ("category", "text")
 ROLES = {"product": SIMPLE, "scene": SCENES[0], **{kind.lower(): kind for kind in (SIMPLE, *SCENES)}}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # as a million of them are in memory at once
 class ListedImage:
     """One image of the catalog.
 

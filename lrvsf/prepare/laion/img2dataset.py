@@ -110,7 +110,7 @@ def run_img2dataset(python: Path, settings: dict[str, Any], sizes: list[int], lo
         raise OSError(
             f"img2dataset ended with exit code {process.returncode} and left {len(undone)} of {len(sizes)} files "
             f"undone, the first one number {undone[0]}. Run the same command again to go on. The end of {log}:\n"
-            + _tail(log)
+            + "\n".join(log.read_text(errors="replace").splitlines()[-10:])
         )
 
 
@@ -145,7 +145,3 @@ def _call(command: list[str]) -> None:
             f"{' '.join(command)}\nended with exit code {result.returncode}:\n{result.stdout[-2000:]}\n"
             f"Install img2dataset=={VERSION} into a virtual environment by hand and name it with --environment."
         )
-
-
-def _tail(log: Path, lines: int = 10) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
