@@ -201,7 +201,7 @@ class EmbeddingStore:
         # Shared out is what is missing, not what there is, so that all processes help a resumed run.
         missing = [span for span in _ranges(part.total) if span not in found]
         own = missing[slice(*own_share(len(missing)))]
-        counter = self._counter(part)
+        counter = BadImageCounter(part.what, self.tolerance)
         # Ranges in their order, found or made: bad rows are judged as in a run that was never interrupted.
         with closing(embed_ranges(self.encoder, part, own, self.batch_size, counter)) as embedded:
             for span in _ranges(part.total):
@@ -258,7 +258,8 @@ class EmbeddingStore:
 
     def _take_stock(self, part: Part) -> tuple[Tensor, Bad]:
         """The rows (n,) that there are of a part, and its bad ones, which are judged over all shards in order."""
-        counter, rows, all_bad = self._counter(part), [torch.empty(0, dtype=torch.int64)], []
+        counter = BadImageCounter(part.what, self.tolerance)
+        rows, all_bad = [torch.empty(0, dtype=torch.int64)], []
         for span in _ranges(part.total):
             try:
                 own, bad = self._header(part, *span)
@@ -272,9 +273,6 @@ class EmbeddingStore:
             all_bad += bad
         counter.finish()
         return torch.cat(rows), all_bad
-
-    def _counter(self, part: Part) -> BadImageCounter:
-        return BadImageCounter(part.what, self.tolerance)
 
     def _header(self, part: Part, start: int, stop: int) -> tuple[Tensor, Bad]:
         """What is known of a shard without its embeddings: its rows (n,), and the bad ones.

@@ -52,7 +52,7 @@ def open_repository(repo: str, private: bool | None = None, token: str | None = 
         The repository's full name, OWNER/NAME.
     """
     try:
-        return _open(_api(token), repo, private)
+        return _api(token).create_repo(repo, private=private, exist_ok=True).repo_id
     except Exception as error:
         raise PushError(
             f"{_explain(error, repo)}\nNothing was trained yet; without --push_to_hub it will be."
@@ -73,7 +73,7 @@ def push_model(
     paths = model_files(folder)  # before anything is asked of the Hub
     try:
         api = _api(token)
-        repo = _open(api, repo, private)
+        repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
         files = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
         return api.create_commit(repo, files, commit_message="Add the model", revision=revision).commit_url
     except Exception as error:
@@ -101,10 +101,6 @@ def _api(token: str | None) -> HfApi:
     kind, hooks = type(session), {**session.event_hooks, "response": [_refuse_a_long_wait]}  # httpx, or httpx2
     set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=ANSWER_WITHIN))
     return HfApi(token=token or True)  # True: one must be there
-
-
-def _open(api: HfApi, repo: str, private: bool | None) -> str:
-    return api.create_repo(repo, private=private, exist_ok=True).repo_id
 
 
 def _refuse_a_long_wait(response) -> None:

@@ -7,6 +7,7 @@ them: the items of a still picture by their extents, the first sample of each tr
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -35,7 +36,7 @@ def avif_pixels(data: bytes) -> int:
     streams, grids = [], [0]
     for item in _items(data):
         if len(item) in (8, 12) and item[0] == 0:  # no stream begins with 0
-            grids.append(_grid(item))
+            grids.append(math.prod(struct.unpack_from(">HH" if len(item) == 8 else ">II", item, 4)))
         else:
             streams.append(_stream(item))
     largest = max((pixels for pixels, _ in streams), default=0)  # one decoder may be given one stream after another
@@ -120,11 +121,6 @@ def _first_samples(box: bytes, data: bytes) -> Iterator[bytes]:
             sizes.append(struct.unpack_from(">I", body, 4)[0] or struct.unpack_from(">I", body, 12)[0])
     for (place, size), _ in zip(product(places, sizes), _few(), strict=False):
         yield data[place : place + size]
-
-
-def _grid(item: bytes) -> int:
-    width, height = struct.unpack_from(">HH" if len(item) == 8 else ">II", item, 4)
-    return width * height
 
 
 def _stream(data: bytes) -> Stream:

@@ -64,6 +64,7 @@ def _most(body: bytes) -> int:
 # What follows a JPEG's segment up to the next: stuffed bytes and restart markers belong to a scan, the rest is skipped.
 _SCAN = re.compile(rb"(?:[^\xff]++|\xff[\x00\xd0-\xd7])*+")
 _FILL = re.compile(rb"\xff*+")
+_ESCAPED = re.compile(rb"(?:\xff\x00)*+")
 
 
 def _jpeg(data: bytes) -> Fault | None:
@@ -72,7 +73,7 @@ def _jpeg(data: bytes) -> Fault | None:
         if scans:
             place = _SCAN.match(data, place).end()
         else:  # Pillow itself reads up to here, and takes an escaped byte for a part of its own
-            start, place = place, _after(data, b"\xff\x00", place)
+            start, place = place, _ESCAPED.match(data, place).end()
             parts += (place - start) // 2
         start, place = place, _FILL.match(data, place).end()
         fill += max(place - start - 1, 0)
@@ -100,13 +101,6 @@ def _jpeg(data: bytes) -> Fault | None:
     return None
 
 
-def _after(data: bytes, pair: bytes, place: int) -> int:
-    """The first place that does not begin with this pair of bytes."""
-    while data.startswith(pair, place):
-        place += 2
-    return place
-
-
 def _png(data: bytes) -> Fault | None:
     place = 8
     for _ in range(MAX_CHUNKS):
@@ -120,7 +114,8 @@ def _png(data: bytes) -> Fault | None:
 
 
 def _gif(data: bytes) -> Fault | None:
-    place, blocks = 13 + _colors(data[10]), 0
+    colors = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0  # bytes of their table
+    place, blocks = 13 + colors, 0
     # Up to the first picture; Pillow passes over bytes that begin neither it nor an extension.
     while data[place] != 0x2C:
         extension = data[place] == 0x21
@@ -131,11 +126,6 @@ def _gif(data: bytes) -> Fault | None:
         if blocks > MAX_PARTS:
             return TOO_MANY_PARTS, f"a GIF of more than {MAX_PARTS} blocks before its picture"
     return None
-
-
-def _colors(flags: int) -> int:
-    """Bytes of a GIF's table of colours."""
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _avif(data: bytes) -> Fault | None:

@@ -88,10 +88,6 @@ class TarMembers:
     def whole(self) -> bool:
         return self._ended and not self._damaged and not self._file.broken
 
-    def __iter__(self) -> Iterator[Member]:
-        self._file.unfold()
-        yield from self._members()
-
     def content(self) -> bytes | None:
         """That of the member given last, to be called once at most; None if the tar ends before it does."""
         size, self._unread = self._unread, 0
@@ -103,7 +99,8 @@ class TarMembers:
         self._file.unread(content)  # other members may lie in what this one claimed
         return None
 
-    def _members(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[Member]:
+        self._file.unfold()
         before = _Before()
         while len(block := self._file.read(BLOCK)) == BLOCK:
             self._ended = block == EMPTY_BLOCK
