@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lrvsf import command
 from lrvsf.mini.contact_sheet import mini_sheet
-from lrvsf.mini.draw_mini import mini
+from lrvsf.mini.draw_mini import mini, mini_shop
 from lrvsf.mini.train_clip import mini_clip
 from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.check import check
@@ -20,7 +20,7 @@ from lrvsf.prepare.push_dataset import push
 from lrvsf.report import as_table
 from lrvsf.steps import run_step, step_name
 
-STEPS = (catalog, urls, download, products, testset, tars, check, push, mini, mini_clip, mini_sheet)
+STEPS = (catalog, urls, download, products, testset, tars, check, push, mini, mini_shop, mini_clip, mini_sheet)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`prepare_lrvsf.py mini`: draws Mini LRVS-F."""
+"""Steps that draw: `prepare_lrvsf.py mini`, the data set, and `mini_shop`, a catalog with scenes to search it by."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from lrvsf.durable import locked
 from lrvsf.mini.build import MiniSize, build_mini
+from lrvsf.mini.shop import ShopSize, draw_shop
 
 
 def mini(
@@ -33,5 +34,25 @@ def mini(
         "training products": products,
         "queries": test_products,
         "distractors": distractors,
+        "seed": seed,
+    }
+
+
+def mini_shop(
+    out: Annotated[Path, Argument(help="folder to write: items.parquet, scenes/, scenes.json")],
+    items: Annotated[int, Option(help="items of the shop")] = ShopSize.items,
+    scenes: Annotated[int, Option(help="pictures of figures that wear items of the shop")] = ShopSize.scenes,
+    image_size: Annotated[int, Option(help="pixels along the longer side")] = ShopSize.image_size,
+    seed: Annotated[int, Option(help="the same seed gives the same bytes")] = ShopSize.seed,
+) -> dict[str, Any]:
+    """Draw a catalog of Mini's garments, and scenes whose every garment it holds."""
+    size = ShopSize(items, scenes, image_size, seed)
+    with locked(out, "prepare_lrvsf.py mini_shop"):
+        drawn = draw_shop(out, size)
+    return {
+        "folder": str(out),
+        "drawn now": "yes" if drawn else "no, it was there already",
+        "items": items,
+        "scenes": scenes,
         "seed": seed,
     }
