@@ -49,8 +49,8 @@ class ShopSize:
     def __post_init__(self):
         if self.scenes < 1 or self.items < 5 * self.scenes:
             raise ValueError(
-                f"items={self.items} do not hold what scenes={self.scenes} show, up to 5 garments each; ask for 1 scene "
-                f"at least, and for {5 * max(self.scenes, 1)} items"
+                f"items={self.items} do not hold what scenes={self.scenes} show, up to 5 each; ask for 1 scene at "
+                f"least, and for {5 * max(self.scenes, 1)} items"
             )
         if self.image_size < 32:
             raise ValueError(f"image_size={self.image_size} is too small to see a pattern; take 32 or more")
