@@ -34,8 +34,8 @@ WIDTH = 80  # columns of what is printed for a person: commands, --help
 
 # Whose deliberate errors are refusals: ours, and those of transformers, which are about flags and model folders.
 REFUSING = {
-    *("__main__", "prepare_lrvsf", "train_hf", "evaluate_lrvsf", "publish_lrvsf", "lrvsf", "transformers"),
-    *("configuration_condvit", "modeling_condvit", "processing_condvit"),
+    *("__main__", "prepare_lrvsf", "train_hf", "evaluate_lrvsf", "search_catalog", "publish_lrvsf", "lrvsf"),
+    *("configuration_condvit", "modeling_condvit", "processing_condvit", "transformers"),
 }
 NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2"}
 REACH = "See whether this machine reaches https://huggingface.co, and with which proxy, or name a folder instead."
@@ -112,7 +112,7 @@ def called(step: str) -> list[str]:
     >>> called("publish")
     ['python', 'publish_lrvsf.py']
     """
-    file = {"train": "train_hf.py"}.get(step, f"{step}_lrvsf.py")
+    file = {"train": "train_hf.py", "search": "search_catalog.py"}.get(step, f"{step}_lrvsf.py")
     found = [folder / file for folder in (Path(sys.argv[0]).parent, Path()) if (folder / file).is_file()]
     return ["python", str(found[0])] if found else [f"lrvsf-{step}"]
 

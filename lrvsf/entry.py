@@ -19,6 +19,10 @@ def evaluate() -> None:
     _run("evaluate_lrvsf")
 
 
+def search() -> None:
+    _run("search_catalog")
+
+
 def publish() -> None:
     _run("publish_lrvsf")
 

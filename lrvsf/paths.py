@@ -91,14 +91,14 @@ def near(path: Path) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def check_output(folder: Path) -> None:
-    """Refuses an output_dir that is a file, lies in one, or cannot be written to."""
+def check_output(folder: Path, flag: str = "output_dir") -> None:
+    """Refuses a folder to write to that is a file, lies in one, or cannot be written to."""
     # The nearest folder above that is there decides: what is missing will be made in it.
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
     if not there.is_dir():
-        raise NotADirectoryError(f"output_dir={folder}: {there} is a file. Give a folder's name")
+        raise NotADirectoryError(f"{flag}={folder}: {there} is a file. Give a folder's name")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"output_dir={folder}: {there} cannot be written to. Name another folder")
+        raise PermissionError(f"{flag}={folder}: {there} cannot be written to. Name another folder")
 
 
 def _check_unfinished(folder: Path) -> None:

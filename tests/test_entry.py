@@ -21,6 +21,7 @@ SCRIPTS = {
     "lrvsf-prepare": "prepare_lrvsf",
     "lrvsf-train": "train_hf",
     "lrvsf-evaluate": "evaluate_lrvsf",
+    "lrvsf-search": "search_catalog",
     "lrvsf-publish": "publish_lrvsf",
 }
 STEPS = {name: [] for name in SCRIPTS} | {"lrvsf-evaluate": ["compare"]}

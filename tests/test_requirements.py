@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-gpu.txt"]
+REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-gpu.txt", "requirements-search.txt"]
 
 
 def lines(name):

@@ -1,0 +1,299 @@
+"""Pictures become a catalog, and a catalog another generation of itself: index, add, remove, compact.
+
+Whatever is whole is used again: a killed build goes on where it stopped, and `add` embeds only what is new. The
+generation that answers is never touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from lrvsf.command import Command, called
+from lrvsf.data.names import quoted
+from lrvsf.durable import locked
+from lrvsf.ledger import EXAMPLES
+from lrvsf.search.catalog import load_encoder, read_metadata, refuse_other_model
+from lrvsf.search.commands import HowToEmbed, IndexKind
+from lrvsf.search.filters import rows_where
+from lrvsf.search.generations import BUILDING, Generation, Generations, Segment
+from lrvsf.search.index import VectorIndex
+from lrvsf.search.segments import ROW, SOURCE, digest_of, link, merge_segments, model_facts, write_segment
+from lrvsf.search.sources.kinds import open_source
+from lrvsf.search.sources.lister import Source
+from lrvsf.search.vectors import Vectors
+
+SCRIPT = "search_catalog.py"
+
+
+def index_images(
+    model: str,
+    images: str,
+    images_folder: Path | None,
+    split: str | None,
+    out: Path,
+    dims: int | None,
+    kind: IndexKind,
+    switch: bool,
+    how: HowToEmbed,
+) -> dict[str, Any]:
+    """Makes a catalog of what IMAGES names, or another generation of the catalog that is there.
+
+    Raises:
+        InUse: another build is at work there.
+        ValueError, OSError: what `open_source` refuses; the model cannot be used.
+        TooManyBadImages: more than `how` puts up with.
+    """
+    catalog = Generations(out)
+    with locked(out, f"{SCRIPT} index"):
+        origin = _origin(images, images_folder, split)
+        return _index(catalog, model, [(_open(catalog, origin), origin)], dims, kind, switch, how)
+
+
+def index_again(
+    model: str, out: Path, dims: int | None, kind: IndexKind, switch: bool, how: HowToEmbed
+) -> dict[str, Any]:
+    """Embeds the items of a catalog by another model, beside the generation that answers: its sources are read anew."""
+    catalog = Generations(out)
+    with locked(out, f"{SCRIPT} index"):
+        origins = _origins(catalog.answering())
+        sources = [(_source_of(catalog, origin, items), origin) for origin, items in origins]
+        return _index(catalog, model, sources, dims, kind, switch, how)
+
+
+def _index(
+    catalog: Generations,
+    model: str,
+    sources: list[tuple[Source, dict[str, Any]]],
+    dims: int | None,
+    kind: IndexKind,
+    switch: bool,
+    how: HowToEmbed,
+) -> dict[str, Any]:
+    encoder = load_encoder(model, dims, how.device)
+    segments = [write_segment(catalog, encoder, source, origin, how) for source, origin in sources]
+    there = str(Path(model).resolve()) if Path(model).is_dir() else model
+    facts = model_facts(encoder)
+    manifest = {"model": {"name": there, "digest": digest_of(facts), "facts": facts}, "dims": encoder.dim}
+    name = _existing(catalog, segments, kind) or write_generation(catalog, manifest, segments, kind)
+    if switch or catalog.current() is None:
+        catalog.switch(name)
+    _forget_spools(catalog)
+    return _report(catalog, name, len(segments))
+
+
+def add_images(
+    images: str,
+    images_folder: Path | None,
+    split: str | None,
+    out: Path,
+    replace: bool,
+    model: str | None,
+    how: HowToEmbed,
+) -> dict[str, Any]:
+    """Makes the next generation of a catalog, which has further items, and lets it answer.
+
+    Raises ValueError: an id is there already, unless `replace`; a column has another type.
+    """
+    catalog = Generations(out)
+    with locked(out, f"{SCRIPT} add"):
+        current = catalog.answering()
+        origin = _origin(images, images_folder, split)
+        source = _open(catalog, origin)
+        metadata = read_metadata(current)
+        _refuse_other_types(source, metadata)
+        replaced = _rows_of(current, metadata, source.items["id"])
+        if len(replaced) and not replace:
+            ids = metadata["id"].take(pa.array(replaced[:EXAMPLES])).to_pylist()
+            raise ValueError(
+                f"{len(replaced):,} items of {out} have an id that {images} has too, such as "
+                f"{', '.join(map(quoted, ids))}; remove them first, or take the new ones with --replace"
+            )
+        encoder = load_encoder(model or current.manifest["model"]["name"], current.manifest["dims"], how.device)
+        refuse_other_model(current, encoder)
+        segment = write_segment(catalog, encoder, source, origin, how)
+        name = _grow(catalog, current, segment, np.union1d(current.removed, replaced))
+        catalog.switch(name)
+        _forget_spools(catalog)
+    return _report(catalog, name, 1) | {"replaced": len(replaced)}
+
+
+def _grow(catalog: Generations, current: Generation, segment: Segment, removed: np.ndarray) -> str:
+    """A generation of one segment more, whose index is the present one and the new rows; its name."""
+    facts = {name: current.manifest[name] for name in ("model", "dims", "index")}
+    segments = [*current.segments, segment]
+    with catalog.writing(facts, segments, removed) as folder:
+        grown = VectorIndex.load(current.folder, Vectors.open([one.folder for one in current.segments]))
+        grown.add(Vectors.open([one.folder for one in segments]), current.total)
+        grown.save(folder)
+    return facts["name"]
+
+
+def remove_items(out: Path, ids: list[str] | None, where: str | None) -> dict[str, Any]:
+    """Makes the next generation of a catalog, without some items, and lets it answer.
+
+    Raises ValueError: there are none such, or no others.
+    """
+    catalog = Generations(out)
+    with locked(out, f"{SCRIPT} remove"):
+        current = catalog.answering()
+        metadata = read_metadata(current)
+        if ids:
+            gone = _rows_of(current, metadata, pa.array(ids))
+            if missing := sorted(set(ids) - set(metadata["id"].take(pa.array(gone)).to_pylist())):
+                more = f" and {len(missing) - EXAMPLES} more" if len(missing) > EXAMPLES else ""
+                shown = ", ".join(map(quoted, missing[:EXAMPLES]))
+                raise ValueError(f"{out} has no item {shown}{more}; nothing was removed")
+        else:
+            gone = np.setdiff1d(rows_where(metadata, where).nonzero()[0], current.removed)
+        if not len(gone):
+            raise ValueError(f"{out} has no item where {where}; nothing was removed")
+        if len(gone) == len(current):
+            raise ValueError(f"these are all {len(gone):,} items of {out}, and a catalog of none answers nothing")
+        name = _without(catalog, current, np.union1d(current.removed, gone))
+        catalog.switch(name)
+    return {"catalog": str(out), "generation": name, "removed": len(gone), "items": len(catalog.open(name))}
+
+
+def _without(catalog: Generations, current: Generation, removed: np.ndarray) -> str:
+    """A generation of the same segments and index, without other rows; its name."""
+    facts = {name: current.manifest[name] for name in ("model", "dims", "index")}
+    with catalog.writing(facts, list(current.segments), removed) as folder:
+        for path in current.folder.glob("index.*"):
+            link(path, folder / path.name)
+    return facts["name"]
+
+
+def compact_catalog(out: Path, drop_previous: bool) -> dict[str, Any]:
+    """Makes one segment of all that is left, lets the generation of it answer, and removes what nobody will ask for."""
+    catalog = Generations(out)
+    with locked(out, f"{SCRIPT} compact"):
+        before, current = catalog.bytes(), catalog.answering()
+        if len(current.removed) or len(current.segments) > 1:
+            keep = np.ones(current.total, bool)
+            keep[current.removed] = False
+            segment = merge_segments(catalog, current.segments, keep)
+            facts = {name: current.manifest[name] for name in ("model", "dims")}
+            kind = IndexKind(**current.manifest["index"]["asked"])
+            catalog.switch(write_generation(catalog, facts, [segment], kind))
+        gone = catalog.sweep(keep_previous=not drop_previous)
+        current = catalog.answering()
+    report = {"catalog": str(out), "generation": current.name, "items": len(current)}
+    freed = (before - catalog.bytes()) / 1e6
+    return report | {"removed": ", ".join(gone) or "nothing", "megabytes freed": round(freed, 1)}
+
+
+def write_generation(catalog: Generations, facts: dict[str, Any], segments: list[Segment], kind: IndexKind) -> str:
+    """Builds the index over some segments; the name of the new generation."""
+    with catalog.writing(facts, segments, np.empty(0, np.int64)) as folder, tqdm(unit="row", disable=False) as bar:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if bar.desc != f"{stage}: ":
+                bar.reset(total)
+                bar.set_description(stage)
+            bar.update(done - bar.n)
+
+        vectors = Vectors.open([segment.folder for segment in segments])
+        built = VectorIndex.build(vectors, kind.factory, kind.storage, kind.seed, show)
+        built.save(folder)
+        facts["index"] = {**built.about(), "asked": vars(kind)}
+    return facts["name"]
+
+
+def _refuse_other_types(source: Source, metadata: pa.Table) -> None:
+    """Refuses a column that holds, say, texts in the catalog and numbers in the new pictures."""
+    for field in source.items.schema:
+        if field.name in metadata.column_names:
+            there = metadata.schema.field(field.name)
+            try:
+                pa.unify_schemas([pa.schema([there]), pa.schema([field])], promote_options="permissive")
+            except pa.ArrowException as error:
+                raise ValueError(
+                    f"{source.name} has {field.type} in the column {quoted(field.name)}, and the catalog has "
+                    f"{there.type}; write the column alike, or rename it"
+                ) from error
+
+
+def _origin(images: str, folder: Path | None, split: str | None) -> dict[str, Any]:
+    """How a source is opened, now and by a later model: paths are absolute."""
+    name = str(Path(images).resolve()) if Path(images).exists() else images
+    return {"name": name, "images": folder and str(folder.resolve()), "split": split}
+
+
+def _open(catalog: Generations, origin: dict[str, Any]) -> Source:
+    folder = Path(origin["images"]) if origin["images"] else None
+    return open_source(origin["name"], folder, origin["split"], spool=catalog.folder / BUILDING)
+
+
+def _origins(generation: Generation) -> list[tuple[dict[str, Any], pa.Table]]:
+    """The sources of a generation, each with the `id` and `__row` of the items that are left of it."""
+    found, start = [], 0
+    for segment in generation.segments:
+        table = pq.read_table(segment.items, columns=["id", ROW, SOURCE])
+        left = np.isin(np.arange(start, start + len(table)), generation.removed, invert=True)
+        for number, origin in enumerate(segment.manifest["sources"]):
+            own = left & (table[SOURCE].to_numpy() == number)
+            if own.any():
+                found.append((origin, table.filter(pa.array(own))))
+        start += len(table)
+    return found
+
+
+def _source_of(catalog: Generations, origin: dict[str, Any], items: pa.Table) -> Source:
+    """A source as it is now, of the items that the catalog still has; by id where it has changed since."""
+    source = _open(catalog, origin)
+    if source.fingerprint == origin["fingerprint"]:
+        return source.only(items[ROW].to_numpy())
+    rows = np.isin(source.items["id"].to_numpy(zero_copy_only=False), items["id"].to_numpy(zero_copy_only=False))
+    if not rows.any():
+        raise ValueError(f"{source.name} has none of the catalog's pictures any more; index it as a new source")
+    there = set(source.items["id"].filter(pa.array(rows)).to_pylist())
+    for name in items["id"].to_pylist():
+        if name not in there:
+            source.skips.add("item that its source no longer has", name)
+    return source.only(rows.nonzero()[0])
+
+
+def _rows_of(generation: Generation, metadata: pa.Table, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The rows that are left of some ids, ascending."""
+    found = np.isin(metadata["id"].to_numpy(), np.asarray(ids.to_pylist(), dtype=object)).nonzero()[0]
+    return np.setdiff1d(found, generation.removed)
+
+
+def _existing(catalog: Generations, segments: list[Segment], kind: IndexKind) -> str | None:
+    """The last generation of exactly these segments and this index, if there is one: then nothing is to be built."""
+    names = [segment.folder.name for segment in segments]
+    there = (catalog.open(name).manifest for name in catalog.names())
+    made = (names, vars(kind), 0)
+    same = [one["name"] for one in there if (one["segments"], one["index"]["asked"], one["removed"]) == made]
+    return same[-1] if same else None
+
+
+def _forget_spools(catalog: Generations) -> None:
+    """Removes the pictures of data sets that were streamed, now that they are embedded."""
+    for spool in (catalog.folder / BUILDING).glob("stream-*"):
+        shutil.rmtree(spool)
+
+
+def _report(catalog: Generations, name: str, new: int) -> dict[str, Any]:
+    """What a user wants to know of a generation whose last `new` segments were just made."""
+    generation = catalog.open(name)
+    current = catalog.answering().name
+    report = {"catalog": str(catalog.folder), "generation": name, "items": len(generation)}
+    for segment in generation.segments[-new:]:
+        report |= segment.manifest.get("left out", {})
+        if unused := segment.manifest.get("columns not kept"):
+            report["columns not kept"] = ", ".join(unused)
+    report["index"] = generation.manifest["index"]["factory"]
+    if current != name:
+        report["answers still"] = current
+        report["to let it answer"] = Command([*called("search"), "switch", catalog.folder, name])
+    else:
+        report["ask it"] = Command([*called("search"), "query", catalog.folder, "--image", "photo.jpg"])
+    return report

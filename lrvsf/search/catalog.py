@@ -1,0 +1,331 @@
+"""A catalog that answers: an image and a condition, or several, or none -> the items that show the thing meant.
+
+    catalog = Catalog.open("out")
+    for hit in catalog.search(open("scene.jpg", "rb").read(), category="Bags", k=10):
+        print(hit.rank, hit.score, hit.id, hit.metadata)
+
+A catalog that is open keeps answering as it was opened, whatever is built, switched to or removed meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from lrvsf.data.foreign.shown import as_shown, decode_shown
+from lrvsf.data.images import MAX_IMAGE_BYTES
+from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
+from lrvsf.search.filters import rows_where
+from lrvsf.search.generations import Generation, Generations
+from lrvsf.search.index import VectorIndex
+from lrvsf.search.segments import GROUP_ROWS, THUMBNAIL, digest_of, model_facts
+from lrvsf.search.sources.metadata import INTERNAL
+from lrvsf.search.vectors import Selection, Vectors
+
+Picture = bytes | str | Path | Image.Image  # encoded, a file's path, or decoded
+NEAR = 0.98  # cosine from which two pictures are taken for one (not tuned)
+DEEPER = 4  # how many times more rows are looked at where groups leave too few hits
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that was found.
+
+    Attributes:
+        score: cosine between the query and the item's stored row, exact.
+        rank: from 1.
+        metadata: the columns of its table, None where a cell is empty.
+        row: its number in the catalog's generation.
+        standing: where the score stands among those of pictures whose thing is not in the catalog, 0..1; None while
+            the catalog is not calibrated.
+        more: further photos of the product, or near duplicates, that stand behind this hit.
+    """
+
+    id: str
+    score: float
+    rank: int
+    metadata: dict[str, Any]
+    row: int
+    standing: float | None = None
+    more: int = 0
+    _catalog: Catalog | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def thumbnail(self) -> bytes:
+        """A JPEG of at most 128 pixels a side."""
+        return self._catalog.thumbnail(self.row)
+
+
+def load_encoder(model: str, dims: int | None, device: str | None, conditioned: bool = False) -> Encoder:
+    """A model that embeds items, or queries under its conditions.
+
+    Raises ValueError: it has fewer dimensions; there is no such device.
+    """
+    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device={device} is not here; take cpu{' or cuda' * torch.cuda.is_available()}")
+    gpu = torch.cuda.is_available() and device != "cpu"
+    PartialState(cpu=not gpu)  # what embeds asks it for its share: all, as this is one process
+    place = torch.device("cuda" if gpu else "cpu")
+    loaded = load_model(model)
+    condition = loaded.config.condition if conditioned else "none"
+    return Encoder(loaded, condition, bf16=gpu and has_fast_bf16(place), device=place, dims=dims)
+
+
+def refuse_other_model(generation: Generation, encoder: Encoder) -> None:
+    """Refuses a model by which the catalog was not made: its scores would mean nothing.
+
+    Raises ValueError: with both names and digests, and what differs.
+    """
+    facts, made = model_facts(encoder), generation.manifest["model"]
+    if (digest := digest_of(facts)) == made["digest"]:
+        return
+    differ = sorted(name for name in {**facts, **made["facts"]} if facts.get(name) != made["facts"].get(name))
+    raise ValueError(
+        f"{generation.name} was made by {made['name']} (digest {made['digest']}), and {encoder.model.name_or_path} "
+        f"(digest {digest}) is another model; it differs in {', '.join(differ)}. Ask by the former, or make a "
+        "generation by the latter with search_catalog.py index"
+    )
+
+
+def read_metadata(generation: Generation) -> pa.Table:
+    """`id` and the metadata of all rows, removed ones included; where a segment lacks a column, cells are empty."""
+    tables = []
+    for segment in generation.segments:
+        names = [name for name in pq.read_schema(segment.items).names if not name.startswith(INTERNAL)]
+        tables.append(pq.read_table(segment.items, columns=names))
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+class Catalog:
+    """One generation of a catalog, with everything that it needs open. Threads may share it.
+
+    Attributes:
+        generation: which one.
+        metadata: `id` and the columns, a row for each item, removed ones included.
+        index, vectors: what is searched, and the rows that scores come from.
+    """
+
+    def __init__(self, generation: Generation, model: str | None = None, device: str | None = None) -> None:
+        self.generation, self._model, self._device = generation, model or generation.manifest["model"]["name"], device
+        self.metadata = read_metadata(generation)
+        self.vectors = Vectors.open([segment.folder for segment in generation.segments])
+        self.index = VectorIndex.load(generation.folder, self.vectors)
+        self._items = [pq.ParquetFile(segment.items, memory_map=True) for segment in generation.segments]
+        self._starts = np.cumsum([0, *map(len, generation.segments)])
+        self._reading = threading.Lock()  # a ParquetFile is one reader's
+        self._left = np.ones(generation.total, bool)
+        self._left[generation.removed] = False
+
+    @classmethod
+    def open(cls, folder: str | Path, model: str | None = None, device: str | None = None) -> Self:
+        """Opens the generation that answers.
+
+        Args:
+            model: where its model is now; by default where it was when the catalog was made.
+            device: "cpu" or "cuda"; a GPU by default where there is one.
+
+        Raises:
+            FileNotFoundError: there is no catalog.
+            ValueError: it is damaged.
+        """
+        generations = Generations(folder)
+        for _ in range(3):
+            generation = generations.answering()
+            try:
+                return cls(generation, model, device)
+            except FileNotFoundError:
+                if generations.answering().name == generation.name:
+                    raise  # otherwise `compact` removed it between two looks, and another one answers
+        return cls(generations.answering(), model, device)
+
+    def __len__(self) -> int:
+        return len(self.generation)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model, loaded at the first question. Raises ValueError: it is not the one that made the catalog."""
+        encoder = load_encoder(self._model, self.generation.manifest["dims"], self._device, conditioned=True)
+        refuse_other_model(self.generation, encoder)
+        return encoder
+
+    @property
+    def conditions(self) -> list[str]:
+        """The names under which the model can be asked; none for a model without conditions."""
+        return list(self.encoder.model.config.categories) if self.encoder.conditioning == "category" else []
+
+    def embed(self, images: Sequence[Picture], conditions: Sequence[str | None] = (None,)) -> np.ndarray:
+        """Unit rows (images x conditions, dim), float32: all conditions of the first image, then of the second, ...
+
+        Raises:
+            ValueError: an unknown condition.
+            BadImage: a picture cannot be read.
+        """
+        for name in conditions:
+            self._check_condition(name)
+        pixels = [self.encoder.pixels_of(_decoded(image)) for image in images]
+        rows = np.empty((len(pixels), len(conditions), self.encoder.dim), np.float32)
+        named = [place for place, name in enumerate(conditions) if name is not None]
+        if named:  # one forward pass for all conditions
+            repeated = [one for one in pixels for _ in named]
+            names = [conditions[place] for _ in pixels for place in named]
+            rows[:, named] = self.encoder.embed(repeated, names).numpy().reshape(len(pixels), len(named), -1)
+        if plain := [place for place, name in enumerate(conditions) if name is None]:
+            rows[:, plain] = self.encoder.embed(pixels).numpy()[:, None]
+        return rows.reshape(-1, self.encoder.dim)
+
+    def search(
+        self,
+        image: Picture | Sequence[Picture],
+        category: str | None | Sequence[str | None] = None,
+        k: int = 10,
+        where: str | None = None,
+        group: str | None = "product",
+        near_duplicates: str = "keep",
+    ) -> list:
+        """The best k items.
+
+        Args:
+            image: one, or several.
+            category: a condition, None, or several of them.
+            where: what the metadata must fulfil, as "price < 50 and brand = 'x'".
+            group: "product": photos of one product (the same `product_id`, or id) are one hit, with its best photo.
+            near_duplicates: "fold" takes items whose pictures nearly coincide for one hit.
+
+        Returns: hits, best first; a list of such lists for several conditions, and for several images a list of those.
+        """
+        images = [image] if isinstance(image, Picture) else list(image)
+        conditions = [category] if category is None or isinstance(category, str) else list(category)
+        found = self.nearest(self.embed(images, conditions), k, where, group, near_duplicates)
+        by_image = [found[start : start + len(conditions)] for start in range(0, len(found), max(len(conditions), 1))]
+        if category is None or isinstance(category, str):
+            by_image = [answers[0] for answers in by_image]
+        return by_image[0] if isinstance(image, Picture) else by_image
+
+    def nearest(
+        self,
+        queries: np.ndarray,
+        k: int = 10,
+        where: str | None = None,
+        group: str | None = "product",
+        near_duplicates: str = "keep",
+    ) -> list[list[Hit]]:
+        """The best k items of each of some embeddings (Q, dim); arguments as those of `search`."""
+        _check(k, group, near_duplicates)
+        allowed = self._left if where is None else self._left & rows_where(self.metadata, where)
+        most = int(allowed.sum())
+        if not most or not len(queries):
+            return [[] for _ in queries]
+        selection = None if most == len(allowed) else Selection(allowed)
+        keys = self._keys if group == "product" else None
+        fold = near_duplicates == "fold"
+        depth = min(k if keys is None and not fold else DEEPER * k, most)
+        while True:
+            scores, rows = self.index.search(queries, depth, selection)
+            grouped = [self._grouped(own, keys, fold) for own in rows]
+            if depth == most or all(len(groups) >= k for groups in grouped):
+                break
+            depth = min(DEEPER * depth, most)
+        return [
+            [
+                self._hit(own[group[0]], points[group[0]], rank, len(group) - 1)
+                for rank, group in enumerate(groups[:k], 1)
+            ]
+            for own, points, groups in zip(rows, scores, grouped, strict=True)
+        ]
+
+    def item(self, name: str) -> Hit | None:
+        """An item by its id, the first of its photos; None where there is none."""
+        found = self._rows_of_ids.get(name)
+        return None if found is None else self._hit(found, 1.0, 1, 0)
+
+    def like(self, row: int, k: int = 10, where: str | None = None) -> list[Hit]:
+        """The items most like one that is here, which is left out."""
+        found = self.nearest(self.vectors.take(np.array([row])), k + 1, where)[0]
+        return [hit for hit in found if self._key(hit.row) != self._key(row)][:k]
+
+    def thumbnail(self, row: int) -> bytes:
+        """The JPEG of a row."""
+        place = int(np.searchsorted(self._starts, row, "right")) - 1
+        group, within = divmod(row - int(self._starts[place]), GROUP_ROWS)
+        with self._reading:
+            return self._items[place].read_row_group(group, [THUMBNAIL])[THUMBNAIL][within].as_py()
+
+    def _grouped(self, rows: np.ndarray, keys: np.ndarray | None, fold: bool) -> list[list[int]]:
+        """The places of some rows, best first, in groups that are one hit each."""
+        rows = rows[rows >= 0]
+        vectors = self.vectors.take(rows) if fold else None
+        groups: list[list[int]] = []
+        seen: dict[Any, int] = {}
+        for place, row in enumerate(rows):
+            key = row if keys is None else keys[row]
+            if fold and key not in seen and groups:
+                close = vectors[[group[0] for group in groups]] @ vectors[place] >= NEAR
+                if close.any():
+                    seen[key] = int(close.argmax())
+            if key in seen:
+                groups[seen[key]].append(place)
+            else:
+                seen[key] = len(groups)
+                groups.append([place])
+        return groups
+
+    @cached_property
+    def _keys(self) -> np.ndarray | None:
+        """(n,) a number for the product of each row; None where every row is a product of its own."""
+        ids = self.metadata["id"]
+        if "product_id" in self.metadata.column_names:
+            products = self.metadata["product_id"].cast(pa.string())
+            ids = pa.chunked_array([pa.compute.coalesce(products.combine_chunks(), ids.combine_chunks())])
+        codes = ids.combine_chunks().dictionary_encode()
+        return codes.indices.to_numpy() if len(codes.dictionary) < len(ids) else None
+
+    @cached_property
+    def _rows_of_ids(self) -> dict[str, int]:
+        ids = self.metadata["id"].to_pylist()
+        return {ids[row]: int(row) for row in self._left.nonzero()[0][::-1]}
+
+    def _key(self, row: int) -> int:
+        return row if self._keys is None else int(self._keys[row])
+
+    def _hit(self, row: int, score: float, rank: int, more: int) -> Hit:
+        known = self.metadata.slice(int(row), 1).to_pylist()[0]
+        name = known.pop("id")
+        return Hit(name, float(score), rank, known, int(row), None, more, self)
+
+    def _check_condition(self, name: str | None) -> None:
+        if name is not None and name not in self.conditions:
+            known = ", ".join(self.conditions) or "none"
+            raise ValueError(
+                f"condition {quoted(name)} is not one of the model's: {known}.{did_you_mean(name, self.conditions)}"
+            )
+
+
+def _check(k: int, group: str | None, near_duplicates: str) -> None:
+    if k < 1:
+        raise ValueError(f"k={k} must be 1 or more")
+    if group not in (None, "product"):
+        raise ValueError(f"group={group!r} is unknown; take 'product' or None")
+    if near_duplicates not in ("keep", "fold"):
+        raise ValueError(f"near_duplicates={near_duplicates!r} is unknown; take 'keep' or 'fold'")
+
+
+def _decoded(image: Picture) -> Image.Image:
+    """Any picture as RGB, as a browser shows it. Raises BadImage; FileNotFoundError."""
+    if isinstance(image, Image.Image):
+        return as_shown(image, [])
+    if isinstance(image, str | Path):
+        with open(image, "rb") as file:
+            image = file.read(MAX_IMAGE_BYTES + 1)
+    return decode_shown(image)

@@ -1,0 +1,230 @@
+"""The steps of search_catalog.py: what they take, and what is wrong before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from lrvsf.command import quiet_libraries
+from lrvsf.paths import check_model
+
+STORAGES = ("float16", "int8", "binary")
+
+Images = Annotated[
+    str,
+    Argument(
+        help="a folder of pictures; a .csv or .parquet table with a column image (a path from the table's folder, or "
+        "bytes); product shards, a test set or tars; or a data set, OWNER/NAME or hf://datasets/OWNER/NAME"
+    ),
+]
+Out = Annotated[Path, Argument(help="the catalog's folder")]
+ImagesFolder = Annotated[Path | None, Option(help="of a table: the folder that paths start from; its own by default")]
+Split = Annotated[str | None, Option(help="of a data set that has several splits: which one")]
+BatchSize = Annotated[int, Option(help="pictures that the model embeds at once")]
+MaxBad = Annotated[float, Option(help="largest share of pictures that may be unreadable")]
+MaxInARow = Annotated[int, Option(help="this many unreadable pictures one after another are too many")]
+Device = Annotated[str | None, Option(help="cpu or cuda; a GPU by default where there is one")]
+Model = Annotated[str | None, Option(help="where the catalog's model is now, if it was moved")]
+Where = Annotated[str | None, Option(help="a condition on the metadata, as \"price > 50 and brand = 'x'\"")]
+
+
+@dataclass(frozen=True)
+class IndexKind:
+    """How the vectors are searched.
+
+    Attributes:
+        factory: a string of faiss's index factory; None chooses by the number of items.
+        storage: what is searched first: float16, int8 or binary; scores are always those of the float16 rows.
+        seed: of the sample that the index is trained on.
+    """
+
+    factory: str | None
+    storage: str | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.storage not in (None, *STORAGES):
+            raise ValueError(f"storage={self.storage} is unknown; take {', '.join(STORAGES)}")
+
+
+@dataclass(frozen=True)
+class HowToEmbed:
+    """How pictures are embedded, whatever they are.
+
+    Attributes:
+        batch_size: pictures of one forward pass.
+        max_bad_fraction, max_bad_in_a_row: unreadable pictures that are put up with.
+        device: "cpu" or "cuda"; None takes a GPU where there is one.
+    """
+
+    batch_size: int = 64
+    max_bad_fraction: float = 0.01
+    max_bad_in_a_row: int = 100
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
+
+
+def index(
+    model: Annotated[str, Argument(help="a model folder, or a model on the Hub")],
+    images: Images,
+    out: Annotated[
+        Path | None,
+        Argument(help="the catalog's folder; left out, IMAGES is a catalog, whose pictures the model embeds anew"),
+    ] = None,
+    images_folder: ImagesFolder = None,
+    split: Split = None,
+    dims: Annotated[int | None, Option(help="keep this many first dimensions, of a Matryoshka model")] = None,
+    factory: Annotated[str | None, Option(help="faiss's string for an index, as HNSW32; by size otherwise")] = None,
+    storage: Annotated[str | None, Option(help="what is searched first: float16, int8 or binary")] = None,
+    switch: Annotated[bool, Option(help="let the new generation answer at once, where another one does")] = False,
+    batch_size: BatchSize = HowToEmbed.batch_size,
+    max_bad_fraction: MaxBad = HowToEmbed.max_bad_fraction,
+    max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
+    seed: Annotated[int, Option(help="of the sample that an index is trained on")] = 0,
+    device: Device = None,
+) -> dict[str, Any]:
+    """Make a catalog of pictures, or the next generation of one beside that which answers.
+
+    A build that was killed goes on where it stopped, by the same command.
+    """
+    how, kind = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device), IndexKind(factory, storage, seed)
+    check_model(model)
+    if out is None:
+        if images_folder or split:
+            raise ValueError("--images_folder and --split say how IMAGES is read; a catalog knows that of its own")
+        _answering(Path(images))
+        from lrvsf.search.build import index_again
+
+        quiet_libraries()
+        return index_again(model, Path(images), dims, kind, switch, how)
+    check_place(out, images)
+    from lrvsf.search.build import index_images
+
+    quiet_libraries()
+    return index_images(model, images, images_folder, split, out, dims, kind, switch, how)
+
+
+def add(
+    images: Images,
+    out: Out,
+    replace: Annotated[bool, Option(help="let new pictures take the place of those with the same id")] = False,
+    images_folder: ImagesFolder = None,
+    split: Split = None,
+    model: Model = None,
+    batch_size: BatchSize = HowToEmbed.batch_size,
+    max_bad_fraction: MaxBad = HowToEmbed.max_bad_fraction,
+    max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
+    device: Device = None,
+) -> dict[str, Any]:
+    """Add pictures to a catalog. An id that is there already is refused, or replaced with --replace."""
+    how = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device)
+    _answering(out)
+    from lrvsf.search.build import add_images
+
+    quiet_libraries()
+    return add_images(images, images_folder, split, out, replace, model, how)
+
+
+def remove(
+    out: Out,
+    ids: Annotated[list[str] | None, Argument(help="ids of items; all photos of a product that is one")] = None,
+    where: Where = None,
+) -> dict[str, Any]:
+    """Take items out of a catalog, by their ids or by a condition. `compact` frees their space."""
+    if bool(ids) == bool(where):
+        raise ValueError("name the items to remove by their ids, or by --where; one of the two")
+    _answering(out)
+    from lrvsf.search.build import remove_items
+
+    return remove_items(out, ids, where)
+
+
+def info(out: Out) -> dict[str, Any]:
+    """Tell what a catalog has: items, columns, model, index, generations, and what it takes on the disk."""
+    return _generations(out).describe()
+
+
+def compact(
+    out: Out,
+    drop_previous: Annotated[bool, Option(help="also remove the generation to which `rollback` returns")] = False,
+) -> dict[str, Any]:
+    """Free what removed items take, and make one segment of all; older generations go, but for the one before."""
+    _answering(out)
+    from lrvsf.search.build import compact_catalog
+
+    return compact_catalog(out, drop_previous)
+
+
+def switch(
+    out: Out, generation: Annotated[str, Argument(help="the generation that answers from now on, as `info` lists it")]
+) -> dict[str, Any]:
+    """Let another generation answer. What is open keeps answering as it did until it is opened anew."""
+    _answering(out)
+    return {"catalog": str(out), "answered before": _generations(out).switch_alone(generation), "answers": generation}
+
+
+def rollback(out: Out) -> dict[str, Any]:
+    """Let the generation answer again that did before."""
+    before = _answering(out)
+    return {"catalog": str(out), "answered before": before, "answers": _generations(out).switch_alone(None)}
+
+
+def query(
+    out: Out,
+    image: Annotated[Path, Option(help="the picture to ask with")],
+    category: Annotated[list[str] | None, Option(help="what is meant, a condition; again for more")] = None,
+    all: Annotated[bool, Option(help="ask under every condition that the model knows")] = False,
+    where: Where = None,
+    k: Annotated[int, Option(help="how many hits")] = 10,
+    every_photo: Annotated[bool, Option(help="let every photo of a product be a hit of its own")] = False,
+    fold: Annotated[bool, Option(help="take pictures that nearly coincide for one hit")] = False,
+    html: Annotated[Path | None, Option(help="write a page with pictures to this file")] = None,
+    as_json: Annotated[bool, Option("--json", help="print JSON instead of a table")] = False,
+    model: Model = None,
+    device: Device = None,
+) -> str:
+    """Ask a catalog with a picture, under one condition or several or none."""
+    if not image.is_file():
+        raise FileNotFoundError(f"there is no picture {image}")
+    if all and category:
+        raise ValueError("--all asks under every condition; leave --category out")
+    if k < 1:
+        raise ValueError(f"k={k} must be 1 or more")
+    _answering(out)
+    from lrvsf.search.answers import ask
+    from lrvsf.search.catalog import Catalog
+
+    quiet_libraries()
+    catalog = Catalog.open(out, model, device)
+    grouping = {"group": None if every_photo else "product", "near_duplicates": "fold" if fold else "keep"}
+    return ask(catalog, image, catalog.conditions if all else category, k, where, html, as_json, **grouping)
+
+
+def check_place(out: Path, images: str) -> None:
+    """Refuses a folder for a catalog that holds other things, or lies among its pictures."""
+    from lrvsf.paths import check_output
+    from lrvsf.search.generations import is_catalog
+
+    check_output(out, "OUT")
+    if Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve()):
+        raise ValueError(f"{out} is inside {images}, whose pictures are read; choose another folder")
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
+    if others and not is_catalog(out):
+        raise ValueError(f"{out} is no catalog and holds {', '.join(others[:3])}; name a new folder")
+
+
+def _generations(out: Path):
+    from lrvsf.search.generations import Generations
+
+    return Generations(out)
+
+
+def _answering(out: Path) -> str:
+    """The generation that answers. Raises FileNotFoundError where none does."""
+    return _generations(out).answering().name

@@ -1,0 +1,154 @@
+"""A shop's table of pictures, CSV or Parquet: a column `image` of paths or bytes, and whatever else is known of each.
+
+The table that `prepare_lrvsf.py catalog` reads will do: what its column `role` calls a scene asks and is not found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lrvsf.data.foreign.picture_files import SUFFIXES, URL, is_url, picture_of
+from lrvsf.data.foreign.tables import TEXT, CsvTable, check_columns, image_column, parquet_rows
+from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.schema import SCENES
+from lrvsf.search.sources.lister import Lister, Picture, Source, by_file, by_path, stat_of
+from lrvsf.search.sources.metadata import check_names, comparable
+
+IDS = ("id", "product_id")
+SCENE_ROLES = {"scene", *(kind.lower() for kind in SCENES)}
+SCENE = "scene, which asks and is not found"
+NO_IMAGE = "no image"
+
+
+def list_table(lister: Lister, files: list[Path]) -> Source:
+    """The rows of a table: one CSV file, or Parquet files of the same columns."""
+    if files[0].suffix.lower() in TEXT:
+        return _list_csv(lister, files[0])
+    return list_parquet(lister, files)
+
+
+def _list_csv(lister: Lister, path: Path) -> Source:
+    table = CsvTable(path, ("image", *IDS))
+    named = _id_column(lister, path, table.columns)
+    lister.columns = [name for name in table.columns if name not in ("image", named) and name.strip()]
+    paths: list[str] = []
+    for line, cells in table:
+        where = f"line {line}"
+        if cells is None:
+            lister.skip("row of more or fewer cells than columns", where)
+            continue
+        folded = (cell for cell in cells.values() if "\n" in cell or "\r" in cell)
+        if any(table.rows_in(cell, "image", _is_picture) for cell in folded):
+            raise ValueError(
+                f"{path}, up to line {line}: a quoted cell holds further rows, so a quote before them is not closed; "
+                'correct it (a quote within a quoted cell is written "")'
+            )
+        found = _path(lister, where, cells, cells["image"].strip())
+        name = cells[named] if named else cells["image"].strip()
+        if found and lister.add(
+            f"{where} ({cells['image'].strip()})", name, map(str.strip, map(cells.get, lister.columns))
+        ):
+            lister.identify(stat_of(found))
+            paths.append(found)
+    return lister.source(by_path(lister, paths), typed=True)
+
+
+def list_parquet(lister: Lister, files: list[Path], row_ids: bool = False) -> Source:
+    """The rows of Parquet files.
+
+    Args:
+        row_ids: whether a table without ids calls its rows by their numbers and never by their paths.
+    """
+    counts, tables, kept = [], [], []
+    for path in files:
+        present, paths = image_column(path)
+        named = _id_column(lister, path, present)
+        wanted = [name for name in (named, "role") if name in present] + ["image"] * paths
+        before = len(kept)
+        for row, cells in enumerate(parquet_rows(path, wanted) if wanted else _blank_rows(path)):
+            if _add(lister, path if len(files) > 1 else None, row, cells, named, paths, row_ids):
+                kept.append(row)
+        counts.append(row + 1)
+        lister.identify(stat_of(path))
+        tables.append(_metadata(lister, path, [n for n in present if n not in ("image", named)], kept[before:]))
+    try:
+        extra = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"the files of {lister.name} have columns of one name and several types: {error}") from error
+
+    def pictures(path: Path, start: int) -> Iterator[Picture]:
+        for cells in parquet_rows(path, ["image"], start):
+            picture = picture_of(cells["image"], lister.folder)
+            yield os.path.join(lister.folder, picture.strip()) if isinstance(picture, str) else picture
+
+    return lister.source(by_file(files, counts, pictures), extra=extra)
+
+
+def _add(
+    lister: Lister, file: Path | None, row: int, cells: dict[str, Any], named: str | None, paths: bool, row_ids: bool
+) -> bool:
+    """Lists a row of a Parquet table. Whether it was listed."""
+    where = f"{file.name}, row {row}" if file else f"row {row}"
+    picture = (cells["image"] or "").strip() if paths else None
+    if not (_path(lister, where, cells, picture) if paths else not _is_scene(lister, where, cells)):
+        return False
+    name = cells[named] if named else picture if paths and not row_ids else str(lister.listed)
+    return lister.add(f"{where} ({picture})" if paths else where, name)
+
+
+def _id_column(lister: Lister, path: Path, present: list[str]) -> str | None:
+    """Which column has the ids; None where there is none."""
+    check_columns(path, present, ["image"], IDS)
+    check_names(str(path), [name for name in present if name.strip()])
+    named = next((name for name in IDS if name in present), None)
+    lister.products = named == "product_id"
+    return named
+
+
+def _is_scene(lister: Lister, where: str, cells: dict[str, Any]) -> bool:
+    scene = str(cells.get("role")).strip().lower() in SCENE_ROLES
+    if scene:
+        lister.skip(SCENE, where)
+    return scene
+
+
+def _path(lister: Lister, where: str, cells: dict[str, Any], image: str) -> str | None:
+    """The path of a row's picture, or None for a row that was left out."""
+    if _is_scene(lister, where, cells):
+        return None
+    if not image:
+        return lister.skip(NO_IMAGE, where)
+    if is_url(image):
+        return lister.skip(URL, f"{where} ({image})")
+    return os.path.join(lister.folder, image)
+
+
+def _is_picture(cell: str) -> bool:
+    return os.path.splitext(cell)[1] in SUFFIXES
+
+
+def _blank_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open_parquet(path) as file:
+        yield from itertools.repeat({}, file.metadata.num_rows)
+
+
+def _metadata(lister: Lister, path: Path, names: list[str], kept: list[int]) -> pa.Table:
+    """The columns of a file that can be kept, of the rows that are."""
+    columns = {}
+    try:
+        with open_parquet(path) as file:
+            for name in names:
+                kind = file.schema_arrow.field(name).type
+                if (nested := pa.types.is_nested(kind)) or comparable(pa.chunked_array([[]], kind)) is None:
+                    lister.unused += [f"{name} ({'nested' if nested else kind})"] * (name not in str(lister.unused))
+                else:
+                    columns[name] = comparable(file.read([name])[name].take(pa.array(kept, pa.int64())))
+    except DAMAGE as error:
+        raise OSError(f"{path} is damaged: {error}. Write it again.") from error
+    return pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])

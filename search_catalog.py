@@ -1,0 +1,26 @@
+"""Makes a catalog of pictures searchable and answers from it: this photo, the shoes.
+
+python search_catalog.py STEP --help
+"""
+
+from __future__ import annotations
+
+import logging
+
+from lrvsf import command
+from lrvsf.search.commands import add, compact, index, info, query, remove, rollback, switch
+from lrvsf.step_report import as_table
+from lrvsf.steps import run_step, step_name
+from lrvsf.terminal import never_refuse
+
+STEPS = (index, add, remove, info, compact, switch, rollback, query)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    never_refuse()
+    run_step(__doc__, STEPS, arguments, show=lambda told: told if isinstance(told, str) else as_table(told))
+
+
+if __name__ == "__main__":
+    command.run(main, step_name())
