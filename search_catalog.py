@@ -6,9 +6,11 @@ python search_catalog.py STEP --help
 from __future__ import annotations
 
 import logging
+import sys
 
 from lrvsf import command
 from lrvsf.search.commands import add, compact, index, info, query, remove, rollback, switch
+from lrvsf.signals import end_at_once
 from lrvsf.step_report import as_table
 from lrvsf.steps import run_step, step_name
 from lrvsf.terminal import never_refuse
@@ -23,4 +25,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in ("index", "add"):
+        end_at_once("what is embedded stays, and the same command goes on from it.")
     command.run(main, step_name())

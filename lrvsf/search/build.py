@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +81,7 @@ def _index(
     there = str(Path(model).resolve()) if Path(model).is_dir() else model
     facts = model_facts(encoder)
     manifest = {"model": {"name": there, "digest": digest_of(facts), "facts": facts}, "dims": encoder.dim}
-    name = _existing(catalog, segments, kind) or write_generation(catalog, manifest, segments, kind)
+    name = write_generation(catalog, manifest, segments, kind)
     if switch or catalog.current() is None:
         catalog.switch(name)
     _forget_spools(catalog)
@@ -128,6 +128,8 @@ def _grow(catalog: Generations, current: Generation, segment: Segment, removed: 
     """A generation of one segment more, whose index is the present one and the new rows; its name."""
     facts = {name: current.manifest[name] for name in ("model", "dims", "index")}
     segments = [*current.segments, segment]
+    if there := catalog.same(segments, removed, facts["index"]["asked"]):
+        return there
     with catalog.writing(facts, segments, removed) as folder:
         grown = VectorIndex.load(current.folder, Vectors.open([one.folder for one in current.segments]))
         grown.add(Vectors.open([one.folder for one in segments]), current.total)
@@ -164,7 +166,9 @@ def remove_items(out: Path, ids: list[str] | None, where: str | None) -> dict[st
 def _without(catalog: Generations, current: Generation, removed: np.ndarray) -> str:
     """A generation of the same segments and index, without other rows; its name."""
     facts = {name: current.manifest[name] for name in ("model", "dims", "index")}
-    with catalog.writing(facts, list(current.segments), removed) as folder:
+    if there := catalog.same(current.segments, removed, facts["index"]["asked"]):
+        return there
+    with catalog.writing(facts, current.segments, removed) as folder:
         for path in current.folder.glob("index.*"):
             link(path, folder / path.name)
     return facts["name"]
@@ -189,18 +193,34 @@ def compact_catalog(out: Path, drop_previous: bool) -> dict[str, Any]:
     return report | {"removed": ", ".join(gone) or "nothing", "megabytes freed": round(freed, 1)}
 
 
+class StageBars:
+    """A context manager that shows a bar for each stage of building an index, called with (stage, done, total)."""
+
+    def __init__(self) -> None:
+        self._stage, self._bar = "", None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self.__exit__()
+            self._stage, self._bar = stage, tqdm(desc=f"index, {stage}", total=total, unit="row")
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 def write_generation(catalog: Generations, facts: dict[str, Any], segments: list[Segment], kind: IndexKind) -> str:
-    """Builds the index over some segments; the name of the new generation."""
-    with catalog.writing(facts, segments, np.empty(0, np.int64)) as folder, tqdm(unit="row", disable=False) as bar:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if bar.desc != f"{stage}: ":
-                bar.reset(total)
-                bar.set_description(stage)
-            bar.update(done - bar.n)
-
+    """Builds the index over some segments; the name of the new generation, or of one that has just that."""
+    whole = np.empty(0, np.int64)
+    if there := catalog.same(segments, whole, vars(kind)):
+        return there
+    with catalog.writing(facts, segments, whole) as folder, StageBars() as bars:
         vectors = Vectors.open([segment.folder for segment in segments])
-        built = VectorIndex.build(vectors, kind.factory, kind.storage, kind.seed, show)
+        built = VectorIndex.build(vectors, kind.factory, kind.storage, kind.seed, bars)
         built.save(folder)
         facts["index"] = {**built.about(), "asked": vars(kind)}
     return facts["name"]
@@ -264,15 +284,6 @@ def _rows_of(generation: Generation, metadata: pa.Table, ids: pa.Array | pa.Chun
     """The rows that are left of some ids, ascending."""
     found = np.isin(metadata["id"].to_numpy(), np.asarray(ids.to_pylist(), dtype=object)).nonzero()[0]
     return np.setdiff1d(found, generation.removed)
-
-
-def _existing(catalog: Generations, segments: list[Segment], kind: IndexKind) -> str | None:
-    """The last generation of exactly these segments and this index, if there is one: then nothing is to be built."""
-    names = [segment.folder.name for segment in segments]
-    there = (catalog.open(name).manifest for name in catalog.names())
-    made = (names, vars(kind), 0)
-    same = [one["name"] for one in there if (one["segments"], one["index"]["asked"], one["removed"]) == made]
-    return same[-1] if same else None
 
 
 def _forget_spools(catalog: Generations) -> None:

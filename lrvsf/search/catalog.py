@@ -30,7 +30,7 @@ from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.index import VectorIndex
-from lrvsf.search.segments import GROUP_ROWS, THUMBNAIL, digest_of, model_facts
+from lrvsf.search.segments import THUMBNAIL, digest_of, model_facts
 from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Selection, Vectors
 
@@ -66,6 +66,20 @@ class Hit:
     def thumbnail(self) -> bytes:
         """A JPEG of at most 128 pixels a side."""
         return self._catalog.thumbnail(self.row)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found under one condition.
+
+    Attributes:
+        presence: how likely the thing is in the picture, 0..1; None while the model is not calibrated.
+        present: the verdict on it; None likewise.
+    """
+
+    hits: list[Hit]
+    present: bool | None = None
+    presence: float | None = None
 
 
 def load_encoder(model: str, dims: int | None, device: str | None, conditioned: bool = False) -> Encoder:
@@ -122,8 +136,10 @@ class Catalog:
         self.metadata = read_metadata(generation)
         self.vectors = Vectors.open([segment.folder for segment in generation.segments])
         self.index = VectorIndex.load(generation.folder, self.vectors)
-        self._items = [pq.ParquetFile(segment.items, memory_map=True) for segment in generation.segments]
-        self._starts = np.cumsum([0, *map(len, generation.segments)])
+        files = [pq.ParquetFile(segment.items, memory_map=True) for segment in generation.segments]
+        groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        self._groups = groups  # in the order of the rows, which each begins at one of `_starts`
+        self._starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for file, group in groups)])
         self._reading = threading.Lock()  # a ParquetFile is one reader's
         self._left = np.ones(generation.total, bool)
         self._left[generation.removed] = False
@@ -213,6 +229,13 @@ class Catalog:
             by_image = [answers[0] for answers in by_image]
         return by_image[0] if isinstance(image, Picture) else by_image
 
+    def search_all(self, image: Picture, k: int = 10, where: str | None = None) -> dict[str, Answer]:
+        """What is found under every condition that the model knows, each asked with the same picture."""
+        if not self.conditions:
+            raise ValueError(f"{self._model} knows no condition; ask with `search`")
+        found = self.search(image, self.conditions, k, where)
+        return {name: Answer(hits) for name, hits in zip(self.conditions, found, strict=True)}
+
     def nearest(
         self,
         queries: np.ndarray,
@@ -258,9 +281,10 @@ class Catalog:
     def thumbnail(self, row: int) -> bytes:
         """The JPEG of a row."""
         place = int(np.searchsorted(self._starts, row, "right")) - 1
-        group, within = divmod(row - int(self._starts[place]), GROUP_ROWS)
+        file, group = self._groups[place]
         with self._reading:
-            return self._items[place].read_row_group(group, [THUMBNAIL])[THUMBNAIL][within].as_py()
+            cells = file.read_row_group(group, [THUMBNAIL])[THUMBNAIL]
+        return cells[row - int(self._starts[place])].as_py()
 
     def _grouped(self, rows: np.ndarray, keys: np.ndarray | None, fold: bool) -> list[list[int]]:
         """The places of some rows, best first, in groups that are one hit each."""

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ class Generations:
         return Generation(name, folder, manifest, segments, removed)
 
     @contextmanager
-    def writing(self, manifest: dict[str, Any], segments: list[Segment], removed: np.ndarray) -> Iterator[Path]:
+    def writing(self, manifest: dict[str, Any], segments: Sequence[Segment], removed: np.ndarray) -> Iterator[Path]:
         """Gives a folder for a new generation's index; whole when the block succeeds. Its name is manifest["name"]."""
         manifest["name"] = name = f"g-{max(map(_number, self.names()), default=0) + 1:06d}"
         with whole_folder(self.folder / GENERATIONS / name) as folder:
@@ -142,6 +142,19 @@ class Generations:
             facts |= {"segments": [segment.folder.name for segment in segments]}
             facts |= {"items": sum(map(len, segments)) - len(removed), "removed": len(removed)}
             (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n")
+
+    def same(self, segments: Sequence[Segment], removed: np.ndarray, asked: dict[str, Any]) -> str | None:
+        """The last generation of these segments without these rows and of such an index, if there is one.
+
+        A build that was killed before its generation answered leaves one.
+        """
+        names = [segment.folder.name for segment in segments]
+        for name in reversed(self.names()):
+            one = self.open(name)
+            made = one.manifest["segments"], one.manifest["index"]["asked"]
+            if made == (names, asked) and np.array_equal(one.removed, removed):
+                return name
+        return None
 
     def segment(self, name: str) -> Segment | None:
         """A whole segment, or None."""

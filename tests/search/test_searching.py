@@ -1,46 +1,168 @@
-"""A catalog that answers: hits, conditions, groups, filters."""
+"""A catalog that answers: hits, conditions, filters, groups, near duplicates; and what `query` prints."""
 
+import base64
 import json
+import re
 
+import numpy as np
 import pytest
-from made import squares, tiny_condvit, write_file
+import torch
+from made import encode, noise, squares, tiny_condvit, write_csv, write_file
 
-import search_catalog
-from lrvsf.search.catalog import Catalog
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The folder of a tiny model."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_condvit().save_pretrained(folder)
-    return folder
+from lrvsf.data.foreign.shown import decode_shown
+from lrvsf.search.answers import _width, table
+from lrvsf.search.catalog import Catalog, Hit
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory, model):
-    """A folder of twelve pictures, and a catalog of it."""
-    folder = tmp_path_factory.mktemp("shop")
-    for number in range(12):
-        write_file(folder / f"pictures/{number}.jpg", squares(number))
-    search_catalog.main(["index", str(model), str(folder / "pictures"), str(folder / "catalog")])
-    return folder
+@pytest.fixture
+def catalog(shop):
+    return Catalog.open(shop / "catalog")
 
 
-def test_a_picture_finds_itself(shop):
-    catalog = Catalog.open(shop / "catalog")
-    for number in (0, 7):
-        hits = catalog.search(squares(number), k=3)
-        assert [hit.rank for hit in hits] == [1, 2, 3] and hits[0].id == f"{number}.jpg"
-        assert hits[0].score == pytest.approx(1, abs=1e-3) and hits[0].score >= hits[1].score >= hits[2].score
-        assert hits[0].thumbnail.startswith(b"\xff\xd8")
+def ids(hits):
+    return [hit.id for hit in hits]
 
 
-def test_query_prints_json_alone(shop, capsys):
-    asked = ["query", str(shop / "catalog"), "--image", str(shop / "pictures/3.jpg"), "--k", "2"]
-    search_catalog.main([*asked, "--json", "--category", "Bags", "--category", "Feet"])
+def assert_alike(hits, others):
+    """The same hits, but for the last bits of a batch of another size."""
+    assert sorted(ids(hits)) == sorted(ids(others))
+    np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in others], atol=1e-5)
+
+
+def test_hits_are_those_of_a_naive_search(catalog):
+    """Every score is the cosine of the query with the item's embedding by the model, to float16's precision."""
+    items = catalog.embed([squares(number) for number in range(8)])
+    for condition in (None, "Bags"):
+        (query,) = catalog.embed([squares(90)], [condition])
+        scores = items @ query
+        hits = catalog.search(squares(90), condition, k=8)
+        assert ids(hits) == [f"x{row}" for row in np.argsort(-scores)]
+        assert [hit.rank for hit in hits] == list(range(1, 9))
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1], atol=2e-3)
+
+
+def test_a_hit_has_metadata_and_a_thumbnail(catalog):
+    hit = catalog.search(squares(3), k=1)[0]
+    assert (hit.id, hit.rank, hit.metadata, hit.standing) == ("x3", 1, {"price": 40, "brand": "b"}, None)
+    small = decode_shown(hit.thumbnail)
+    assert hit.thumbnail.startswith(b"\xff\xd8") and small.size == (36, 30), "smaller pictures are not made larger"
+    assert catalog.item("x5").row == 5 and catalog.item("nothing") is None
+
+
+def test_all_conditions_take_one_forward_pass_and_equal_single_ones(catalog, monkeypatch):
+    calls = []
+    embed = catalog.encoder.embed
+    monkeypatch.setattr(catalog.encoder, "embed", lambda *args: calls.append(len(args[0])) or embed(*args))
+    found = catalog.search(squares(1), ["Bags", None, "Feet"], k=3)
+    assert calls == [2, 1], "a batch mixes no conditioned pictures with others"
+    for name, hits in zip(("Bags", None, "Feet"), found, strict=True):
+        assert_alike(hits, catalog.search(squares(1), name, k=3))
+    both = catalog.search([squares(1), squares(2)], ["Bags", "Feet"], k=2)
+    assert_alike(both[1][1], catalog.search(squares(2), "Feet", k=2))
+    assert_alike(catalog.search([squares(1), squares(2)], k=2)[1], catalog.search(squares(2), k=2))
+    everything = catalog.search_all(squares(1), k=3)
+    assert list(everything) == catalog.conditions
+    assert_alike(everything["Feet"].hits, found[2])
+
+
+def test_pictures_may_be_bytes_paths_or_images(shop, catalog):
+    expected = catalog.search(squares(2), k=2)
+    path = shop / "2.jpg"
+    for picture in (path, str(path), decode_shown(squares(2))):
+        assert catalog.search(picture, k=2) == expected
+
+
+def test_a_photo_is_turned_upright_before_it_is_looked_at(catalog):
+    upright = noise(32, 24, 5)
+    exif = upright.getexif()
+    exif[0x0112] = 6
+    sideways = encode(upright.rotate(90, expand=True), "PNG", exif=exif)
+    assert ids(catalog.search(sideways, k=8)) == ids(catalog.search(encode(upright), k=8))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"category": "bags"}, "'bags' is not one of the model's: Bags, .*Did you mean 'Bags'"),
+        ({"k": 0}, "k=0 must be 1 or more"),
+        ({"group": "brand"}, "group='brand' is unknown"),
+        ({"near_duplicates": "drop"}, "near_duplicates='drop' is unknown"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(catalog, asked, message):
+    with pytest.raises(ValueError, match=message):
+        catalog.search(squares(1), **asked)
+    with pytest.raises(ValueError, match="not an image"):
+        catalog.search(b"<html>")
+
+
+def test_a_filter_is_kept_and_may_leave_nothing(catalog):
+    hits = catalog.search(squares(3), k=5, where="price < 40 and brand = 'a'")
+    assert sorted(ids(hits)) == ["x0", "x2"]
+    assert catalog.search(squares(3), where="price > 1000") == []
+
+
+def test_photos_of_one_product_are_one_hit(tmp_path, model, step):
+    rows = [("p", "0.jpg"), ("p", "1.jpg"), ("q", "2.jpg"), ("p", "3.jpg"), ("r", "4.jpg")]
+    for number in range(5):
+        write_file(tmp_path / f"{number}.jpg", squares(number))
+    step("index", model, write_csv(tmp_path / "shop.csv", rows, ("product_id", "image")), tmp_path / "out")
+    catalog = Catalog.open(tmp_path / "out")
+    hits = catalog.search(squares(1), k=3)
+    assert hits[0].id == "p" and hits[0].row == 1 and hits[0].more == 2, "by its best photo"
+    assert sorted(ids(hits)) == ["p", "q", "r"] and [hit.rank for hit in hits] == [1, 2, 3]
+    assert sorted(ids(catalog.search(squares(1), k=9, group=None))) == ["p", "p", "p", "q", "r"]
+    assert "p" not in ids(catalog.like(hits[0].row, k=2))
+
+
+def test_near_duplicates_fold(catalog, monkeypatch):
+    """Rows 2 and 5 nearly coincide with row 0, row 7 with row 1; a random model's embeddings would all do so."""
+    vectors = np.eye(8, dtype=np.float32)
+    vectors[[2, 5, 7]] = vectors[[0, 0, 1]] + 0.05 * vectors[[2, 5, 7]]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    order = [0, 2, 1, 3, 5, 7, 4, 6]
+    monkeypatch.setattr(catalog.vectors, "take", lambda rows: vectors[rows])
+    monkeypatch.setattr(catalog.index, "search", lambda queries, k, allowed: (np.ones((1, k)), np.array([order[:k]])))
+    (hits,) = catalog.nearest(vectors[:1], k=4, near_duplicates="fold")
+    assert [(hit.row, hit.rank, hit.more) for hit in hits] == [(0, 1, 2), (1, 2, 1), (3, 3, 0), (4, 4, 0)]
+    (hits,) = catalog.nearest(vectors[:1], k=4)
+    assert [hit.row for hit in hits] == order[:4]
+
+
+def test_another_model_is_refused_with_both_names(shop, tmp_path):
+    torch.manual_seed(1)
+    other = tiny_condvit()
+    with torch.no_grad():
+        other.visual_projection.weight.mul_(1.1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="made by .*tiny .digest .*other .digest .* in model.weights"):
+        Catalog.open(shop / "catalog", model=str(tmp_path / "other")).search(squares(1))
+
+
+def test_query_prints_json_alone(shop, step, capsys):
+    asked = ["query", shop / "catalog", "--image", shop / "3.jpg", "--k", 2, "--category", "Bags", "--category", "Feet"]
+    step(*asked, "--json")
     answers = json.loads(capsys.readouterr().out)
     assert [answer["condition"] for answer in answers] == ["Bags", "Feet"]
-    assert all(len(answer["hits"]) == 2 for answer in answers)
-    search_catalog.main(asked)
-    assert "3.jpg" in capsys.readouterr().out
+    assert [list(hit) for hit in answers[0]["hits"]] == [["id", "score", "rank", "standing", "metadata"]] * 2
+    assert set(answers[0]["hits"][0]["metadata"]) == {"price", "brand"}
+
+
+def test_query_prints_a_table_and_writes_a_sheet_that_stands_alone(shop, step, capsys, tmp_path):
+    step("query", shop / "catalog", "--image", shop / "3.jpg", "--where", "price < 60", "--html", tmp_path / "x.html")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["score", "id", "price", "brand"]
+    assert printed[1].split()[::2] == ["1", "x3", "b"] and printed[-1] == f"Wrote {tmp_path / 'x.html'}."
+    page = (tmp_path / "x.html").read_text()
+    assert "price &lt; 60" in page and page.count("<img") == 6
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources) and "http" not in page
+    assert base64.b64decode(sources[0].partition(",")[2]).startswith(b"\xff\xd8")
+
+
+def test_a_table_of_anything_fits_80_columns():
+    metadata = {"title": "\u795e" * 40, "html": "<b>\x1b[2J</b>", "empty": None, "long": "x" * 100, "price": 1.5}
+    hits = [Hit("i" * 200, 0.5, rank, metadata, rank) for rank in (1, 2, 10)]
+    lines = table([("Bags", hits), (None, [])]).splitlines()
+    assert max(map(_width, lines)) <= 80 and "\x1b" not in "".join(lines) and lines[-1].strip() == "nothing found"
+    assert lines[0] == "Bags" and lines[1].split() == ["score", "id", "title"]

@@ -34,7 +34,7 @@ def open_source(name: str, images: Path | None = None, split: str | None = None,
     tables, tars = (files_in(path, f"*{suffix}") for suffix in (".parquet", TAR))
     kind = _kind(name, path, tables, tars) if not is_dataset(name) else list_dataset
     if images and kind is not list_table:
-        raise ValueError(f"{name} names its pictures itself; --images goes with a table only")
+        raise ValueError(f"{name} names its pictures itself; --images_folder goes with a table only")
     if split and kind is not list_dataset:
         raise ValueError(f"{name} has no splits; --split goes with a data set only")
     if kind is list_dataset:
@@ -43,7 +43,7 @@ def open_source(name: str, images: Path | None = None, split: str | None = None,
         return list_table(Lister(name, images or (path if path.is_dir() else path.parent)), tables or [path])
     if kind in (list_products, list_tars):
         return kind(Lister(name, path, products=True), tables or tars or [path])
-    return kind(Lister(name, path, products=kind is list_test_set))
+    return kind(Lister(name, path, products=kind is list_test_set, by_path=kind is list_folder))
 
 
 def _kind(name: str, path: Path, tables: list[Path], tars: list[Path]) -> Callable[..., Source]:

@@ -95,6 +95,7 @@ class Lister:
     Attributes:
         columns: of the metadata, in order; lists of cells go to `add`.
         products: whether ids are those of products, of which one may have several pictures.
+        by_path: whether ids are paths, which the file system tells apart and nobody types.
         listed: how many pictures there are, used or not.
         unused: columns that are not kept.
         digest: of everything that tells this source from another one.
@@ -104,6 +105,7 @@ class Lister:
     folder: Path
     columns: list[str] = field(default_factory=list)
     products: bool = False
+    by_path: bool = False
     skips: Ledger = field(default_factory=Ledger)
     listed: int = 0
     unused: list[str] = field(default_factory=list)
@@ -113,6 +115,7 @@ class Lister:
         self._numbers: list[int] = []
         self._chunks: list[list[pa.Array]] = []
         self._rows: list[tuple] = []
+        self._places: dict[str, str] = {}
 
     def skip(self, reason: str, where: str) -> None:
         """Counts a picture that is left out."""
@@ -135,6 +138,12 @@ class Lister:
         if len(self._rows) >= 10_000:  # Arrow's texts take a fifth of Python's
             self._flush()
         return True
+
+    def once(self, product: str | None, where: str) -> None:
+        """Refuses a product that is there twice: its pictures stand together. Raises ValueError."""
+        if product is not None and (other := self._places.setdefault(product, where)) != where:
+            twice = f"{quoted(product)} twice, at {other} and at {where}"
+            raise ValueError(f"{self.name} has the product {twice}; remove one")
 
     def identify(self, *facts: Any) -> None:
         """Adds to what tells this source from another one."""
@@ -192,15 +201,12 @@ class Lister:
                     f"{self.name} has the id {quoted(name)} twice, at {places[other]} and at {places[row]}; give each "
                     "its own, or name the column product_id if they are photos of one product"
                 )
-        if self.columns or self.products:  # the names of files are told apart by the file system, and typed by nobody
-            refuse_lookalikes(self.name, first)
-
-
-def refuse_lookalikes(source: str, ids: Iterable[str]) -> None:
-    """Raises ValueError where a reader would take two ids for one."""
-    if groups := lookalikes(ids, case=True):
-        shown = "; ".join(" and ".join(map(quoted, group)) for group in groups[:EXAMPLES])
-        raise ValueError(f"{source} writes {len(groups):,} ids in several ways: {shown}. Write each in one way")
+        if groups := [] if self.by_path else lookalikes(first, case=True):
+            shown = "; ".join(" and ".join(map(quoted, group)) for group in groups[:EXAMPLES])
+            raise ValueError(
+                f"{self.name} writes {len(groups):,} ids in several ways, which would be told apart: {shown}. Write "
+                "each in one way"
+            )
 
 
 def stat_of(path: str | Path) -> list[int] | None:

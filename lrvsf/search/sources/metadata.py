@@ -28,10 +28,11 @@ def check_names(source: str, names: Collection[str]) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        if (other := seen.setdefault(name.lower(), name)) is not name:
+        if (other := seen.get(name.lower())) is not None:
             raise ValueError(
                 f"{source} has the columns {quoted(other)} and {quoted(name)}, which a filter takes for one; rename one"
             )
+        seen[name.lower()] = name
         if name.startswith(INTERNAL) or not name.strip():
             raise ValueError(f"{source} has a column {quoted(name)}; give it a name that does not begin with __")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrvsf.data.bounds.tar_members import TarMembers
 from lrvsf.data.foreign.tables import parquet_rows
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.parquet import DAMAGE, describe_files, open_parquet
 from lrvsf.data.products import wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.tars import MEMBER, read_distractors, read_products
@@ -39,7 +39,7 @@ def list_products(lister: Lister, files: list[Path]) -> Source:
         for row, product in enumerate(parquet_rows(path, STRUCTURE)):
             _add_product(lister, f"{path.name}, row {row}", product)
         counts.append(lister.listed - before)
-        lister.identify(stat_of(path))
+    lister.identify(describe_files(files))
 
     def pictures(path: Path, start: int) -> Iterator[Picture]:
         for product in parquet_rows(path, IMAGES):
@@ -54,6 +54,7 @@ def list_products(lister: Lister, files: list[Path]) -> Source:
 
 def _add_product(lister: Lister, where: str, product: dict[str, Any]) -> None:
     images = _simple(product)
+    lister.once(product["product_id"], where)
     if not images:
         lister.skips.add("product without a SIMPLE picture", where)
     for image in images:
@@ -80,7 +81,7 @@ def list_test_set(lister: Lister) -> Source:
             name = known.get("PRODUCT_ID") or f"{what} {first + row}"
             lister.add(f"{path.name}, row {row}", name, map(_text, map(known.get, cells)))
         counts.append(rows)
-        lister.identify(stat_of(path))
+    lister.identify(describe_files(files))
 
     def pictures(path: Path, start: int) -> Iterator[Picture]:
         column = "SIMPLE_IMG" if path in test_set.files["products"] else "jpg"

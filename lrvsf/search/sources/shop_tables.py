@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from lrvsf.data.foreign.picture_files import SUFFIXES, URL, is_url, picture_of
 from lrvsf.data.foreign.tables import TEXT, CsvTable, check_columns, image_column, parquet_rows
-from lrvsf.data.parquet import DAMAGE, open_parquet
+from lrvsf.data.parquet import DAMAGE, describe_files, open_parquet
 from lrvsf.data.schema import SCENES
 from lrvsf.search.sources.lister import Lister, Picture, Source, by_file, by_path, stat_of
 from lrvsf.search.sources.metadata import check_names, comparable
@@ -49,57 +49,57 @@ def _list_csv(lister: Lister, path: Path) -> Source:
                 f"{path}, up to line {line}: a quoted cell holds further rows, so a quote before them is not closed; "
                 'correct it (a quote within a quoted cell is written "")'
             )
-        found = _path(lister, where, cells, cells["image"].strip())
-        name = cells[named] if named else cells["image"].strip()
-        if found and lister.add(
-            f"{where} ({cells['image'].strip()})", name, map(str.strip, map(cells.get, lister.columns))
-        ):
+        image = cells["image"].strip()
+        known = [cells[name].strip() for name in lister.columns]
+        found = _path(lister, where, cells, image)
+        if found and lister.add(f"{where} ({image})", cells[named] if named else image, known):
             lister.identify(stat_of(found))
             paths.append(found)
     return lister.source(by_path(lister, paths), typed=True)
 
 
-def list_parquet(lister: Lister, files: list[Path], row_ids: bool = False) -> Source:
+def list_parquet(lister: Lister, files: list[Path], spooled: bool = False) -> Source:
     """The rows of Parquet files.
 
     Args:
-        row_ids: whether a table without ids calls its rows by their numbers and never by their paths.
+        spooled: whether they are a spool, whose rows have the numbers of a data set's.
     """
-    counts, tables, kept = [], [], []
+    counts, tables = [], []
     for path in files:
         present, paths = image_column(path)
         named = _id_column(lister, path, present)
         wanted = [name for name in (named, "role") if name in present] + ["image"] * paths
-        before = len(kept)
+        kept, row = [], -1
         for row, cells in enumerate(parquet_rows(path, wanted) if wanted else _blank_rows(path)):
-            if _add(lister, path if len(files) > 1 else None, row, cells, named, paths, row_ids):
+            where = f"{path.name}, row {row}" if len(files) > 1 and not spooled else f"row {lister.listed}"
+            if _add(lister, where, cells, named, paths):
                 kept.append(row)
         counts.append(row + 1)
-        lister.identify(stat_of(path))
-        tables.append(_metadata(lister, path, [n for n in present if n not in ("image", named)], kept[before:]))
-    try:
-        extra = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(f"the files of {lister.name} have columns of one name and several types: {error}") from error
+        tables.append(_metadata(lister, path, [name for name in present if name not in ("image", named)], kept))
+    if not spooled:
+        lister.identify(describe_files(files))
 
     def pictures(path: Path, start: int) -> Iterator[Picture]:
         for cells in parquet_rows(path, ["image"], start):
             picture = picture_of(cells["image"], lister.folder)
             yield os.path.join(lister.folder, picture.strip()) if isinstance(picture, str) else picture
 
-    return lister.source(by_file(files, counts, pictures), extra=extra)
+    try:
+        metadata = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ValueError(f"the files of {lister.name} have columns of one name and several types: {error}") from error
+    return lister.source(by_file(files, counts, pictures), extra=metadata)
 
 
-def _add(
-    lister: Lister, file: Path | None, row: int, cells: dict[str, Any], named: str | None, paths: bool, row_ids: bool
-) -> bool:
-    """Lists a row of a Parquet table. Whether it was listed."""
-    where = f"{file.name}, row {row}" if file else f"row {row}"
-    picture = (cells["image"] or "").strip() if paths else None
-    if not (_path(lister, where, cells, picture) if paths else not _is_scene(lister, where, cells)):
+def _add(lister: Lister, where: str, cells: dict[str, Any], named: str | None, paths: bool) -> bool:
+    """Lists a row of a Parquet table, under its id, or its path, or its number in all files. Whether it was listed."""
+    if not paths:
+        return not _is_scene(lister, where, cells) and lister.add(where, cells[named] if named else str(lister.listed))
+    image = (cells["image"] or "").strip()
+    if (found := _path(lister, where, cells, image)) is None:
         return False
-    name = cells[named] if named else picture if paths and not row_ids else str(lister.listed)
-    return lister.add(f"{where} ({picture})" if paths else where, name)
+    lister.identify(stat_of(found))
+    return lister.add(f"{where} ({image})", cells[named] if named else image)
 
 
 def _id_column(lister: Lister, path: Path, present: list[str]) -> str | None:
@@ -107,7 +107,7 @@ def _id_column(lister: Lister, path: Path, present: list[str]) -> str | None:
     check_columns(path, present, ["image"], IDS)
     check_names(str(path), [name for name in present if name.strip()])
     named = next((name for name in IDS if name in present), None)
-    lister.products = named == "product_id"
+    lister.products, lister.by_path = named == "product_id", named is None
     return named
 
 
@@ -145,10 +145,10 @@ def _metadata(lister: Lister, path: Path, names: list[str], kept: list[int]) -> 
         with open_parquet(path) as file:
             for name in names:
                 kind = file.schema_arrow.field(name).type
-                if (nested := pa.types.is_nested(kind)) or comparable(pa.chunked_array([[]], kind)) is None:
-                    lister.unused += [f"{name} ({'nested' if nested else kind})"] * (name not in str(lister.unused))
-                else:
+                if comparable(pa.chunked_array([[]], kind)) is not None:
                     columns[name] = comparable(file.read([name])[name].take(pa.array(kept, pa.int64())))
+                elif name not in lister.unused:
+                    lister.unused.append(name)
     except DAMAGE as error:
         raise OSError(f"{path} is damaged: {error}. Write it again.") from error
     return pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])

@@ -68,7 +68,7 @@ def list_dataset(name: str, split: str | None, spool: Path | None) -> Source:
     lister = Lister(name, folder)
     lister.identify(identity)
     lister.unused = json.loads((folder / WHOLE).read_text())["unused"]
-    return list_parquet(lister, files_in(folder, "pictures-*.parquet"), row_ids=True)
+    return list_parquet(lister, files_in(folder, "pictures-*.parquet"), spooled=True)
 
 
 def _builder(name: str) -> datasets.DatasetBuilder:
@@ -107,7 +107,7 @@ def _fill(stream: datasets.IterableDataset, name: str, folder: Path) -> list[str
                 break
     if not there:
         raise ValueError(f"{name} has no rows; choose another split with --split")
-    return [f"{key} (image)" for key in others]
+    return list(others)
 
 
 def _image_column(features: datasets.Features, name: str) -> str:

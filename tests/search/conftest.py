@@ -1,0 +1,42 @@
+"""Catalogs of pictures that are drawn in the test, made by a tiny model."""
+
+import shutil
+
+import pytest
+from made import squares, tiny_condvit, write_csv, write_file
+
+import search_catalog
+
+PRICES = (10, 20, 30, 40, 50, 60, 70, 80)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a tiny model."""
+    folder = tmp_path_factory.mktemp("search") / "tiny"
+    tiny_condvit().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _shop(tmp_path_factory, model):
+    """shop.csv of eight pictures with prices, and `catalog` of it."""
+    folder = tmp_path_factory.mktemp("shop")
+    rows = [(f"x{number}", f"{number}.jpg", price, "ab"[number % 2]) for number, price in enumerate(PRICES)]
+    for number in range(len(rows)):
+        write_file(folder / f"{number}.jpg", squares(number))
+    write_csv(folder / "shop.csv", rows, ("id", "image", "price", "brand"))
+    search_catalog.main(["index", str(model), str(folder / "shop.csv"), str(folder / "catalog")])
+    return folder
+
+
+@pytest.fixture
+def shop(_shop, tmp_path):
+    """A copy of that folder, to be changed."""
+    return shutil.copytree(_shop, tmp_path / "shop")
+
+
+@pytest.fixture
+def step():
+    """`step("add", ...)`: runs a step of search_catalog.py in this process."""
+    return lambda *words: search_catalog.main(list(map(str, words)))
