@@ -9,7 +9,7 @@ from lrvsf import command
 from lrvsf.mini.contact_sheet import mini_sheet
 from lrvsf.mini.draw_mini import mini, mini_shop
 from lrvsf.mini.train_clip import mini_clip
-from lrvsf.prepare.catalog.catalog import catalog
+from lrvsf.prepare.catalog.write_catalog import catalog
 from lrvsf.prepare.check import check
 from lrvsf.prepare.convert_tars import tars
 from lrvsf.prepare.laion.download import download

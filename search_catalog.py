@@ -9,9 +9,9 @@ import logging
 import sys
 
 from lrvsf import command
+from lrvsf.report import as_table
 from lrvsf.search.commands import add, compact, index, info, query, remove, rollback, switch
 from lrvsf.signals import end_at_once
-from lrvsf.step_report import as_table
 from lrvsf.steps import run_step, step_name
 from lrvsf.terminal import never_refuse
 

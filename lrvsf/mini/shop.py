@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from lrvsf.data.workers import worker_map
 from lrvsf.durable import whole_folder
 from lrvsf.mini.attributes import CATEGORIES, Garment, random_garment
 from lrvsf.mini.build import SHOWN, jpeg
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.prepare.row_writer import parquet_writer
+from lrvsf.prepare.workers import worker_map
 
 ITEMS, SCENES, TRUTH = "items.parquet", "scenes", "scenes.json"
 SCHEMA = pa.schema(

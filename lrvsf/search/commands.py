@@ -99,12 +99,12 @@ def index(
         if images_folder or split:
             raise ValueError("--images_folder and --split say how IMAGES is read; a catalog knows that of its own")
         _answering(Path(images))
-        from lrvsf.search.build import index_again
+        from lrvsf.search.build_catalog import index_again
 
         quiet_libraries()
         return index_again(model, Path(images), dims, kind, switch, how)
     check_place(out, images)
-    from lrvsf.search.build import index_images
+    from lrvsf.search.build_catalog import index_images
 
     quiet_libraries()
     return index_images(model, images, images_folder, split, out, dims, kind, switch, how)
@@ -125,7 +125,7 @@ def add(
     """Add pictures to a catalog. An id that is there already is refused, or replaced with --replace."""
     how = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device)
     _answering(out)
-    from lrvsf.search.build import add_images
+    from lrvsf.search.build_catalog import add_images
 
     quiet_libraries()
     return add_images(images, images_folder, split, out, replace, model, how)
@@ -140,7 +140,7 @@ def remove(
     if bool(ids) == bool(where):
         raise ValueError("name the items to remove by their ids, or by --where; one of the two")
     _answering(out)
-    from lrvsf.search.build import remove_items
+    from lrvsf.search.build_catalog import remove_items
 
     return remove_items(out, ids, where)
 
@@ -156,7 +156,7 @@ def compact(
 ) -> dict[str, Any]:
     """Free what removed items take, and make one segment of all; older generations go, but for the one before."""
     _answering(out)
-    from lrvsf.search.build import compact_catalog
+    from lrvsf.search.build_catalog import compact_catalog
 
     return compact_catalog(out, drop_previous)
 

@@ -25,7 +25,7 @@ from forks import serve
 import search_catalog
 from lrvsf.embedding import store
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.search import build, segments  # noqa: F401 - imported before the forks
+from lrvsf.search import build_catalog, segments  # noqa: F401 - imported before the forks
 
 
 def work(log: str, rank: int, fault: str, fault_at: int, words: list[str]) -> None:

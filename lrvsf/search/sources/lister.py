@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from lrvsf.data.names import UnusableCell, identifier, lookalikes, quoted
-from lrvsf.ledger import EXAMPLES, Ledger
+from lrvsf.report import EXAMPLES, Ledger
 from lrvsf.search.sources.metadata import INTERNAL, as_numbers
 
 Picture = str | bytes | None  # a file's path, its encoded bytes, or an empty cell

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from lrvsf.data.foreign.shown import ON_WHITE, SCALED, UPRIGHT, as_shown
 from lrvsf.data.images import decode_image
-from lrvsf.prepare.catalog.catalog import catalog, fetch
+from lrvsf.prepare.catalog.write_catalog import catalog, fetch
 
 
 def shown(data):

@@ -14,9 +14,9 @@ from PIL import Image
 from shops import same_parquet, shards_of
 
 from lrvsf.data.images import decode_image
-from lrvsf.prepare.catalog.catalog import catalog
-from lrvsf.prepare.catalog.catalog import fetch as fetch_image
 from lrvsf.prepare.catalog.listing import read_listing
+from lrvsf.prepare.catalog.write_catalog import catalog
+from lrvsf.prepare.catalog.write_catalog import fetch as fetch_image
 
 
 @pytest.fixture

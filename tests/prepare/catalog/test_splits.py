@@ -7,7 +7,6 @@ from made import write_catalog
 from shops import distractors_of, place, queries_of, shards_of
 
 from lrvsf.data.sharing import SharedPictures
-from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.catalog.listing import ListedImage
 from lrvsf.prepare.catalog.splits import Shares, Splits
 

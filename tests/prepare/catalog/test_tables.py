@@ -11,8 +11,8 @@ from shops import same_parquet, shards_of
 from lrvsf.data.foreign.picture_files import read_file
 from lrvsf.data.foreign.tables import CsvTable
 from lrvsf.data.tars import MAX_MEMBER_BYTES
-from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.catalog.listing import read_listing
+from lrvsf.prepare.catalog.write_catalog import catalog
 
 HEAD = "product_id,image,role,category,text\n"
 

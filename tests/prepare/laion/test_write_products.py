@@ -14,7 +14,7 @@ from made import download_row, jpeg, rows_of, spoil_page, write_download, write_
 from waiting import killed_at
 
 from lrvsf.durable import InUse
-from lrvsf.prepare.catalog.catalog import catalog
+from lrvsf.prepare.catalog.write_catalog import catalog
 from lrvsf.prepare.laion import downloaded
 from lrvsf.prepare.laion.write_products import products
 from lrvsf.prepare.writers import ProductShardWriter

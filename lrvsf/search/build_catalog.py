@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lrvsf.command import Command, called
 from lrvsf.data.names import quoted
 from lrvsf.durable import locked
-from lrvsf.ledger import EXAMPLES
+from lrvsf.report import EXAMPLES
 from lrvsf.search.catalog import load_encoder, read_metadata, refuse_other_model
 from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.filters import rows_where

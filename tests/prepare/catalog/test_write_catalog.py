@@ -11,12 +11,12 @@ from shops import distractors_of, place, queries_of, same_parquet, shards_of
 from waiting import killed_at
 
 import evaluate_lrvsf
-import lrvsf.prepare.catalog.catalog as step
+import lrvsf.prepare.catalog.write_catalog as step
 import train_hf
 from lrvsf.data.products import ProductShards
 from lrvsf.data.testset import ProductTestSet
-from lrvsf.prepare.catalog.catalog import catalog
 from lrvsf.prepare.catalog.splits import Shares
+from lrvsf.prepare.catalog.write_catalog import catalog
 
 SETS = ("validation", "test")
 PARTS = ("train", *SETS)
