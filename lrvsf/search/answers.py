@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from lrvsf.command import WIDTH
 from lrvsf.data.foreign.shown import decode_shown
+from lrvsf.data.images import BadImage
 from lrvsf.data.names import printable
 from lrvsf.durable import write_whole
 from lrvsf.search.catalog import Catalog, Hit
@@ -38,7 +39,10 @@ def ask(
 ) -> str:
     """What `query` prints; `html` is written. Arguments as those of `Catalog.search`; no condition is None."""
     data, asked = image.read_bytes(), list(conditions or [None])
-    answers = list(zip(asked, catalog.search(data, asked, k, where, **grouping), strict=True))
+    try:
+        answers = list(zip(asked, catalog.search(data, asked, k, where, **grouping), strict=True))
+    except BadImage as error:
+        raise ValueError(f"{image} cannot be asked with: {error}") from error
     if html:
         write_whole(html, sheet(answers, data, where).encode())
     if as_json:

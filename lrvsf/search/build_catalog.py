@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -270,7 +271,7 @@ def _source_of(catalog: Generations, origin: dict[str, Any], items: pa.Table) ->
     source = _open(catalog, origin)
     if source.fingerprint == origin["fingerprint"]:
         return source.only(items[ROW].to_numpy())
-    rows = np.isin(source.items["id"].to_numpy(zero_copy_only=False), items["id"].to_numpy(zero_copy_only=False))
+    rows = pc.is_in(source.items["id"], value_set=items["id"]).to_numpy()
     if not rows.any():
         raise ValueError(f"{source.name} has none of the catalog's pictures any more; index it as a new source")
     there = set(source.items["id"].filter(pa.array(rows)).to_pylist())
@@ -282,7 +283,7 @@ def _source_of(catalog: Generations, origin: dict[str, Any], items: pa.Table) ->
 
 def _rows_of(generation: Generation, metadata: pa.Table, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """The rows that are left of some ids, ascending."""
-    found = np.isin(metadata["id"].to_numpy(), np.asarray(ids.to_pylist(), dtype=object)).nonzero()[0]
+    found = pc.is_in(metadata["id"], value_set=ids).to_numpy().nonzero()[0]
     return np.setdiff1d(found, generation.removed)
 
 

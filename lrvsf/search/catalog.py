@@ -35,7 +35,9 @@ from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Selection, Vectors
 
 Picture = bytes | str | Path | Image.Image  # encoded, a file's path, or decoded
-NEAR = 0.98  # cosine from which two pictures are taken for one (not tuned)
+# Cosine from which two pictures are taken for one. On Mini, 99 of 100 pictures stay above 0.989 with themselves when
+# they are recompressed (JPEG quality 60) or cut by 2 pixels; the nearest other item is above 0.99 for 2 of 100.
+NEAR = 0.99
 DEEPER = 4  # how many times more rows are looked at where groups leave too few hits
 
 

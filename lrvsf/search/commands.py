@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from lrvsf.command import quiet_libraries
-from lrvsf.paths import check_model
+from lrvsf.paths import check_model, check_output
+
+if TYPE_CHECKING:
+    from lrvsf.search.generations import Generations
 
 STORAGES = ("float16", "int8", "binary")
 
@@ -98,6 +101,8 @@ def index(
     if out is None:
         if images_folder or split:
             raise ValueError("--images_folder and --split say how IMAGES is read; a catalog knows that of its own")
+        if not _is_catalog(Path(images)):
+            raise ValueError(f"name the catalog's folder after {images}, which is no catalog to be embedded anew")
         _answering(Path(images))
         from lrvsf.search.build_catalog import index_again
 
@@ -208,18 +213,22 @@ def query(
 
 def check_place(out: Path, images: str) -> None:
     """Refuses a folder for a catalog that holds other things, or lies among its pictures."""
-    from lrvsf.paths import check_output
-    from lrvsf.search.generations import is_catalog
 
     check_output(out, "OUT")
     if Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve()):
         raise ValueError(f"{out} is inside {images}, whose pictures are read; choose another folder")
     others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
-    if others and not is_catalog(out):
+    if others and not _is_catalog(out):
         raise ValueError(f"{out} is no catalog and holds {', '.join(others[:3])}; name a new folder")
 
 
-def _generations(out: Path):
+def _is_catalog(folder: Path) -> bool:
+    from lrvsf.search.generations import is_catalog
+
+    return is_catalog(folder)
+
+
+def _generations(out: Path) -> Generations:
     from lrvsf.search.generations import Generations
 
     return Generations(out)

@@ -199,7 +199,8 @@ def test_two_builds_at_once_are_refused(shop, more, step, locked_elsewhere):
         (["index", "{model}", "shop/shop.csv", "other"], "is no catalog and holds notes.txt"),
         (["index", "{model}", "shop/shop.csv", "out", "--batch_size", "0"], "batch_size=0"),
         (["index", "{model}", "shop/shop.csv", "out", "--device", "tpu"], "device=tpu is not here"),
-        (["index", "{model}", "other"], "other is no catalog"),
+        (["index", "{model}", "other"], "name the catalog's folder after other, which is no catalog"),
+        (["query", "shop/catalog", "--image", "shop/shop.csv"], "shop.csv cannot be asked with: not an image"),
     ],
 )
 def test_refusals_come_with_a_remedy(shop, model, tmp_path, step, monkeypatch, words, message):

@@ -8,8 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lrvsf.data.images import FORMATS, BadImage
-from lrvsf.data.tars import MAX_MEMBER_BYTES
+from lrvsf.data.images import FORMATS, MAX_IMAGE_BYTES, BadImage
 
 # Pillow opens an MPO as the JPEG that it begins as, and so does not list it among what it can open.
 SUFFIXES = {suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")}
@@ -51,10 +50,10 @@ def read_file(path: str, folder: Path) -> bytes:
             raise BadImage("link that leads nowhere")
         if not os.path.isfile(path):
             raise BadImage("no file, but a folder or device")
-        if os.path.getsize(path) > MAX_MEMBER_BYTES:
-            raise BadImage(f"file over {MAX_MEMBER_BYTES >> 20} MiB")
+        if os.path.getsize(path) > MAX_IMAGE_BYTES:
+            raise BadImage(f"file over {MAX_IMAGE_BYTES >> 20} MiB")
         with open(path, "rb") as file:
-            return file.read(MAX_MEMBER_BYTES)  # and no more, if it grows meanwhile
+            return file.read(MAX_IMAGE_BYTES)  # and no more, if it grows meanwhile
     except BadImage:
         raise
     except (OSError, ValueError) as error:  # no permission; a name that cannot be one

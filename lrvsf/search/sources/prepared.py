@@ -69,7 +69,7 @@ def list_test_set(lister: Lister) -> Source:
     """The targets of a test set's products, then its distractors. One without PRODUCT_ID is called by its row."""
     test_set = ProductTestSet(lister.folder)
     files = [*test_set.files["products"], *test_set.files["distractors"]]
-    cells = {"CATEGORY": "category", "blip2_caption1": "caption", "TYPE": "type"}
+    cells = {"CATEGORY": "category", "blip2_caption1": "caption"}
     lister.columns, counts = list(cells.values()), []
     for path in files:
         with open_parquet(path) as file:

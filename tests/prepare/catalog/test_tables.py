@@ -10,7 +10,7 @@ from shops import same_parquet, shards_of
 
 from lrvsf.data.foreign.picture_files import read_file
 from lrvsf.data.foreign.tables import CsvTable
-from lrvsf.data.tars import MAX_MEMBER_BYTES
+from lrvsf.data.images import MAX_IMAGE_BYTES
 from lrvsf.prepare.catalog.listing import read_listing
 from lrvsf.prepare.catalog.write_catalog import catalog
 
@@ -226,7 +226,7 @@ def test_files_that_a_table_may_not_name(tmp_path):
     (shop / "linked").symlink_to(tmp_path / "shop2")
     os.mkfifo(shop / "pipe.jpg")
     with (shop / "big.jpg").open("wb") as file:
-        file.truncate(MAX_MEMBER_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
 
     def outcome(name):
         try:
