@@ -12,18 +12,18 @@ MODELS := category none mini-clip mini-condvit
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
 export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
 
-.PHONY: demo test test-oldest reliability img2dataset lock clean
+.PHONY: demo leaderboard test test-app test-oldest reliability img2dataset lock clean
 .SECONDARY:
 
 # torch comes last: all that it shares with others then stands, under its hash (see tools/lock.py).
-.venv/ready: requirements.lock constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip check
+.venv/ready .venv-app/ready: .venv%/ready: requirements%.lock constraints%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --require-hashes --no-deps -r $<
+	$(@D)/bin/pip install --quiet -c $(word 2,$^) torch
+	$(@D)/bin/pip check
 	touch $@
 
-# After a change of requirements.txt or requirements-dev.txt.
+# After a change of a requirements file.
 lock: .venv-lock/ready
 	$(PYTHON) tools/lock.py .venv-lock/bin/uv
 
@@ -66,10 +66,18 @@ demo: $(MODELS:%=runs/mini/%/results.json)
 	@echo "plots:   runs/mini/recall.png  categories.png  ranks.png"
 	@echo "models:  runs/mini/category/  runs/mini/none/  (each with its results.json)"
 
+# The leaderboard as a page of this machine: the Hub's models and, besides, folders: make leaderboard FOLDERS="runs"
+leaderboard: .venv-app/ready
+	.venv-app/bin/python spaces/leaderboard/app.py $(FOLDERS)
+
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# The pages in a real browser, Debian's chromium; pytest says what it skips without one.
+test-app: .venv-app/ready
+	.venv-app/bin/python -m pytest -rs tests/spaces
 
 # docs/reliability.md: the faults of which a test shows what happens.
 reliability: img2dataset
@@ -93,4 +101,4 @@ test-oldest: $(OLDEST)/ready
 	  --ignore tests/training/test_killed_runs.py tests/data/test_images.py tests/data/test_stream.py
 
 clean:
-	rm -rf .venv .venv-oldest .venv-img2dataset .venv-lock build
+	rm -rf .venv .venv-app .venv-oldest .venv-img2dataset .venv-lock build
