@@ -1,15 +1,215 @@
-"""Stand-in until filters are checked."""
+"""Filters: a text such as "price < 50 and category = 'Bags'" -> which items it passes.
+
+The language is SQL's expressions, evaluated by duckdb over the metadata. The text comes from anybody, through a service
+too, so nothing is evaluated that was not recognised. duckdb's parser gives the syntax tree; it has to be one SELECT of
+one expression from the items, and every node of that expression a known column, a constant, or an operator, function or
+type of the lists below. What is not in a list is refused, whatever it does, so that neither a file nor a setting nor
+another statement can be reached, by today's functions or a later version's. The database itself is in memory, without
+access to files and with its configuration locked, which alone would do for most.
+
+A filter passes an item for which it is true. Where a cell is empty, a comparison is neither true nor false, and the
+item is passed over; `price is null` finds it.
+"""
 
 from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
+from lrvsf.data.names import did_you_mean, quoted
+
+MAX_LETTERS = 2000
+MAX_NODES = 200
+SECONDS = 10.0  # a filter over millions of rows takes a fraction of one
+INTERNAL = "__"  # columns that begin so are not the user's
+CONFIG = {
+    "enable_external_access": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "memory_limit": "1GB",
+    "threads": 1,
+    "lock_configuration": True,
+}
+
+NODES = {
+    "CONJUNCTION",
+    "COMPARISON",
+    "BETWEEN",
+    "OPERATOR",
+    "CASE",
+    "CONSTANT",
+    "COLUMN_REF",
+    "CAST",
+    "TYPE",
+    "FUNCTION",
+}
+OPERATORS = {
+    "OPERATOR_NOT",
+    "OPERATOR_IS_NULL",
+    "OPERATOR_IS_NOT_NULL",
+    "OPERATOR_COALESCE",
+    "COMPARE_IN",
+    "COMPARE_NOT_IN",
+}
+FUNCTIONS = {
+    *("+", "-", "*", "/", "//", "%", "||", "~~", "!~~", "~~*", "!~~*"),  # the last four: [not] like, [not] ilike
+    *("lower", "upper", "trim", "length", "contains", "starts_with", "ends_with", "abs", "round", "floor", "ceil"),
+    *("least", "greatest", "year", "month", "day", "list_contains"),
+}
+TYPES = {
+    *("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL", "VARCHAR", "DATE"),
+    *("TIMESTAMP", "TIME"),
+}
+
+
+class FilterError(ValueError):
+    """A filter that is not understood, or not allowed; the message is one line for whoever wrote it."""
+
 
 def rows_where(metadata: pa.Table, where: str) -> np.ndarray:
-    """(n,) whether each row fulfils the condition."""
-    with duckdb.connect() as connection:
-        connection.register("items", metadata)
-        found = connection.sql(f"select ({where}) from items").fetchall()
-    return np.array([cell is True for (cell,) in found], dtype=bool)
+    """(n,) bool: whether each row of the metadata fulfils the filter.
+
+    Args:
+        where: an expression over the columns; those that begin with "__" are unknown to it.
+
+    Raises FilterError: it is not understood, names an unknown column, or has anything in it that filters do without.
+    """
+    columns = [name for name in metadata.column_names if not name.startswith(INTERNAL)]
+    connection = duckdb.connect(config=CONFIG)
+    try:
+        query = f"select (\n{where}\n) from items"  # on a line of its own, so that a comment in it ends with it
+        expression = _parsed(connection, query, where)
+        _check(expression, columns)
+        connection.register("items", metadata.select(columns))
+        try:
+            with _ended_after(connection, SECONDS):
+                found = connection.sql(query).to_arrow_table().column(0)
+        except duckdb.InterruptException as error:
+            raise FilterError(f"the filter {quoted(where)} took more than {SECONDS:.0f} s. Make it simpler.") from error
+        except duckdb.Error as error:
+            raise FilterError(
+                f"the filter {quoted(where)} cannot be evaluated: {_said(error)}. {_types(expression, metadata)}"
+            ) from error
+    finally:
+        connection.close()
+    if not pa.types.is_boolean(found.type):
+        raise FilterError(
+            f"the filter {quoted(where)} is neither true nor false, but {found.type}. Compare it with something."
+        )
+    return found.fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
+
+
+def _parsed(connection: duckdb.DuckDBPyConnection, query: str, where: str) -> dict[str, Any]:
+    """The syntax tree of the expression. Raises FilterError: it is none, or more than that."""
+    if len(where) > MAX_LETTERS:
+        raise FilterError(f"the filter has {len(where):,} letters; {MAX_LETTERS:,} are the most")
+    if not where.strip() or not where.isprintable():
+        raise FilterError("the filter is empty, or has letters that cannot be seen. Write, say, price < 50")
+    tree = _tree(connection, query)
+    if tree.get("error"):
+        message = " ".join(str(tree.get("error_message")).split())
+        raise FilterError(
+            f"the filter {quoted(where)} is not understood: {message[:200]}. Write, say, price < 50 and brand = 'x'"
+        )
+    plain = _tree(connection, "select (\ntrue\n) from items")
+    expressions = tree["statements"][0]["node"].get("select_list", [])
+    for one in (tree, plain):  # all but the expression has to be as it is around the plainest one
+        one["statements"][0]["node"]["select_list"] = None
+    if len(expressions) != 1 or _without_places(tree) != _without_places(plain):
+        raise FilterError(f"the filter {quoted(where)} is more than one condition. Join conditions by and, or.")
+    return expressions[0]
+
+
+def _tree(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
+    ((text,),) = connection.execute("select json_serialize_sql(?)", [query]).fetchall()  # all, or it stays unfinished
+    return json.loads(text)
+
+
+def _without_places(node: Any) -> Any:
+    """A tree without where in the text its nodes stand."""
+    if isinstance(node, dict):
+        return {name: _without_places(value) for name, value in node.items() if not name.startswith("query_location")}
+    return [_without_places(one) for one in node] if isinstance(node, list) else node
+
+
+def _check(expression: dict[str, Any], columns: list[str]) -> None:
+    """Refuses every node that is not known to be harmless."""
+    nodes = list(_nodes(expression))
+    if len(nodes) > MAX_NODES:
+        raise FilterError(f"the filter has {len(nodes):,} parts; {MAX_NODES} are the most")
+    known = {name.lower() for name in columns}  # SQL's names are the same in capitals
+    for node in nodes:
+        kind, form = node["class"], node.get("type")
+        if kind not in NODES:
+            raise FilterError(f"a filter has no {kind.lower().replace('_', ' ')}. {_allowed()}")
+        if kind == "OPERATOR" and form not in OPERATORS:
+            raise FilterError(f"a filter has no {str(form).lower().replace('_', ' ')}. {_allowed()}")
+        if kind == "FUNCTION":
+            _check_function(node)
+        if kind == "TYPE" and (str(node.get("type_name")).upper() not in TYPES or node.get("schema")):
+            raise FilterError(
+                f"a filter has no type {quoted(str(node.get('type_name')))}. It has {', '.join(sorted(TYPES))}"
+            )
+        if kind == "COLUMN_REF":
+            name = ".".join(map(str, node.get("column_names", [])))
+            if len(node.get("column_names", [])) != 1 or name.lower() not in known:
+                meant = did_you_mean(name, columns)
+                raise FilterError(f"there is no column {quoted(name)}. There are: {', '.join(columns)}.{meant}")
+
+
+def _check_function(node: dict[str, Any]) -> None:
+    name = str(node.get("function_name"))
+    plain = not (node.get("schema") or node.get("catalog") or node.get("filter") or node.get("distinct"))
+    if name.lower() not in FUNCTIONS or not plain or node.get("order_bys", {}).get("orders"):
+        raise FilterError(f"a filter has no function {quoted(name)}. {_allowed()}")
+
+
+def _allowed() -> str:
+    words = ", ".join(sorted(name for name in FUNCTIONS if name.isidentifier()))
+    return f"It has columns, constants, comparisons, in, between, [i]like, is null, and, or, not, case, cast, {words}"
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """Every expression in a tree, wherever it stands, so that no field of a node can hide one."""
+    if isinstance(value, dict):
+        if "class" in value:
+            yield value
+        for inner in value.values():
+            yield from _nodes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _nodes(inner)
+
+
+def _types(expression: dict[str, Any], metadata: pa.Table) -> str:
+    """Which of the expression's columns is of what type."""
+    named = {node["column_names"][0].lower() for node in _nodes(expression) if node["class"] == "COLUMN_REF"}
+    return ", ".join(
+        f"{field.name} is of type {field.type}" for field in metadata.schema if field.name.lower() in named
+    )
+
+
+class _ended_after:
+    """Interrupts a connection's query that takes too long."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, connection.interrupt)
+
+    def __enter__(self) -> None:
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+def _said(error: duckdb.Error) -> str:
+    """duckdb's reason in one line: without its kind, its hints at the program's text, and the place in it."""
+    first = str(error).split("\n\n")[0].split("\nLINE")[0]
+    return " ".join(first.partition("Error: ")[2].split() or first.split())[:300].rstrip(".")
