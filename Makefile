@@ -12,7 +12,7 @@ MODELS := category none mini-clip mini-condvit
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
 export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
 
-.PHONY: demo leaderboard test test-app test-oldest reliability img2dataset lock clean
+.PHONY: demo app leaderboard test test-app test-oldest reliability img2dataset lock clean
 .SECONDARY:
 
 # torch comes last: all that it shares with others then stands, under its hash (see tools/lock.py).
@@ -65,6 +65,17 @@ demo: $(MODELS:%=runs/mini/%/results.json)
 	@echo
 	@echo "plots:   runs/mini/recall.png  categories.png  ranks.png"
 	@echo "models:  runs/mini/category/  runs/mini/none/  (each with its results.json)"
+
+# A page to search a catalog: Mini's shop by the Mini model on first use, then at once. make app CATALOG=... for another.
+CATALOG := runs/shop/catalog
+app: .venv-app/ready $(if $(filter runs/shop/catalog,$(CATALOG)),runs/shop/catalog/CURRENT)
+	.venv-app/bin/python spaces/demo/app.py $(CATALOG) $(if $(filter runs/shop/catalog,$(CATALOG)),--examples data/shop/scenes)
+
+data/shop/scenes.json: .venv-app/ready
+	.venv-app/bin/python prepare_lrvsf.py mini_shop data/shop
+
+runs/shop/catalog/CURRENT: data/shop/scenes.json assets/mini-condvit/model.safetensors
+	.venv-app/bin/python search_catalog.py index assets/mini-condvit data/shop/items.parquet runs/shop/catalog --switch
 
 # The leaderboard as a page of this machine: the Hub's models and, besides, folders: make leaderboard FOLDERS="runs"
 leaderboard: .venv-app/ready

@@ -4,8 +4,8 @@
 
 The vectors are clustered as embeddings of products are, not uniform noise, in which nothing is nearer than the rest.
 20,000 centres lie in a random subspace of 64 of the 512 dimensions. An item is its centre plus a deviation in that
-subspace, of 0.8 of a centre's length, plus noise in all 512 of a tenth of it. Clusters differ in size as categories of
-a shop do (Zipf, exponent 0.5). So two items of a cluster have a cosine of 0.6, and the nearest of other clusters come
+subspace, of 0.6 of a centre's length, plus noise in all 512 of a tenth of it. Clusters differ in size as categories of
+a shop do (Zipf, exponent 0.5). So two items of a cluster have a cosine of 0.7, and the nearest of other clusters come
 close to that. A query is an item moved once more, by half of that deviation, as another photo of the thing would be.
 
 A filter passes a share of the items: drawn at random, or those that lie to one side of a plane, which is correlated
@@ -35,7 +35,7 @@ from lrvsf.search.vectors import Selection, Vectors
 
 KINDS = ["Flat", "IVF4000,SQ8", "IVF4000,PQ64", "IVF4000,RaBitQ", "HNSW32,SQ8"]
 DIM, INTRINSIC, CLUSTERS = 512, 64, 20_000
-DEVIATION, NOISE = 0.8, 0.1
+DEVIATION, NOISE = 0.6, 0.1
 SHARD = 2048
 SELECTIVITIES = (0.001, 0.01, 0.1, 0.5)
 K = 10

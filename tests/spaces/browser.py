@@ -40,8 +40,11 @@ def chromium() -> Iterator:
 
 
 @contextmanager
-def opened(browser, url: str, width: int = 1200, height: int = 900) -> Iterator:
-    """A page of the browser at `url`; fails when the console has an error or anything leaves this machine."""
+def opened(browser, url: str, width: int = 1200, height: int = 900, faults_of_files: bool = False) -> Iterator:
+    """A page of the browser at `url`; fails when the console has an error or anything leaves this machine.
+
+    `faults_of_files`: that an uploaded file cannot be shown, the console may say.
+    """
     page = browser.new_page(viewport={"width": width, "height": height})
     faults: list[str] = []
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
@@ -51,6 +54,8 @@ def opened(browser, url: str, width: int = 1200, height: int = 900) -> Iterator:
     page.goto(url)
     yield page
     page.close()
+    if faults_of_files:
+        faults = [fault for fault in faults if "Failed to load resource" not in fault]
     assert not faults, faults
 
 

@@ -9,9 +9,11 @@ from made import as_flags, encode, noise
 from PIL import Image
 
 import evaluate_lrvsf
+from lrvsf.data.images import decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.evaluation.pages.attention import attention_maps, attention_rollout, draw_heat, patch_maps, write_attention
+from lrvsf.embedding.rollout import attention_maps, attention_rollout, draw_heat, patch_maps
+from lrvsf.evaluation.pages.attention import write_attention
 
 
 def test_two_layers_by_hand():
@@ -64,7 +66,7 @@ def test_maps_of_a_model_are_of_its_own_weights_and_leave_it_as_it_was(make_mode
     encoder = Encoder(model, "category")
     before = model.config._attn_implementation
     assert before != "eager"  # or the test would not see that it is put back
-    maps = attention_maps(encoder, encode(noise(50, 32)))
+    maps = attention_maps(encoder, decode_image(encode(noise(50, 32))))
     assert maps.shape == (10, 3, 4, 4) and maps.min() >= 0
     assert (maps[:, [0, 2]].sum((2, 3)) < 1).all()  # the rest flows from [CLS] and the condition
     assert not torch.allclose(maps[0, 2], maps[1, 2])
