@@ -22,10 +22,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.data.names import did_you_mean, printable, quoted
 
 MAX_LETTERS = 2000
 MAX_NODES = 200
+MAX_TEXTS = 10  # parts that make a text: duckdb keeps each of 2,048 rows at once, outside of its memory limit
+MAX_NAMED = 30
+SHOWN = 120  # letters of a filter that a refusal repeats
 SECONDS = 10.0  # a filter over millions of rows takes a fraction of one
 INTERNAL = "__"  # columns that begin so are not the user's
 CONFIG = {
@@ -57,11 +60,13 @@ OPERATORS = {
     "COMPARE_IN",
     "COMPARE_NOT_IN",
 }
+BLANKS = str.maketrans("\t\r\n", "   ")
 FUNCTIONS = {
-    *("+", "-", "*", "/", "//", "%", "||", "~~", "!~~", "~~*", "!~~*"),  # the last four: [not] like, [not] ilike
+    *("+", "-", "*", "/", "//", "%", "~~", "!~~", "~~*", "!~~*"),  # the last four: [not] like, [not] ilike
     *("lower", "upper", "trim", "length", "contains", "starts_with", "ends_with", "abs", "round", "floor", "ceil"),
     *("least", "greatest", "year", "month", "day", "list_contains"),
 }
+MAKE_TEXTS = {"lower", "upper", "trim"}  # no longer than what they are given; || could make gigabytes of a few columns
 TYPES = {
     *("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "DECIMAL", "VARCHAR", "DATE"),
     *("TIMESTAMP", "TIME"),
@@ -80,27 +85,28 @@ def rows_where(metadata: pa.Table, where: str) -> np.ndarray:
 
     Raises FilterError: it is not understood, names an unknown column, or has anything in it that filters do without.
     """
-    columns = [name for name in metadata.column_names if not name.startswith(INTERNAL)]
-    connection = duckdb.connect(config=CONFIG)
+    connection = duckdb.connect(config=CONFIG)  # one a call, so that threads need not take turns
     try:
         query = f"select (\n{where}\n) from items"  # on a line of its own, so that a comment in it ends with it
-        expression = _parsed(connection, query, where)
-        _check(expression, columns)
-        connection.register("items", metadata.select(columns))
         try:
+            expression = _parsed(connection, query, where)
+            named = _check(expression, metadata.column_names)
+        except RecursionError as error:  # a thousand signs before a number are within the bound on letters
+            raise FilterError(f"the filter {_shown(where)} is nested too deeply. Make it simpler.") from error
+        try:
+            connection.register("items", _table(metadata, named))
             with _ended_after(connection, SECONDS):
                 found = connection.sql(query).to_arrow_table().column(0)
         except duckdb.InterruptException as error:
-            raise FilterError(f"the filter {quoted(where)} took more than {SECONDS:.0f} s. Make it simpler.") from error
+            raise FilterError(f"the filter {_shown(where)} took more than {SECONDS:.0f} s. Make it simpler.") from error
         except duckdb.Error as error:
-            raise FilterError(
-                f"the filter {quoted(where)} cannot be evaluated: {_said(error)}. {_types(expression, metadata)}"
-            ) from error
+            types = ", ".join(f"{name} is of type {metadata.schema.field(name).type}" for name in named.values())
+            raise FilterError(f"the filter {_shown(where)} cannot be evaluated: {_said(error)}. {types}") from error
     finally:
         connection.close()
     if not pa.types.is_boolean(found.type):
         raise FilterError(
-            f"the filter {quoted(where)} is neither true nor false, but {found.type}. Compare it with something."
+            f"the filter {_shown(where)} is neither true nor false, but {found.type}. Compare it with something."
         )
     return found.fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
 
@@ -109,20 +115,22 @@ def _parsed(connection: duckdb.DuckDBPyConnection, query: str, where: str) -> di
     """The syntax tree of the expression. Raises FilterError: it is none, or more than that."""
     if len(where) > MAX_LETTERS:
         raise FilterError(f"the filter has {len(where):,} letters; {MAX_LETTERS:,} are the most")
-    if not where.strip() or not where.isprintable():
-        raise FilterError("the filter is empty, or has letters that cannot be seen. Write, say, price < 50")
+    if not where.strip():
+        raise FilterError("the filter is empty. Write, say, price < 50")
+    if not where.translate(BLANKS).isprintable():
+        raise FilterError(f"the filter {_shown(where)} has letters that cannot be seen. Remove them.")
     tree = _tree(connection, query)
     if tree.get("error"):
         message = " ".join(str(tree.get("error_message")).split())
         raise FilterError(
-            f"the filter {quoted(where)} is not understood: {message[:200]}. Write, say, price < 50 and brand = 'x'"
+            f"the filter {_shown(where)} is not understood: {message[:200]}. Write, say, price < 50 and brand = 'x'"
         )
     plain = _tree(connection, "select (\ntrue\n) from items")
     expressions = tree["statements"][0]["node"].get("select_list", [])
     for one in (tree, plain):  # all but the expression has to be as it is around the plainest one
         one["statements"][0]["node"]["select_list"] = None
     if len(expressions) != 1 or _without_places(tree) != _without_places(plain):
-        raise FilterError(f"the filter {quoted(where)} is more than one condition. Join conditions by and, or.")
+        raise FilterError(f"the filter {_shown(where)} is more than one condition. Join conditions by and, or.")
     return expressions[0]
 
 
@@ -138,12 +146,17 @@ def _without_places(node: Any) -> Any:
     return [_without_places(one) for one in node] if isinstance(node, list) else node
 
 
-def _check(expression: dict[str, Any], columns: list[str]) -> None:
-    """Refuses every node that is not known to be harmless."""
+def _check(expression: dict[str, Any], columns: list[str]) -> dict[str, str]:
+    """Refuses every node that is not known to be harmless; returns the columns that the filter names, by its spelling.
+
+    SQL's names are the same in capitals: "PRICE" is the column price, unless there is a PRICE too.
+    """
     nodes = list(_nodes(expression))
     if len(nodes) > MAX_NODES:
         raise FilterError(f"the filter has {len(nodes):,} parts; {MAX_NODES} are the most")
-    known = {name.lower() for name in columns}  # SQL's names are the same in capitals
+    if sum(map(_makes_text, nodes)) > MAX_TEXTS:
+        raise FilterError(f"the filter has more than {MAX_TEXTS} of lower, upper, trim and cast to a text")
+    named: dict[str, str] = {}
     for node in nodes:
         kind, form = node["class"], node.get("type")
         if kind not in NODES:
@@ -152,15 +165,47 @@ def _check(expression: dict[str, Any], columns: list[str]) -> None:
             raise FilterError(f"a filter has no {str(form).lower().replace('_', ' ')}. {_allowed()}")
         if kind == "FUNCTION":
             _check_function(node)
-        if kind == "TYPE" and (str(node.get("type_name")).upper() not in TYPES or node.get("schema")):
+        if kind == "TYPE" and (_type_name(node) not in TYPES or node.get("schema") or node.get("catalog")):
             raise FilterError(
                 f"a filter has no type {quoted(str(node.get('type_name')))}. It has {', '.join(sorted(TYPES))}"
             )
         if kind == "COLUMN_REF":
-            name = ".".join(map(str, node.get("column_names", [])))
-            if len(node.get("column_names", [])) != 1 or name.lower() not in known:
-                meant = did_you_mean(name, columns)
-                raise FilterError(f"there is no column {quoted(name)}. There are: {', '.join(columns)}.{meant}")
+            named |= _column(node.get("column_names", []), columns)
+    if len({name.lower() for name in named.values()}) < len(set(named.values())):
+        raise FilterError(
+            f"a filter cannot tell {' from '.join(map(quoted, sorted(set(named.values()))))}. Rename one."
+        )
+    return named
+
+
+def _column(parts: list[str], columns: list[str]) -> dict[str, str]:
+    """{a column as a filter spells it: the column}. Raises FilterError: there is none such, or there are several."""
+    name, seen = ".".join(map(str, parts)), [column for column in columns if not column.startswith(INTERNAL)]
+    same = [column for column in seen if column == name] or [c for c in seen if c.lower() == name.lower()]
+    if len(parts) == 1 and len(same) == 1:
+        return {name: same[0]}
+    if len(same) > 1 and len(parts) == 1:
+        raise FilterError(f"{quoted(name)} may be {' or '.join(map(quoted, same))}; rename one of these columns")
+    there = ", ".join(seen[:MAX_NAMED]) + (f" and {len(seen) - MAX_NAMED} more" if len(seen) > MAX_NAMED else "")
+    raise FilterError(f"there is no column {quoted(name)}. There are: {there}.{did_you_mean(name, seen)}")
+
+
+def _table(metadata: pa.Table, named: dict[str, str]) -> pa.Table:
+    """The columns that a filter names, as it spells them; others may be of types that duckdb does not know."""
+    spelled = {column: name for name, column in named.items()}  # one spelling a column: duckdb knows ASCII's capitals
+    if not spelled:
+        return pa.table({INTERNAL: pa.nulls(len(metadata), pa.bool_())})  # as many rows, for a filter such as "true"
+    return metadata.select(list(spelled)).rename_columns(list(spelled.values()))
+
+
+def _makes_text(node: dict[str, Any]) -> bool:
+    return (node["class"] == "TYPE" and _type_name(node) == "VARCHAR") or (
+        node["class"] == "FUNCTION" and str(node.get("function_name")).lower() in MAKE_TEXTS
+    )
+
+
+def _type_name(node: dict[str, Any]) -> str:
+    return str(node.get("type_name")).upper()
 
 
 def _check_function(node: dict[str, Any]) -> None:
@@ -187,14 +232,6 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(inner)
 
 
-def _types(expression: dict[str, Any], metadata: pa.Table) -> str:
-    """Which of the expression's columns is of what type."""
-    named = {node["column_names"][0].lower() for node in _nodes(expression) if node["class"] == "COLUMN_REF"}
-    return ", ".join(
-        f"{field.name} is of type {field.type}" for field in metadata.schema if field.name.lower() in named
-    )
-
-
 class _ended_after:
     """Interrupts a connection's query that takes too long."""
 
@@ -212,4 +249,8 @@ class _ended_after:
 def _said(error: duckdb.Error) -> str:
     """duckdb's reason in one line: without its kind, its hints at the program's text, and the place in it."""
     first = str(error).split("\n\n")[0].split("\nLINE")[0]
-    return " ".join(first.partition("Error: ")[2].split() or first.split())[:300].rstrip(".")
+    return printable(" ".join(first.partition("Error: ")[2].split() or first.split())[:300].rstrip("."))
+
+
+def _shown(where: str) -> str:
+    return quoted(where if len(where) <= SHOWN else where[:SHOWN] + "...")
