@@ -99,7 +99,6 @@ def answer(name: str, hits: Sequence[Hit], remark: str = "", faint: bool = False
         f'<div class="hits">{cards}</div></section>'
     )
 
-from gradio.events import Dependency
 
 class Photo(gr.Image):
     """An upload as it came: gradio would decode it, and a bomb or what is no image would end in an unclear error."""
@@ -108,7 +107,9 @@ class Photo(gr.Image):
 
     def preprocess(self, payload) -> str | None:
         return None if payload is None else payload.path
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
     if TYPE_CHECKING:
         from gradio.components import Timer

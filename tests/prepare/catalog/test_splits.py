@@ -9,6 +9,7 @@ from shops import distractors_of, place, queries_of, shards_of
 from lrvsf.data.sharing import SharedPictures
 from lrvsf.prepare.catalog.listing import ListedImage
 from lrvsf.prepare.catalog.splits import Shares, Splits
+from lrvsf.prepare.catalog.write_catalog import catalog
 
 SETS = ("validation", "test")
 
