@@ -17,12 +17,13 @@ from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.data.images import BadImage
 from lrvsf.data.names import printable
 from lrvsf.durable import write_whole
-from lrvsf.search.catalog import Catalog, Hit
+from lrvsf.search.catalog import Answer, Catalog, Hit
 from lrvsf.search.segments import thumbnail
 
-Answers = list[tuple[str | None, list[Hit]]]  # a condition, and what was found under it
+Answers = list[tuple[str | None, Answer]]  # a condition, and what was found under it
 
 NOTHING = "nothing found"
+ABSENT = "does not seem to be in the picture"
 ID_WIDTH, CELL_WIDTH = 32, 24  # columns of the terminal that one cell may take
 TEMPLATE = Path(__file__).with_name("answers.html.jinja")
 
@@ -35,12 +36,17 @@ def ask(
     where: str | None,
     html: Path | None,
     as_json: bool,
+    all_conditions: bool = False,
     **grouping: str | None,
 ) -> str:
     """What `query` prints; `html` is written. Arguments as those of `Catalog.search`; no condition is None."""
     data, asked = image.read_bytes(), list(conditions or [None])
     try:
-        answers = list(zip(asked, catalog.search(data, asked, k, where, **grouping), strict=True))
+        if all_conditions:
+            answers: Answers = list(catalog.search_all(data, k, where, **grouping).items())
+        else:
+            found = catalog.search(data, asked, k, where, **grouping)
+            answers = [(condition, Answer(hits)) for condition, hits in zip(asked, found, strict=True)]
     except BadImage as error:
         raise ValueError(f"{image} cannot be asked with: {error}") from error
     if html:
@@ -51,8 +57,12 @@ def ask(
 
 
 def jsonable(answers: Answers) -> list[dict[str, Any]]:
-    """Answers as `query --json`, the service and the page give them."""
-    return [{"condition": condition, "hits": [as_dict(hit) for hit in hits]} for condition, hits in answers]
+    """Answers as `query --json`, the service and the page give them; presence where it is told."""
+    return [
+        {"condition": condition, "hits": [as_dict(hit) for hit in answer.hits]}
+        | ({} if answer.presence is None else {"present": answer.present, "presence": round(answer.presence, 3)})
+        for condition, answer in answers
+    ]
 
 
 def as_dict(hit: Hit) -> dict[str, Any]:
@@ -67,9 +77,14 @@ def as_dict(hit: Hit) -> dict[str, Any]:
 def table(answers: Answers) -> str:
     """Lines of at most 80 columns: rank, score, id, and as much of the metadata as there is room for."""
     return "\n\n".join(
-        (f"{printable(condition)}\n" if condition else "") + (_rows(hits) if hits else f"  {NOTHING}")
-        for condition, hits in answers
+        (f"{printable(condition)}{_remark(answer)}\n" if condition else "")
+        + (_rows(answer.hits) if answer.hits else f"  {NOTHING}")
+        for condition, answer in answers
     )
+
+
+def _remark(answer: Answer) -> str:
+    return f" ({ABSENT})" if answer.present is False else ""
 
 
 def _rows(hits: list[Hit]) -> str:
@@ -117,4 +132,4 @@ def sheet(answers: Answers, data: bytes, where: str | None) -> str:
     environment.filters["src"] = lambda jpeg: "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     asked = thumbnail(decode_shown(data), 256)
-    return template.render(answers=answers, asked=asked, where=where, nothing=NOTHING)
+    return template.render(answers=answers, asked=asked, where=where, nothing=NOTHING, absent=ABSENT)

@@ -30,6 +30,7 @@ from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.index import VectorIndex
+from lrvsf.search.presence import Presence
 from lrvsf.search.segments import THUMBNAIL, digest_of, model_facts
 from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Selection, Vectors
@@ -178,6 +179,14 @@ class Catalog:
         refuse_other_model(self.generation, encoder)
         return encoder
 
+    @cached_property
+    def presence(self) -> Presence | None:
+        """What `calibrate` wrote into the model's folder; None where there is none, or it is of other weights."""
+        found = Presence.load(self.encoder.model.name_or_path)
+        if found is None or found.model != self.generation.manifest["model"]["digest"]:
+            return None
+        return found if list(found.conditions) == self.conditions else None
+
     @property
     def conditions(self) -> list[str]:
         """The names under which the model can be asked; none for a model without conditions."""
@@ -231,12 +240,27 @@ class Catalog:
             by_image = [answers[0] for answers in by_image]
         return by_image[0] if isinstance(image, Picture) else by_image
 
-    def search_all(self, image: Picture, k: int = 10, where: str | None = None) -> dict[str, Answer]:
-        """What is found under every condition that the model knows, each asked with the same picture."""
+    def search_all(
+        self,
+        image: Picture,
+        k: int = 10,
+        where: str | None = None,
+        group: str | None = "product",
+        near_duplicates: str = "keep",
+    ) -> dict[str, Answer]:
+        """What is found under every condition that the model knows, and whether the thing seems to be there at all."""
         if not self.conditions:
             raise ValueError(f"{self._model} knows no condition; ask with `search`")
-        found = self.search(image, self.conditions, k, where)
-        return {name: Answer(hits) for name, hits in zip(self.conditions, found, strict=True)}
+        rows = self.embed([image], [*self.conditions, None])  # (C + 1, dim), the last without a condition
+        told = [None] * len(self.conditions)
+        if self.presence is not None:
+            likely = self.presence.probability(rows[None, :-1], rows[-1:])[0]
+            told = [None if np.isnan(one) else float(one) for one in likely]
+        found = self.nearest(rows[:-1], k, where, group, near_duplicates)
+        return {
+            name: Answer(hits, None if one is None else one >= 0.5, one)
+            for name, hits, one in zip(self.conditions, found, told, strict=True)
+        }
 
     def nearest(
         self,

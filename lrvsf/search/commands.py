@@ -180,6 +180,26 @@ def rollback(out: Out) -> dict[str, Any]:
     return {"catalog": str(out), "answered before": before, "answers": _generations(out).switch_alone(None)}
 
 
+def calibrate(
+    model: Annotated[Path, Argument(help="a model's folder, into which what is found is written")],
+    scenes: Annotated[Path, Argument(help="a test set, of whose queries one category each is known: a validation set")],
+    dims: Annotated[int | None, Option(help="for catalogs that keep this many first dimensions")] = None,
+    max_bad_fraction: MaxBad = HowToEmbed.max_bad_fraction,
+    max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
+    device: Device = None,
+) -> dict[str, Any]:
+    """Learn from scenes to tell whether a thing is in a picture, for `query --all` and the page."""
+    if not model.is_dir():
+        raise FileNotFoundError(f"{model} is no folder; name a model's folder, download one from the Hub first")
+    check_model(str(model))
+    check_output(model, "MODEL")
+    from lrvsf.data.images import Tolerance
+    from lrvsf.search.calibrate import calibrate_model
+
+    quiet_libraries()
+    return calibrate_model(model, scenes, dims, device, Tolerance(max_bad_fraction, max_bad_in_a_row))
+
+
 def query(
     out: Out,
     image: Annotated[Path, Option(help="the picture to ask with")],
@@ -208,7 +228,7 @@ def query(
     quiet_libraries()
     catalog = Catalog.open(out, model, device)
     grouping = {"group": None if every_photo else "product", "near_duplicates": "fold" if fold else "keep"}
-    return ask(catalog, image, catalog.conditions if all else category, k, where, html, as_json, **grouping)
+    return ask(catalog, image, category, k, where, html, as_json, all, **grouping)
 
 
 def check_place(out: Path, images: str) -> None:

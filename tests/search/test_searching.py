@@ -11,7 +11,7 @@ from made import encode, noise, squares, tiny_condvit, write_csv, write_file
 
 from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.search.answers import _width, table
-from lrvsf.search.catalog import Catalog, Hit
+from lrvsf.search.catalog import Answer, Catalog, Hit
 
 
 @pytest.fixture
@@ -163,6 +163,6 @@ def test_query_prints_a_table_and_writes_a_sheet_that_stands_alone(shop, step, c
 def test_a_table_of_anything_fits_80_columns():
     metadata = {"title": "\u795e" * 40, "html": "<b>\x1b[2J</b>", "empty": None, "long": "x" * 100, "price": 1.5}
     hits = [Hit("i" * 200, 0.5, rank, metadata, rank) for rank in (1, 2, 10)]
-    lines = table([("Bags", hits), (None, [])]).splitlines()
+    lines = table([("Bags", Answer(hits)), (None, Answer([]))]).splitlines()
     assert max(map(_width, lines)) <= 80 and "\x1b" not in "".join(lines) and lines[-1].strip() == "nothing found"
     assert lines[0] == "Bags" and lines[1].split() == ["score", "id", "title"]
