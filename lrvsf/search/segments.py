@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from lrvsf.data.foreign.picture_files import read_file
 from lrvsf.data.foreign.shown import decode_shown
@@ -130,7 +131,7 @@ def write_segment(
     with _whole_segment(catalog, name, manifest) as folder:
         for shard in sorted(building.glob("item-*.safetensors")):
             link(shard, folder / shard.name)
-        write_items(folder / "items.parquet", _items_of(source, store))
+        write_items(folder / "items.parquet", _items_of(source, store), items)
     shutil.rmtree(building)
     return catalog.segment(name)
 
@@ -158,7 +159,7 @@ def merge_segments(catalog: Generations, segments: Iterable[Segment], keep: np.n
     with _whole_segment(catalog, name, {"sources": sources, "items": int(keep.sum())}) as folder:
         masks = np.split(keep, np.cumsum([len(segment) for segment in segments])[:-1])
         _merge_embeddings(folder, segments, keep)
-        write_items(folder / "items.parquet", _kept_items(segments, masks))
+        write_items(folder / "items.parquet", _kept_items(segments, masks), int(keep.sum()))
     return catalog.segment(name)
 
 
@@ -202,9 +203,9 @@ def _merge_embeddings(folder: Path, segments: list[Segment], keep: np.ndarray) -
         write(torch.cat(waiting))
 
 
-def write_items(path: Path, tables: Iterable[pa.Table]) -> None:
+def write_items(path: Path, tables: Iterable[pa.Table], total: int) -> None:
     """items.parquet, in small row groups, because thumbnails are read one at a time; JPEGs do not compress further."""
-    writer = None
+    writer, bar = None, tqdm(desc="thumbnails", total=total, unit="row", delay=1)
     try:
         for table in tables:
             if writer is None:
@@ -212,7 +213,9 @@ def write_items(path: Path, tables: Iterable[pa.Table]) -> None:
                 names = [name for name in table.column_names if name != THUMBNAIL]
                 writer = pq.ParquetWriter(path, table.schema, compression=plain, use_dictionary=names)
             writer.write_table(table, row_group_size=GROUP_ROWS)
+            bar.update(len(table))
     finally:
+        bar.close()
         if writer:
             writer.close()
 

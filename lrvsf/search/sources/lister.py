@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from lrvsf.data.names import UnusableCell, identifier, lookalikes, quoted
 from lrvsf.report import EXAMPLES, Ledger
@@ -116,10 +117,11 @@ class Lister:
         self._chunks: list[list[pa.Array]] = []
         self._rows: list[tuple] = []
         self._places: dict[str, str] = {}
+        self._bar = tqdm(desc="listing", unit="picture", delay=1)  # seconds: short lists need no bar
 
     def skip(self, reason: str, where: str) -> None:
         """Counts a picture that is left out."""
-        self.listed += 1
+        self._count()
         self.skips.add(reason, where)
 
     def add(self, where: str, name: Any, cells: Iterable[str | None] = ()) -> bool:
@@ -134,10 +136,14 @@ class Lister:
             return False
         self._numbers.append(self.listed)
         self._rows.append((item, where, *cells))
-        self.listed += 1
+        self._count()
         if len(self._rows) >= 10_000:  # Arrow's texts take a fifth of Python's
             self._flush()
         return True
+
+    def _count(self) -> None:
+        self.listed += 1
+        self._bar.update()
 
     def once(self, product: str | None, where: str) -> None:
         """Refuses a product that is there twice: its pictures stand together. Raises ValueError."""
@@ -160,6 +166,7 @@ class Lister:
             ValueError: ids repeat, or look alike; there is no picture.
         """
         self._flush()
+        self._bar.close()
         names = ["id", WHERE, *self.columns]
         columns = [
             pa.chunked_array([chunk[place] for chunk in self._chunks], pa.string()) for place in range(len(names))
