@@ -42,7 +42,7 @@ class ShopSize:
     """How much to draw. Items are those that the scenes show, and others."""
 
     items: int = 2_000
-    scenes: int = 24
+    scenes: int = 48
     image_size: int = 160
     seed: int = 0
 

@@ -34,7 +34,7 @@ TRAINED = 50  # rows of the sample for each list; k-means warns below 39
 LEAST_TRAINED = 20_000  # rows of the sample, so that a code of 256 centroids is trained well
 PROBED, LEAST_PROBED = 1 / 25, 32  # share of the lists that an unfiltered search looks into, at least so many lists
 BEAM = 256  # nodes that an unfiltered search of an HNSW keeps
-CANDIDATES, CANDIDATES_OF_K = 100, 10  # that are scored exactly: at least so many, and for each hit
+CANDIDATES, CANDIDATES_OF_K = 50, 5  # that are scored exactly, at least and for each hit; twice that behind a filter
 EXACT_ROWS = 20_000  # allowed rows up to which they are searched exactly
 WIDER = 4  # factor by which a search that found too little is widened
 ADDED = 16_384  # rows added at a time
@@ -165,7 +165,8 @@ class VectorIndex:
         return self.vectors.best(queries, k, allowed)
 
     def _search_candidates(self, queries: Tensor, k: int, allowed: Selection | None) -> tuple[Tensor, Tensor]:
-        candidates = np.full((len(queries), max(CANDIDATES_OF_K * k, CANDIDATES)), -1, dtype=np.int64)
+        count = max(CANDIDATES_OF_K * k, CANDIDATES) * (1 if allowed is None else 2)
+        candidates = np.full((len(queries), count), -1, dtype=np.int64)
         enough = min(candidates.shape[1], len(self.vectors) if allowed is None else allowed.count)
         missing = np.arange(len(queries))  # queries
         for params in self._wider_and_wider(allowed):
