@@ -3,7 +3,7 @@
     python prepare_lrvsf.py mini_shop data/scenes --scenes 500 --items 2500 --seed 11
     python benchmarks/bench_presence.py assets/mini-condvit data/scenes
 
-A thing is there if at least a quarter of it is in sight, and absent if nobody wears it; what is hidden more than that is
+A thing is there if at least a quarter of it is in sight, and absent if nobody wears it; scenes that hide more of it are
 left out. AUC is the chance that of a scene with and one without the thing the first has the higher presence. Beside it
 stands the AUC of the best score that the shop's items reach under the condition, which one would look at otherwise.
 """
