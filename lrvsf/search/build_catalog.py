@@ -108,7 +108,7 @@ def add_images(
         origin = _origin(images, images_folder, split)
         source = _open(catalog, origin)
         metadata = read_metadata(current)
-        _refuse_other_types(source, metadata)
+        _refuse_other_types(source, metadata)  # before minutes of embedding, as all that follows
         replaced = _rows_of(current, metadata, source.items["id"])
         if len(replaced) and not replace:
             ids = metadata["id"].take(pa.array(replaced[:EXAMPLES])).to_pylist()
@@ -132,6 +132,7 @@ def _grow(catalog: Generations, current: Generation, segment: Segment, removed: 
     if there := catalog.same(segments, removed, facts["index"]["asked"]):
         return there
     with catalog.writing(facts, segments, removed) as folder:
+        # Not trained again, which would cost what the whole catalog does; `compact` does it.
         grown = VectorIndex.load(current.folder, Vectors.open([one.folder for one in current.segments]))
         grown.add(Vectors.open([one.folder for one in segments]), current.total)
         grown.save(folder)
@@ -190,8 +191,11 @@ def compact_catalog(out: Path, drop_previous: bool) -> dict[str, Any]:
         gone = catalog.sweep(keep_previous=not drop_previous)
         current = catalog.answering()
     report = {"catalog": str(out), "generation": current.name, "items": len(current)}
-    freed = (before - catalog.bytes()) / 1e6
-    return report | {"removed": ", ".join(gone) or "nothing", "megabytes freed": round(freed, 1)}
+    report |= {"removed": ", ".join(gone) or "nothing", "megabytes before": round(before / 1e6, 1)}
+    report["megabytes now"] = round(catalog.bytes() / 1e6, 1)
+    if kept := catalog.previous():
+        report["kept for rollback"] = f"{kept}; --drop_previous frees it"
+    return report
 
 
 class StageBars:
@@ -269,7 +273,7 @@ def _origins(generation: Generation) -> list[tuple[dict[str, Any], pa.Table]]:
 def _source_of(catalog: Generations, origin: dict[str, Any], items: pa.Table) -> Source:
     """A source as it is now, of the items that the catalog still has; by id where it has changed since."""
     source = _open(catalog, origin)
-    if source.fingerprint == origin["fingerprint"]:
+    if source.fingerprint == origin["fingerprint"]:  # then row numbers are the same, which tell photos of one id apart
         return source.only(items[ROW].to_numpy())
     rows = pc.is_in(source.items["id"], value_set=items["id"]).to_numpy()
     if not rows.any():

@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ CURRENT, PREVIOUS = "CURRENT", "PREVIOUS"
 SEGMENTS, GENERATIONS, BUILDING = "segments", "generations", "building"
 MANIFEST, REMOVED = "manifest.json", "removed.npy"
 FORMAT = 1  # raise it when older programs can no longer read a catalog
-NAME = re.compile(r"g-(\d{6,})")
+NAME = re.compile(r"g-(\d{6,})")  # not g-000002.writing, which a killed build leaves
+SOURCE = f"{INTERNAL}source"  # a column of items.parquet: which of the manifest's sources
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,17 @@ class Generation:
 
     def __len__(self) -> int:
         return self.total - len(self.removed)
+
+    def sources(self) -> dict[str, int]:
+        """Where the items are from -> how many are left of each."""
+        counts: Counter[str] = Counter()
+        left = np.ones(self.total, bool)
+        left[self.removed] = False
+        # A segment that `compact` made has items of several sources.
+        for segment, own in zip(self.segments, np.split(left, np.cumsum([*map(len, self.segments)])[:-1]), strict=True):
+            numbers = pq.read_table(segment.items, columns=[SOURCE])[SOURCE].to_numpy()[own]
+            counts.update(segment.manifest["sources"][number]["name"] for number in numbers.tolist())
+        return dict(counts)
 
     def columns(self) -> dict[str, str]:
         """Column -> type, of the metadata."""
@@ -167,6 +180,7 @@ class Generations:
         before = self._read(CURRENT)
         if before != name:
             if before is not None:
+                # First: a death in between loses the way back, not the answer, and `switch` takes any name.
                 write_whole(self.folder / PREVIOUS, f"{before}\n".encode())
             write_whole(self.folder / CURRENT, f"{name}\n".encode())
         return before
@@ -194,6 +208,7 @@ class Generations:
         Returns: the names of what was removed.
         """
         current, names = self._read(CURRENT), self.names()
+        # A later one waits to be switched to, such as a new model's; an earlier one was passed over.
         kept = set(names[names.index(current) :]) if current in names else set(names)
         if keep_previous and (before := self.previous()):
             kept.add(before)
@@ -214,9 +229,7 @@ class Generations:
         report["dimensions"] = current.manifest["dims"]
         report["index"] = {name: value for name, value in current.manifest["index"].items() if name != "asked"}
         report["columns"] = current.columns()
-        report["sources"] = {
-            origin["name"]: len(segment) for segment in current.segments for origin in segment.manifest["sources"]
-        }
+        report["sources"] = current.sources()
         report["generations"] = {name: self._in_words(name, current.name) for name in self.names()}
         return report | {"megabytes": round(self.bytes() / 1e6, 1)}
 

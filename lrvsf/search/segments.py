@@ -41,11 +41,11 @@ from lrvsf.embedding.fingerprint import fingerprint
 from lrvsf.embedding.parts import Decoded, Item, Part
 from lrvsf.embedding.store import ROWS, EmbeddingStore
 from lrvsf.search.commands import HowToEmbed
-from lrvsf.search.generations import BUILDING, FORMAT, MANIFEST, SEGMENTS, Generations, Segment
+from lrvsf.search.generations import BUILDING, FORMAT, MANIFEST, SEGMENTS, SOURCE, Generations, Segment
 from lrvsf.search.sources.lister import WHERE, Source
 
 THUMBNAIL = "__thumbnail"
-SOURCE, ROW = "__source", "__row"
+ROW = "__row"
 SIDE, QUALITY = 128, 80  # of a thumbnail: its longer side in pixels; some 4 KB
 GROUP_ROWS = 256  # of items.parquet: what is read for one thumbnail, 1 MB
 
@@ -81,7 +81,7 @@ class Items(Part):
 
 def thumbnail(image: Image.Image, side: int = SIDE) -> bytes:
     """A small JPEG of an RGB image, which is never made larger."""
-    small = image.copy()
+    small = image.copy()  # the model gets the large one
     small.thumbnail((side, side))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=QUALITY)
@@ -112,6 +112,7 @@ def write_segment(
         TooManyBadImages: more than the tolerance.
     """
     part = Items(source)
+    # Named by all that decides its bytes, so that the same command finds its own leftovers and nobody else's.
     name = f"s-{digest_of(fingerprint(encoder, (part,)))}"
     building = catalog.folder / BUILDING / name
     if found := catalog.segment(name):
@@ -171,6 +172,7 @@ def _kept_items(segments: list[Segment], masks: list[np.ndarray]) -> Iterator[pa
         with pq.ParquetFile(segment.items) as file:
             for batch in file.iter_batches(ROWS):
                 table = pa.Table.from_batches([batch]).filter(pa.array(mask[row : row + len(batch)]))
+                # The merged segment lists the sources of all, one after the other.
                 moved = pc.add(table[SOURCE], pa.scalar(first_source, pa.int16())).cast(pa.int16())
                 table = table.set_column(table.schema.get_field_index(SOURCE), SOURCE, moved)
                 missing = [field for field in schema if field.name not in table.column_names]
@@ -193,6 +195,7 @@ def _merge_embeddings(folder: Path, segments: list[Segment], keep: np.ndarray) -
 
     for path in (path for segment in segments for path in sorted(segment.folder.glob("item-*.safetensors"))):
         embeds = load_file(path)["embeds"]
+        # Bits are copied, not made anew: scores before and after are the same.
         waiting.append(embeds[torch.from_numpy(keep[row : row + len(embeds)])])
         row += len(embeds)
         while sum(map(len, waiting)) >= ROWS:

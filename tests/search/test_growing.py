@@ -1,6 +1,7 @@
 """A catalog that changes: add, replace, remove, compact, another model, switch and rollback, readers meanwhile."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,8 @@ def test_remove_by_id_or_condition_and_compact(shop, more, step, capsys):
     assert {hit.id: hit.thumbnail for hit in found} == thumbnails
     assert Generations(folder).names() == ["g-000005"] and len(list((folder / "segments").iterdir())) == 1
     assert best(folder, squares(5)).metadata == {"price": 60.0, "brand": "b"}
+    counts = Generations(folder).answering().sources()
+    assert {Path(name).name: count for name, count in counts.items()} == {"shop.csv": 5, "more.csv": 1}
 
 
 @pytest.mark.parametrize(

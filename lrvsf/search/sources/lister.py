@@ -180,6 +180,7 @@ class Lister:
             raise ValueError(f"{self.name} gives no item{self.skips_in_words()}. IMAGES is {KINDS}")
         self._check_ids(items)
         numbers = np.array(self._numbers, dtype=np.int64)
+        # Values too, not only the files: a shop that changes a price changes no picture.
         self.identify(self.listed, items.column_names)
         self.digest.update(numbers)
         for column in ("id", *self.columns):

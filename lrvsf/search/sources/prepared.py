@@ -43,7 +43,7 @@ def list_products(lister: Lister, files: list[Path]) -> Source:
 
     def pictures(path: Path, start: int) -> Iterator[Picture]:
         for product in parquet_rows(path, IMAGES):
-            for image in _simple(product):
+            for image in _simple(product):  # undecoded, so passing over is cheap
                 if start:
                     start -= 1
                 else:

@@ -76,7 +76,7 @@ def list_parquet(lister: Lister, files: list[Path], spooled: bool = False) -> So
                 kept.append(row)
         counts.append(row + 1)
         tables.append(_metadata(lister, path, [name for name in present if name not in ("image", named)], kept))
-    if not spooled:
+    if not spooled:  # a spool is written anew each time; its data set has an identity of its own
         lister.identify(describe_files(files))
 
     def pictures(path: Path, start: int) -> Iterator[Picture]:
@@ -107,6 +107,7 @@ def _id_column(lister: Lister, path: Path, present: list[str]) -> str | None:
     check_columns(path, present, ["image"], IDS)
     check_names(str(path), [name for name in present if name.strip()])
     named = next((name for name in IDS if name in present), None)
+    # A table with both has photos with ids of their own, and `product_id` groups them as a column does.
     lister.products, lister.by_path = named == "product_id", named is None
     return named
 

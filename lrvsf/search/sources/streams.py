@@ -87,7 +87,7 @@ def _builder(name: str) -> datasets.DatasetBuilder:
 def _fill(stream: datasets.IterableDataset, name: str, folder: Path) -> list[str]:
     """Writes what the spool lacks. The columns that are not kept."""
     column = _image_column(stream.features, name)
-    stream = stream.cast_column(column, datasets.Image(decode=False))
+    stream = stream.cast_column(column, datasets.Image(decode=False))  # bytes as they came: ours are the bounds
     labels = {key: kind for key, kind in stream.features.items() if isinstance(kind, datasets.ClassLabel)}
     others = {key: kind for key, kind in stream.features.items() if isinstance(kind, datasets.Image) and key != column}
     schema = {key: kind for key, kind in stream.features.items() if key not in (column, *others)}
@@ -95,7 +95,7 @@ def _fill(stream: datasets.IterableDataset, name: str, folder: Path) -> list[str
     arrow = datasets.Features({"image": datasets.Image(), **schema}).arrow_schema.remove_metadata()
     folder.mkdir(parents=True, exist_ok=True)
     there = len(files_in(folder, "pictures-*.parquet"))
-    rows = iter(stream.skip(there * SPOOL_ROWS))
+    rows = iter(stream.skip(there * SPOOL_ROWS))  # every file but the last is full, so their number is the place
     with tqdm(desc="fetching", unit="row", initial=there * SPOOL_ROWS) as bar:
         while chunk := [_row(row, column, labels, schema, name) for row in islice(rows, SPOOL_ROWS)]:
             sink = pa.BufferOutputStream()
