@@ -29,8 +29,14 @@ COLUMNS = [
     (
         "evaluate_lrvsf.py",
         "evaluation/  pages/",
-        [(6, "ranks are counted:\ncounting, recall"), (0, "tables, plots, pages")],
-        "results.json",
+        [(6, "ranks are counted:\ncounting, recall"), (0, "results.json: tables,\nplots, pages")],
+        "",
+    ),
+    (
+        "search_catalog.py",
+        "search/  spaces/",
+        [(0, "pictures become a catalog:\nsources, index, generations"), (0, "a photo and a condition\nfind: catalog, page")],
+        "",
     ),
     (
         "publish_lrvsf.py",
@@ -41,12 +47,12 @@ COLUMNS = [
 ]
 # From and to which column, name, what stands there, colour.
 BARS = [
-    (1, 3, "embedding/", [(5, "bytes become unit rows: pipeline, encoder, store")], "#dcebdd"),
-    (0, 2, "data/", [(3, "from a file to a batch: products, order, stream, pairs")], "#dde6f2"),
-    (0, 3, "processes  durable  signals  command  flags  recipe", [(0, "small files that all may use")], "#eeeeee"),
+    (1, 4, "embedding/", [(5, "bytes become unit rows: pipeline, encoder, store")], "#dcebdd"),
+    (0, 4, "data/", [(3, "from a file to a batch: products, order, stream, pairs")], "#dde6f2"),
+    (0, 4, "processes  durable  signals  command  flags  recipe", [(0, "small files that all may use")], "#eeeeee"),
     (
         0,
-        3,
+        4,
         "configuration_  modeling_  processing_condvit",
         [(0, "Hub files: they know nothing of the rest")],
         "#f6e9d2",
@@ -74,8 +80,8 @@ def lines(ax, left, y, numbered):
 
 
 def draw(path: Path) -> None:
-    figure, ax = plt.subplots(figsize=(12.2, 5.6))
-    ax.set_xlim(-0.2, 3 * STEP + WIDTH + 0.2)
+    figure, ax = plt.subplots(figsize=(15.4, 5.6))
+    ax.set_xlim(-0.2, (len(COLUMNS) - 1) * STEP + WIDTH + 0.2)
     ax.set_ylim(-0.2, 7.6)
     ax.axis("off")
     for place, (script, rooms, does, leaves) in enumerate(COLUMNS):
