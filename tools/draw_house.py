@@ -35,7 +35,10 @@ COLUMNS = [
     (
         "search_catalog.py",
         "search/  spaces/",
-        [(0, "pictures become a catalog:\nsources, index, generations"), (0, "a photo and a condition\nfind: catalog, page")],
+        [
+            (0, "pictures become a catalog:\nsources, index, generations"),
+            (0, "a photo and a condition\nfind: catalog, page"),
+        ],
         "",
     ),
     (
