@@ -200,17 +200,19 @@ class Catalog:
             BadImage: a picture cannot be read.
         """
         for name in conditions:
-            self._check_condition(name)
+            self.check_condition(name)
         pixels = [self.encoder.pixels_of(_decoded(image)) for image in images]
-        rows = np.empty((len(pixels), len(conditions), self.encoder.dim), np.float32)
-        named = [place for place, name in enumerate(conditions) if name is not None]
-        if named:  # one forward pass for all conditions
-            repeated = [one for one in pixels for _ in named]
-            names = [conditions[place] for _ in pixels for place in named]
-            rows[:, named] = self.encoder.embed(repeated, names).numpy().reshape(len(pixels), len(named), -1)
-        if plain := [place for place, name in enumerate(conditions) if name is None]:
-            rows[:, plain] = self.encoder.embed(pixels).numpy()[:, None]
-        return rows.reshape(-1, self.encoder.dim)
+        return self.embed_pixels([one for one in pixels for _ in conditions], list(conditions) * len(pixels))
+
+    def embed_pixels(self, pixels: Sequence[np.ndarray], conditions: Sequence[str | None]) -> np.ndarray:
+        """Unit rows (B, dim), float32, of B arrays (3, S, S), each under a condition of its own or none."""
+        rows = np.empty((len(pixels), self.encoder.dim), np.float32)
+        for named in (True, False):  # a pass each: a sequence with a condition is one token longer
+            places = [place for place, name in enumerate(conditions) if (name is not None) == named]
+            if places:
+                names = [conditions[place] for place in places] if named else None
+                rows[places] = self.encoder.embed([pixels[place] for place in places], names).numpy()
+        return rows
 
     def search(
         self,
@@ -252,15 +254,22 @@ class Catalog:
         if not self.conditions:
             raise ValueError(f"{self._model} knows no condition; ask with `search`")
         rows = self.embed([image], [*self.conditions, None])  # (C + 1, dim), the last without a condition
-        told = [None] * len(self.conditions)
-        if self.presence is not None:
-            likely = self.presence.probability(rows[None, :-1], rows[-1:])[0]
-            told = [None if np.isnan(one) else float(one) for one in likely]
         found = self.nearest(rows[:-1], k, where, group, near_duplicates)
         return {
-            name: Answer(hits, None if one is None else one >= 0.5, one)
-            for name, hits, one in zip(self.conditions, found, told, strict=True)
+            name: Answer(hits, *told)
+            for name, hits, told in zip(self.conditions, found, self.verdicts(rows), strict=True)
         }
+
+    def verdicts(self, rows: np.ndarray) -> list[tuple[bool | None, float | None]]:
+        """Whether the thing of each condition seems to be in a picture, and how likely; None for what is not told.
+
+        Args:
+            rows: (C + 1, dim), the picture's embedding under each condition, and the plain one last.
+        """
+        if self.presence is None:
+            return [(None, None)] * (len(rows) - 1)
+        likely = self.presence.probability(rows[None, :-1], rows[-1:])[0].tolist()
+        return [(None, None) if np.isnan(one) else (one >= 0.5, one) for one in likely]
 
     def nearest(
         self,
@@ -354,7 +363,8 @@ class Catalog:
         name = known.pop("id")
         return Hit(name, float(score), rank, known, int(row), None, more, self)
 
-    def _check_condition(self, name: str | None) -> None:
+    def check_condition(self, name: str | None) -> None:
+        """Raises ValueError: the model does not know it; with those that it knows."""
         if name is not None and name not in self.conditions:
             known = ", ".join(self.conditions) or "none"
             raise ValueError(

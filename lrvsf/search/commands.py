@@ -231,6 +231,38 @@ def query(
     return ask(catalog, image, category, k, where, html, as_json, all, **grouping)
 
 
+def serve(
+    out: Out,
+    host: Annotated[str, Option(help="the address to listen at; 0.0.0.0 for other machines too")] = "127.0.0.1",
+    port: Annotated[int, Option(help="0 for any that is free")] = 8000,
+    waiting: Annotated[int, Option(help="requests that are taken at once; the next one gets 429")] = 64,
+    seconds: Annotated[float, Option(help="longest time to an answer; a slower one is 504")] = 30.0,
+    batch_size: Annotated[int, Option(help="pictures that the model embeds at once")] = 32,
+    token_file: Annotated[
+        Path | None, Option(help="a file with the token that clients have to send; or the variable LRVSF_TOKEN")
+    ] = None,
+    cors: Annotated[
+        list[str] | None, Option(help="the origin of web pages that may ask, as https://shop.example; again for more")
+    ] = None,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Answer over HTTP: /search, /embed, /items, /health, /ready, /metrics; /docs shows how.
+
+    A new generation answers as soon as it is switched to. SIGTERM ends the service when it has answered what it took.
+    """
+    from lrvsf.search.serving.limits import Limits
+
+    limits = Limits(waiting=waiting, seconds=seconds, batch=batch_size)
+    if not 0 <= port < 65536:
+        raise ValueError(f"port={port} must be in 0..65535")
+    _answering(out)
+    from lrvsf.search.serving.serve import read_token, serve_catalog
+
+    quiet_libraries()
+    serve_catalog(out, host, port, limits, model, device, read_token(token_file), cors or ())
+
+
 def check_place(out: Path, images: str) -> None:
     """Refuses a folder for a catalog that holds other things, or lies among its pictures."""
 

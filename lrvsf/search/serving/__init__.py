@@ -1,0 +1,1 @@
+"""A catalog as a web service: questions of many clients at once, answered in batches."""

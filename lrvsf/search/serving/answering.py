@@ -1,0 +1,221 @@
+"""Questions to the catalog that answers now: pictures are decoded by threads, embedded by one, searched by another.
+
+    decode (a thread for each core) -> embed (one thread, in batches) -> search (one thread, in batches)
+                                                                      -> search with a filter (two threads)
+
+While the model is at work on one batch, pictures of the next are decoded and those of the last are searched. A filter
+may take seconds, and keeps only other filters waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lrvsf.data.foreign.shown import as_shown
+from lrvsf.data.images import BadImage, decode_image
+from lrvsf.search.answers import Answers
+from lrvsf.search.catalog import Answer, Catalog, Hit
+from lrvsf.search.generations import Generations
+from lrvsf.search.serving.batching import Batcher
+from lrvsf.search.serving.limits import Limits
+from lrvsf.search.serving.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+FILTERING = 2  # filters that are evaluated at once, each of which may take a gigabyte
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a client asks.
+
+    Attributes:
+        pictures: encoded; one to search with, several to embed.
+        conditions: None asks without one.
+        everything: ask under every condition that the model knows instead.
+    """
+
+    pictures: tuple[bytes, ...]
+    conditions: tuple[str | None, ...] = (None,)
+    k: int = 10
+    where: str | None = None
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class ToEmbed:
+    catalog: Catalog
+    pixels: list[np.ndarray]  # (3, S, S) each
+    conditions: list[str | None]  # one for each
+
+
+@dataclass(frozen=True)
+class ToFind:
+    catalog: Catalog
+    rows: np.ndarray  # (Q, dim)
+    k: int
+
+
+class Answering:
+    """A catalog and the threads that answer from it.
+
+    Args:
+        folder, model, device: as `Catalog.open` takes them.
+
+    Attributes:
+        catalog: what answers now. A request keeps the one that it began with.
+
+    Raises:
+        FileNotFoundError: there is no catalog.
+        ValueError: it is damaged, or made by another model.
+    """
+
+    def __init__(
+        self, folder: Path, model: str | None, device: str | None, limits: Limits, telemetry: Telemetry
+    ) -> None:
+        self.folder, self.model, self.device, self.limits, self.telemetry = folder, model, device, limits, telemetry
+        self.catalog = self._opened(None)
+        self._failed: str | None = None  # a generation that could not be opened
+        self._decoding = ThreadPoolExecutor(os.cpu_count(), "decode")
+        self._filtering = ThreadPoolExecutor(FILTERING, "filter")
+        self._embedding = Batcher(self._embed, limits.batch, "embed")
+        self._searching = Batcher(_find, limits.batch, "search")
+
+    async def embed(self, question: Question, catalog: Catalog) -> np.ndarray:
+        """Unit rows (pictures x conditions, dim): all conditions of the first picture, then of the second, ...
+
+        Raises:
+            ValueError: an unknown condition.
+            BadImage: a picture that cannot be read, or is larger than the limit.
+        """
+        for name in question.conditions:
+            catalog.check_condition(name)
+        with self.telemetry.stage("decode"):
+            work = [self._in(self._decoding, self._pixels, catalog, data) for data in question.pictures]
+            pixels = await asyncio.gather(*work)
+        conditions = list(question.conditions) * len(pixels)
+        pixels = [one for one in pixels for _ in question.conditions]
+        with self.telemetry.stage("embed"):
+            job = self._embedding.submit(ToEmbed(catalog, pixels, conditions), len(pixels))
+            return await asyncio.wrap_future(job)
+
+    async def search(self, question: Question, catalog: Catalog) -> Answers:
+        """What is found under each condition. Raises as `embed` does, and FilterError."""
+        conditions = question.conditions
+        if question.everything:
+            conditions = (*catalog.conditions, None)  # the last tells, with the others, what is in the picture
+        rows = await self.embed(Question(question.pictures, conditions), catalog)  # (conditions, dim)
+        verdicts: list[tuple[Any, Any]] = [(None, None)] * len(conditions)
+        asked = rows
+        if question.everything:
+            conditions, verdicts, asked = conditions[:-1], catalog.verdicts(rows), rows[:-1]
+        with self.telemetry.stage("search"):
+            if question.where is None:
+                job = self._searching.submit(ToFind(catalog, asked, question.k), len(asked))
+                found = await asyncio.wrap_future(job)
+            else:
+                found = await self._in(self._filtering, catalog.nearest, asked, question.k, question.where)
+        return [(name, Answer(hits, *verdict)) for name, hits, verdict in zip(conditions, found, verdicts, strict=True)]
+
+    def reload(self) -> None:
+        """Opens the generation that CURRENT names, where it is another one; what is there answers until it is ready.
+
+        One that cannot be opened is logged, and not tried again before CURRENT names another.
+        """
+        try:
+            name = Generations(self.folder).answering().name
+            if name in (self.catalog.generation.name, self._failed):
+                return
+            fresh = self._opened(self.catalog)
+        except Exception as error:  # of a half copied catalog, a lost disk: the service goes on with what it has
+            name = _current(self.folder)
+            if name != self._failed:
+                self._failed = name
+                self.telemetry.failed_reloads.inc()
+                logger.error("%s cannot be opened, %s goes on: %s", name, self.catalog.generation.name, error)
+            return
+        before, self.catalog, self._failed = self.catalog.generation.name, fresh, None
+        logger.warning("%s answers now, after %s.", fresh.generation.name, before)
+
+    def close(self) -> None:
+        """Finishes what was begun."""
+        self._decoding.shutdown()
+        self._embedding.close()
+        self._searching.close()
+        self._filtering.shutdown()
+
+    def _opened(self, before: Catalog | None) -> Catalog:
+        """The catalog, with all that is loaded at a first question."""
+        catalog = Catalog.open(self.folder, self.model, self.device)
+        made, own = catalog.generation.manifest, before and before.generation.manifest
+        if own and (made["model"]["digest"], made["dims"]) == (own["model"]["digest"], own["dims"]):
+            catalog.encoder = before.encoder  # one model in memory, and requests of both share batches
+        catalog.search(Image.new("RGB", (8, 8)), k=1)
+        catalog.item("")
+        _ = catalog.presence
+        self.telemetry.answers(catalog.generation.name, len(catalog))
+        return catalog
+
+    def _pixels(self, catalog: Catalog, data: bytes) -> np.ndarray:
+        """(3, S, S) uint8."""
+
+        def shown(image: Image.Image) -> Image.Image:
+            # The header is read and nothing decoded yet; the library's own bound is for a machine's own pictures.
+            if (pixels := image.width * image.height) > self.limits.pixels:
+                most = f"{self.limits.pixels:,} pixels are the most"
+                raise BadImage("too large", f"{image.width} x {image.height} are {pixels:,} pixels; {most}")
+            return as_shown(image, [])
+
+        return catalog.encoder.pixels_of(decode_image(data, shown))
+
+    def _embed(self, jobs: Sequence[ToEmbed]) -> list[np.ndarray]:
+        """Rows of each job; jobs of generations that share a model are one batch."""
+        results: dict[int, np.ndarray] = {}
+        groups = defaultdict(list)
+        for place, job in enumerate(jobs):
+            groups[id(job.catalog.encoder)].append(place)
+        for places in groups.values():
+            own = [jobs[place] for place in places]
+            pixels = [one for job in own for one in job.pixels]
+            conditions = [name for job in own for name in job.conditions]
+            self.telemetry.batch.observe(len(pixels))
+            rows = own[0].catalog.embed_pixels(pixels, conditions)
+            ends = np.cumsum([len(job.pixels) for job in own])
+            results |= zip(places, np.split(rows, ends[:-1]), strict=True)
+        return [results[place] for place in range(len(jobs))]
+
+    @staticmethod
+    def _in(pool: ThreadPoolExecutor, work: Any, *arguments: Any) -> asyncio.Future:
+        return asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
+
+
+def _find(jobs: Sequence[ToFind]) -> list[list[list[Hit]]]:
+    """Hits of each job; those that ask one catalog for as many hits are searched at once."""
+    results: dict[int, list[list[Hit]]] = {}
+    groups = defaultdict(list)
+    for place, job in enumerate(jobs):
+        groups[id(job.catalog), job.k].append(place)
+    for (_, k), places in groups.items():
+        own = [jobs[place] for place in places]
+        found = iter(own[0].catalog.nearest(np.concatenate([job.rows for job in own]), k))
+        for place, job in zip(places, own, strict=True):
+            results[place] = [next(found) for _ in job.rows]
+    return [results[place] for place in range(len(jobs))]
+
+
+def _current(folder: Path) -> str | None:
+    try:
+        return Generations(folder).answering().name
+    except Exception:
+        return None

@@ -1,0 +1,142 @@
+"""Before the routes: who may ask, how many at once, how large and how slowly.
+
+A question's body is read here, within its bounds, before anything looks at it. So the routes have it in memory, and
+what is too large, too slow or one too many costs nothing but its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from lrvsf.search.serving.limits import Limits, Refused
+from lrvsf.search.serving.telemetry import Telemetry
+
+OPEN = ("/health", "/ready")  # what a machine that watches the service asks, without a token
+DRAINED = 4  # bodies' worth of a body that is too large which is read all the same, for its sender to hear of it
+
+
+class Gate:
+    """ASGI middleware.
+
+    Args:
+        token: what `Authorization: Bearer ...` has to name; None: nobody is asked.
+        paths: those that are told apart in the metrics.
+    """
+
+    def __init__(self, app: Any, limits: Limits, telemetry: Telemetry, token: str | None, paths: Iterable[str]) -> None:
+        self.app, self.limits, self.telemetry, self.paths = app, limits, telemetry, set(paths)
+        self._token = None if token is None else token.encode()
+        self._taken = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def counted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, counted)
+        except Refused as error:
+            if not status:
+                await refuse(counted, error)
+        finally:
+            path = next((path for path in self.paths if _is_at(scope["path"], path)), "other")
+            self.telemetry.requests.labels(path, str(status or 500)).inc()
+            self.telemetry.seconds.labels(path).observe(time.perf_counter() - started)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        self._check_token(scope)
+        if scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        if self._taken >= self.limits.waiting:
+            raise Refused(429, "The service has as many questions as it can take; ask again soon", {"retry-after": "1"})
+        self._taken += 1
+        self.telemetry.taken.set(self._taken)
+        reading = True
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                body = await self._body(scope, receive)
+                reading = False
+                await self.app(scope, _replay(body, receive), send)
+        except TimeoutError as error:
+            if reading:
+                raise Refused(408, f"The request did not arrive within {self.limits.seconds:g} seconds") from error
+            raise Refused(504, f"There was no answer within {self.limits.seconds:g} seconds") from error
+        finally:
+            self._taken -= 1
+            self.telemetry.taken.set(self._taken)
+
+    def _check_token(self, scope: Any) -> None:
+        if self._token is None or scope["path"] in OPEN:
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, token = given.partition(b" ")
+        # In a time that does not tell how much of it is right.
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+            raise Refused(
+                401, "This service asks for a token: Authorization: Bearer ...", {"www-authenticate": "Bearer"}
+            )
+
+    async def _body(self, scope: Any, receive: Any) -> bytes:
+        """The whole body. Raises Refused: it is larger than the limit."""
+        most = self.limits.body
+        refused = Refused(413, f"The request has more than {most:,} bytes, which are the most")
+        said = dict(scope["headers"]).get(b"content-length", b"")
+        if said.isdigit() and int(said) > DRAINED * most:
+            raise refused
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "The client has gone")
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= most:
+                parts.append(part)
+            else:
+                parts.clear()
+            if not message.get("more_body"):
+                break
+            if size > DRAINED * most:
+                raise refused
+        if size > most:
+            raise refused
+        return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Any) -> Any:
+    """`receive` of a request whose body is here already."""
+    message = {"type": "http.request", "body": body, "more_body": False}
+
+    async def replayed() -> Any:
+        nonlocal message
+        if message is None:
+            return await receive()
+        given, message = message, None
+        return given
+
+    return replayed
+
+
+def _is_at(path: str, route: str) -> bool:
+    return path == route or (route.endswith("/") and path.startswith(route))
+
+
+async def refuse(send: Any, error: Refused) -> None:
+    """Sends a refusal in the form that all have: {"error": one sentence}."""
+    body = json.dumps({"error": str(error)}, ensure_ascii=False).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
