@@ -9,9 +9,10 @@ from lrvsf import command
 from lrvsf.hub.convert_checkpoint import convert
 from lrvsf.hub.leaderboard import leaderboard
 from lrvsf.hub.push_model import push
+from lrvsf.hub.write_handler import handler
 from lrvsf.steps import run_step, step_name
 
-STEPS = (convert, push, leaderboard)
+STEPS = (convert, push, handler, leaderboard)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -106,9 +106,13 @@ class Generations:
         there = (self.folder / GENERATIONS).glob(f"g-*/{MANIFEST}")
         return sorted((path.parent.name for path in there if NAME.fullmatch(path.parent.name)), key=_number)
 
+    def current_name(self) -> str | None:
+        """The name of the one that answers, which may be looked at often; None where none does yet."""
+        return self._read(CURRENT)
+
     def current(self) -> Generation | None:
         """The one that answers; None where none does yet."""
-        name = self._read(CURRENT)
+        name = self.current_name()
         return None if name is None else self.open(name)
 
     def answering(self) -> Generation:

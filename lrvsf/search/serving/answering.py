@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from lrvsf.search.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
+AGAIN = 30.0  # seconds until a generation that could not be opened is tried once more
 FILTERING = 2  # filters that are evaluated at once, each of which may take a gigabyte
 
 
@@ -87,6 +89,7 @@ class Answering:
         self.folder, self.model, self.device, self.limits, self.telemetry = folder, model, device, limits, telemetry
         self.catalog = self._opened(None)
         self._failed: str | None = None  # a generation that could not be opened
+        self._again = 0.0  # when it is tried again
         self._decoding = ThreadPoolExecutor(os.cpu_count(), "decode")
         self._filtering = ThreadPoolExecutor(FILTERING, "filter")
         self._embedding = Batcher(self._embed, limits.batch, "embed")
@@ -131,19 +134,21 @@ class Answering:
     def reload(self) -> None:
         """Opens the generation that CURRENT names, where it is another one; what is there answers until it is ready.
 
-        One that cannot be opened is logged, and not tried again before CURRENT names another.
+        One that cannot be opened is logged, and tried again after a while: its catalog may still be arriving.
         """
+        name = None
         try:
-            name = Generations(self.folder).answering().name
-            if name in (self.catalog.generation.name, self._failed):
+            name = Generations(self.folder).current_name()
+            if name in (None, self.catalog.generation.name) or (
+                name == self._failed and time.monotonic() < self._again
+            ):
                 return
             fresh = self._opened(self.catalog)
-        except Exception as error:  # of a half copied catalog, a lost disk: the service goes on with what it has
-            name = _current(self.folder)
+        except Exception as error:  # the disk may be lost or full, memory short: the service goes on with what it has
             if name != self._failed:
-                self._failed = name
-                self.telemetry.failed_reloads.inc()
                 logger.error("%s cannot be opened, %s goes on: %s", name, self.catalog.generation.name, error)
+            self.telemetry.failed_reloads.inc()
+            self._failed, self._again = name, time.monotonic() + AGAIN
             return
         before, self.catalog, self._failed = self.catalog.generation.name, fresh, None
         logger.warning("%s answers now, after %s.", fresh.generation.name, before)
@@ -212,10 +217,3 @@ def _find(jobs: Sequence[ToFind]) -> list[list[list[Hit]]]:
         for place, job in zip(places, own, strict=True):
             results[place] = [next(found) for _ in job.rows]
     return [results[place] for place in range(len(jobs))]
-
-
-def _current(folder: Path) -> str | None:
-    try:
-        return Generations(folder).answering().name
-    except Exception:
-        return None

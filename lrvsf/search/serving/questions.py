@@ -69,13 +69,13 @@ def question_of(fields: Mapping[str, list[Any]], limits: Limits, most_images: in
             raise Refused(400, f"a condition is a text of at most {limits.letters} letters, and {_short(name)} is not")
     everything = _one(fields, "all", "false")
     if str(everything).lower() not in ("true", "false", "1", "0"):
-        raise Refused(400, f"all={_short(everything)} must be true or false")
+        raise Refused(400, f"the field all is true or false, and {_short(everything)} is neither")
     everything = str(everything).lower() in ("true", "1")
     if everything and conditions:
-        raise Refused(400, "all asks under every condition; leave condition out")
+        raise Refused(400, "the field all asks under every condition; leave condition out")
     where = _one(fields, "where", None)
     if where is not None and not isinstance(where, str):
-        raise Refused(400, f"where is a text, and {_short(where)} is not")
+        raise Refused(400, f"the field where is a text, and {_short(where)} is not")
     # An empty field of a form was not filled in; so is a condition that is empty.
     asked = tuple(name or None for name in conditions) or (None,)
     return Question(tuple(images), asked, _count(fields, limits.k), where or None, everything)
@@ -87,14 +87,14 @@ def _count(fields: Mapping[str, list[Any]], most: int) -> int:
     # str.isdigit also takes the digits of other scripts, and int() a thousand of them.
     k = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if not 1 <= k <= most:
-        raise Refused(400, f"k={_short(given)} must be a whole number from 1 to {most}")
+        raise Refused(400, f"the field k is a whole number from 1 to {most}, and {_short(given)} is not")
     return k
 
 
 def _one(fields: Mapping[str, list[Any]], name: str, default: Any) -> Any:
     values = fields.get(name) or [default]
     if len(values) > 1:
-        raise Refused(400, f"{name} was given {len(values)} times; give it once")
+        raise Refused(400, f"the field {name} was given {len(values)} times; give it once")
     return values[0]
 
 

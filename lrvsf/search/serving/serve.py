@@ -50,8 +50,6 @@ def serve_catalog(
             timeout_keep_alive=IDLE,
             timeout_graceful_shutdown=int(limits.seconds) + 5,  # longer than any answer may take
         )
-        # uvicorn raises the signal that ended it once more when all is done, and that one would be a failure's.
-        signal.signal(signal.SIGTERM, lambda *_: None)
         bound = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         catalog = answering.catalog
@@ -60,7 +58,16 @@ def serve_catalog(
         )
         if token is None and not _is_local(host):
             print(f"Anybody who reaches {host} may ask; a token in {TOKEN} changes that.", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+
+        def stop(*_: object) -> None:
+            server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn handles them in a moment, and when all is done it raises them once more, for whoever handled them
+            # before: by default the end would be a failure's.
+            signal.signal(number, stop)
+        server.run(sockets=[listener])
 
 
 def read_token(file: Path | None) -> str | None:

@@ -98,7 +98,7 @@ async def embed(request: Request) -> Response:
     question = question_of(fields, answering.limits, answering.limits.images)
     form = (fields.get("encoding_format") or ["float"])[0]
     if form not in ("float", "base64"):
-        raise Refused(400, 'encoding_format must be "float" or "base64"')
+        raise Refused(400, 'the field encoding_format must be "float" or "base64"')
     catalog = answering.catalog
     if str((fields.get("dimensions") or [catalog.encoder.dim])[0]) != str(catalog.encoder.dim):
         raise Refused(400, f"embeddings of this catalog have {catalog.encoder.dim} dimensions; leave dimensions out")
