@@ -34,7 +34,10 @@ TRAINED = 50  # rows of the sample for each list; k-means warns below 39
 LEAST_TRAINED = 20_000  # rows of the sample, so that a code of 256 centroids is trained well
 PROBED, LEAST_PROBED = 1 / 25, 32  # share of the lists that an unfiltered search looks into, at least so many lists
 BEAM = 256  # nodes that an unfiltered search of an HNSW keeps
-CANDIDATES, CANDIDATES_OF_K = 50, 5  # that are scored exactly, at least and for each hit; twice that behind a filter
+CANDIDATES, CANDIDATES_OF_K = 50, 5  # that are scored exactly, at least and for each hit
+# A filter puts a query's best farther away, where lists and codes tell less of the order. Both grow with how rare the
+# allowed rows are, up to these factors, so that a few removed rows cost nothing.
+MORE_CANDIDATES, MORE_PROBED = 4, 2
 EXACT_ROWS = 20_000  # allowed rows up to which they are searched exactly
 WIDER = 4  # factor by which a search that found too little is widened
 ADDED = 16_384  # rows added at a time
@@ -165,12 +168,13 @@ class VectorIndex:
         return self.vectors.best(queries, k, allowed)
 
     def _search_candidates(self, queries: Tensor, k: int, allowed: Selection | None) -> tuple[Tensor, Tensor]:
-        count = max(CANDIDATES_OF_K * k, CANDIDATES) * (1 if allowed is None else 2)
+        rarity = 1.0 if allowed is None else len(self.vectors) / allowed.count
+        count = int(max(CANDIDATES_OF_K * k, CANDIDATES) * min(rarity, MORE_CANDIDATES))
         candidates = np.full((len(queries), count), -1, dtype=np.int64)
-        enough = min(candidates.shape[1], len(self.vectors) if allowed is None else allowed.count)
+        enough = min(count, len(self.vectors) if allowed is None else allowed.count)
         missing = np.arange(len(queries))  # queries
-        for params in self._wider_and_wider(allowed):
-            found = self._candidates(queries[missing].numpy(), candidates.shape[1], params, allowed)
+        for params in self._wider_and_wider(rarity, allowed):
+            found = self._candidates(queries[missing].numpy(), count, params, allowed)
             candidates[missing] = found
             missing = missing[(found >= 0).sum(1) < enough]
             if not len(missing):
@@ -182,12 +186,11 @@ class VectorIndex:
             scores[short], items[short] = torch.from_numpy(exact), torch.from_numpy(rows)
         return scores, items
 
-    def _wider_and_wider(self, allowed: Selection | None) -> Iterator[faiss.SearchParameters]:
+    def _wider_and_wider(self, rarity: float, allowed: Selection | None) -> Iterator[faiss.SearchParameters]:
         """Parameters of searches that each look farther than the one before; the last looks as far as it can."""
-        share = 1.0 if allowed is None else allowed.count / len(self.vectors)
         selector = None if allowed is None else faiss.IDSelectorBitmap(allowed.bits)
         breadth, farthest = _breadths(self.index)
-        breadth /= share
+        breadth *= rarity * min(rarity, MORE_PROBED)
         while breadth < farthest:
             yield _parameters(self.index, int(breadth), selector)
             breadth *= WIDER

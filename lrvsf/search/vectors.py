@@ -117,6 +117,11 @@ class Vectors:
             raise IndexError(f"Rows {rows.min()} to {rows.max()} of {len(self)} were asked for.")
         taken = np.empty((len(rows), self.shape[1]), dtype=np.float16)
         piece_of = np.searchsorted(self._starts, rows, side="right") - 1
+        if len(rows) < 4 * len(self._arrays):  # scattered, as candidates are: sorting them by piece takes longer
+            inside = rows - self._starts[piece_of]
+            for place, (piece, row) in enumerate(zip(piece_of.tolist(), inside.tolist(), strict=True)):
+                taken[place] = self._arrays[piece][row]
+            return torch.from_numpy(taken)
         by_piece = np.argsort(piece_of, kind="stable")
         pieces, firsts = np.unique(piece_of[by_piece], return_index=True)
         for piece, places in zip(pieces, np.split(by_piece, firsts[1:]), strict=True):

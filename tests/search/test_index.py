@@ -138,6 +138,39 @@ def test_nothing_comes_through_a_filter_that_faiss_ignored(vectors, queries, kin
         assert recall(rows, vectors.best(torch.from_numpy(queries), 10, allowed)[1]) >= 0.95
 
 
+def in_two_shards(vectors):
+    """What faiss makes of an IVF over several GPUs or files."""
+    quantizer = faiss.IndexFlatIP(DIM)
+    index = faiss.IndexShardsIVF(quantizer, 40)
+    parts = [faiss.IndexIVFFlat(quantizer, DIM, 40, faiss.METRIC_INNER_PRODUCT) for _ in range(2)]
+    rows = vectors.take(np.arange(COUNT))
+    parts[0].train(rows)
+    for part in parts:
+        part.is_trained, part.nprobe = True, 40
+        index.add_shard(part)
+    index.add(rows)
+    return index, faiss.SearchParametersIVF(nprobe=40), (quantizer, parts)  # which faiss does not keep alive
+
+
+def graph_without_bounded_queue(vectors):
+    index = faiss.IndexHNSWFlat(DIM, 16, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.search_bounded_queue = False
+    index.add(vectors.take(np.arange(COUNT)))
+    return index, faiss.SearchParametersHNSW(efSearch=200, bounded_queue=False), ()
+
+
+@pytest.mark.parametrize("made", [in_two_shards, graph_without_bounded_queue])
+def test_indexes_that_drop_a_selector_are_filtered_all_the_same(vectors, queries, made):
+    """faiss alone answers rows that are not allowed. (Where it no longer does, this says so.)"""
+    index, params, _kept = made(vectors)
+    allowed = Selection(np.random.default_rng(2).random(COUNT) < 0.3)
+    params.sel = faiss.IDSelectorBitmap(allowed.bits)
+    assert not allowed.mask[index.search(queries, 10, params=params)[1]].all()
+    rows = VectorIndex(vectors, "made by hand", index).search(queries, 10, allowed)[1]
+    assert allowed.mask[rows].all() and (rows >= 0).all()
+    assert recall(rows, vectors.best(torch.from_numpy(queries), 10, allowed)[1]) >= 0.95
+
+
 def test_maps_and_refining_are_refused():
     for factory in ("IDMap,Flat", "IVF40,PQ16,RFlat", "IDMap2,HNSW16"):
         with pytest.raises(ValueError, match="leave out IDMap and refining"):

@@ -47,6 +47,10 @@ def test_rows_over_several_segments(segments):
     taken = vectors.take(wanted)
     np.testing.assert_allclose(taken, rows[wanted].float(), atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(taken, axis=1), 1, atol=1e-6)
+    many = np.random.default_rng(0).integers(500, size=300)  # taken by piece, fewer one by one
+    np.testing.assert_array_equal(
+        vectors.take(many), np.concatenate([vectors.take(many[at : at + 1]) for at in range(300)])
+    )
     blocks = list(vectors.blocks(64, first_row=150))
     assert blocks[0][0] == 150 and sum(len(block) for _, block in blocks) == 350
     np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), vectors.take(np.arange(150, 500)))
