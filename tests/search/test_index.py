@@ -1,5 +1,7 @@
 """Kinds of index: each finds what an exact search finds, filtered too, and faiss's traps are stepped around."""
 
+from types import SimpleNamespace
+
 import faiss
 import numpy as np
 import pytest
@@ -169,6 +171,26 @@ def test_indexes_that_drop_a_selector_are_filtered_all_the_same(vectors, queries
     rows = VectorIndex(vectors, "made by hand", index).search(queries, 10, allowed)[1]
     assert allowed.mask[rows].all() and (rows >= 0).all()
     assert recall(rows, vectors.best(torch.from_numpy(queries), 10, allowed)[1]) >= 0.95
+
+
+def test_a_query_alone_takes_one_thread_and_leaves_the_number_as_it_was(vectors, queries, monkeypatch):
+    index, seen = VectorIndex.build(vectors, "SQ8"), []
+    search = index.index.search
+
+    def noted(*args, **kwargs):
+        seen.append(faiss.omp_get_max_threads())
+        return search(*args, **kwargs)
+
+    monkeypatch.setattr(module, "_parameters", lambda *_: None)
+    index.index = SimpleNamespace(search=noted, ntotal=COUNT, d=DIM)
+    monkeypatch.setattr(module, "_breadths", lambda _: (1, 1))
+    faiss.omp_set_num_threads(2)
+    try:
+        index.search(queries[:1], 10)
+        index.search(queries[:3], 10)
+        assert seen == [1, 2] and faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(1)
 
 
 def test_maps_and_refining_are_refused():
