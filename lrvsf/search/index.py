@@ -120,9 +120,8 @@ class VectorIndex:
         count = len(self.vectors) if allowed is None else allowed.count
         scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
         found = np.full((len(rows), k), -1, dtype=np.int64)
-        exactly = self._is_exact(count, k, allowed)
-        search = self._search_exactly if exactly else self._search_candidates
-        with _one_thread_if(len(rows) == 1 and (not exactly or count <= EXACT_ROWS)):
+        search = self._search_exactly if self._is_exact(count, k, allowed) else self._search_candidates
+        with _one_thread_if(len(rows) == 1):
             for first in range(0, len(rows), TOGETHER):
                 part = slice(first, first + TOGETHER)
                 best, items = search(rows[part], min(k, count), allowed)
@@ -221,14 +220,14 @@ class VectorIndex:
 
 
 @contextmanager
-def _one_thread_if(little: bool) -> Iterator[None]:
-    """Little work is one thread's: others help it little, and where cores are busy it waits for them at every step.
+def _one_thread_if(alone: bool) -> Iterator[None]:
+    """A query alone is one thread's: others help it little, and where cores are busy it waits for them at every step.
 
     The number is the calling thread's own, as OpenMP has it: searches in other threads keep theirs. It holds for torch
     too where, as in Linux's wheels, both use one OpenMP; torch's own call would change threads that start meanwhile.
     """
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if little else before)
+    faiss.omp_set_num_threads(1 if alone else before)
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from lrvsf.embedding.top import TopItems
 
 SHARDS = "item-*.safetensors"
 SCANNED = 2048  # rows that are converted and multiplied at a time: 4 MB of float32 at 512 dimensions stay in the cache
+DENSE = 4  # from one allowed row in four on, all rows are scored
 SCORES = 2**24  # approximate scores in memory at a time, 64 MB
 
 
@@ -143,32 +144,35 @@ class Vectors:
 
         Returns: (Q, min(k, n)) float64 scores, best first; int64 rows. Of equal scores the smaller row comes first.
         """
-        rows = None if allowed is None else allowed.rows
-        total = len(self) if rows is None else len(rows)
+        total = len(self) if allowed is None else allowed.count
         scores, best = np.empty((len(queries), min(k, total))), np.empty((len(queries), min(k, total)), dtype=np.int64)
         if scores.size:
-            together = max(1, SCORES // total)  # queries
+            together = max(1, SCORES // len(self))  # queries
             for first in range(0, len(queries), together):
                 part = slice(first, first + together)
-                found = self._near_best(queries[part], min(k, total), rows)
+                found = self._near_best(queries[part], min(k, total), allowed)
                 top = TopItems(queries[part], min(k, total))
                 for block in np.array_split(found, -(-len(found) // SCANNED)):
                     top.add(torch.from_numpy(self.take(block)), torch.from_numpy(block))
                 scores[part], best[part] = top.scores.numpy(), top.items.numpy()
         return scores, best
 
-    def _near_best(self, queries: Tensor, k: int, rows: np.ndarray | None) -> np.ndarray:
+    def _near_best(self, queries: Tensor, k: int, allowed: Selection | None) -> np.ndarray:
         """The rows that may be among the best k of a query; ascending, those of all queries together.
 
         A float32 product of unit rows is off by dim roundings at most, each of half a last bit; the length adds a few.
         What is this much below the k-th best approximate score, twice, cannot be among the best k.
         """
+        # Many of the rows are sooner multiplied with the others, in place, than copied out of them.
+        rows = None if allowed is None or DENSE * allowed.count >= len(self) else allowed.rows
         scores = torch.empty(len(queries), len(self) if rows is None else len(rows))
         done = 0
         for stored in self._stored_blocks(rows):
             torch.matmul(queries, stored.float().T, out=scores[:, done : done + len(stored)])
             done += len(stored)
         scores /= self.lengths if rows is None else self.lengths[torch.from_numpy(rows)]
+        if allowed is not None and rows is None:
+            scores[:, torch.from_numpy(~allowed.mask)] = -torch.inf
         margin = 2 * (self.shape[1] + 8) * 2.0**-24
         last = scores.topk(k, dim=1).values[:, -1:]
         near = (scores >= last - margin).any(0).nonzero()[:, 0].numpy()
