@@ -26,6 +26,8 @@ from itertools import count
 from pathlib import Path
 from unittest import mock
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `serve` does, before torch is there
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

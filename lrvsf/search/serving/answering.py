@@ -110,8 +110,11 @@ class Answering:
         conditions = list(question.conditions) * len(pixels)
         pixels = [one for one in pixels for _ in question.conditions]
         with self.telemetry.stage("embed"):
-            job = self._embedding.submit(ToEmbed(catalog, pixels, conditions), len(pixels))
-            return await asyncio.wrap_future(job)
+            # In parts, so that a request of many rows is no larger a batch than others, and takes turns with them.
+            parts = [slice(start, start + self.limits.batch) for start in range(0, len(pixels), self.limits.batch)]
+            jobs = [ToEmbed(catalog, pixels[part], conditions[part]) for part in parts]
+            futures = [self._embedding.submit(job, len(job.pixels)) for job in jobs]
+            return np.concatenate(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     async def search(self, question: Question, catalog: Catalog) -> Answers:
         """What is found under each condition. Raises as `embed` does, and FilterError."""

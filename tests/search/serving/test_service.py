@@ -65,6 +65,19 @@ def test_embeddings_are_the_catalogs(client, _shop):
     np.testing.assert_allclose(rows, catalog.embed(pictures, conditions), atol=1e-5)
 
 
+def test_a_request_of_many_rows_is_no_large_batch(_shop, make_client):
+    pictures, conditions = [squares(number) for number in range(5)], ["Bags", "", "Feet"]
+    with make_client(_shop / "catalog", batch=4) as client:
+        sizes, encoder = [], client.answering.catalog.encoder
+        embed = encoder.embed
+        encoder.embed = lambda pixels, *names: sizes.append(len(pixels)) or embed(pixels, *names)
+        answer = client.post("/embed", files=files(*pictures), data={"condition": conditions}).json()
+    assert sum(sizes) == 15 and max(sizes) <= 4
+    rows = np.array([one["embedding"] for one in answer["data"]], np.float32)
+    catalog = Catalog.open(_shop / "catalog")
+    np.testing.assert_allclose(rows, catalog.embed(pictures, ["Bags", None, "Feet"]), atol=1e-5)
+
+
 def test_openais_clients_are_understood(client):
     """Theirs send `input`, a model's name and an encoding, and read float32 from base64."""
     coded = [base64.b64encode(squares(1)).decode()]
