@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from lrvsf.command import quiet_libraries
-from lrvsf.paths import check_model, check_output
+from lrvsf.paths import check_model, check_output, near
 
 if TYPE_CHECKING:
     from lrvsf.search.generations import Generations
@@ -266,6 +266,27 @@ def serve(
 
     quiet_libraries()
     serve_catalog(out, host, port, limits, model, device, read_token(token_file), cors or ())
+
+
+def space(
+    out: Out,
+    folder: Annotated[Path, Argument(help="the folder to write, which is not there yet")],
+    examples: Annotated[Path | None, Option(help="a folder of photos to pick from; the first 12 are taken")] = None,
+    model: Model = None,
+) -> dict[str, Any]:
+    """Write a folder that shows a catalog as a page: it runs anywhere, and can be pushed as a Hugging Face Space."""
+    check_output(folder, "FOLDER")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; name a new folder, or remove it")
+    if folder.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{folder} is inside {out}, which is a catalog's alone; choose another folder")
+    if examples and not examples.is_dir():
+        raise FileNotFoundError(f"there is no folder {examples}{near(examples)}; --examples names one of photos")
+    _answering(out)
+    from lrvsf.search.space.write_space import write_space
+
+    quiet_libraries()
+    return write_space(out, folder, examples, model)
 
 
 def check_place(out: Path, images: str) -> None:

@@ -21,7 +21,7 @@ import gradio as gr
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parents[1]):  # a Space has the library beside this file, a checkout above it
+for folder in (HERE, *HERE.parents[1:2]):  # a Space has the library beside this file, a checkout above it
     if (folder / "lrvsf").is_dir():
         sys.path.insert(0, str(folder))
         break
@@ -178,7 +178,8 @@ def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
     page, conditions = Page(catalog), catalog.conditions
     with gr.Blocks(title="Search by photo and condition") as blocks:
         gr.Markdown(ABOUT)
-        gr.Markdown(f"{len(catalog):,} items, model `{Path(catalog.encoder.model.name_or_path).name}`.")
+        # By the name under which the catalog was made: a Space calls every model's folder "model".
+        gr.Markdown(f"{len(catalog):,} items, model `{Path(catalog.generation.manifest['model']['name']).name}`.")
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photo = Photo(
@@ -232,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     beside = args.catalog is None
     model = args.model or (str(HERE / "model") if beside and (HERE / "model").is_dir() else None)
-    folder = args.examples or (HERE / "examples" if beside else None)
+    folder = args.examples or (HERE / "examples" if beside and (HERE / "examples").is_dir() else None)
     catalog = Catalog.open(HERE / "catalog" if beside else args.catalog, model)
     examples = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES) if folder else []
     build(catalog, examples).queue(max_size=64).launch(

@@ -68,7 +68,7 @@ def _only_here(route, faults: list[str]) -> None:
 
 
 @contextmanager
-def served(*command: str | Path, env: dict[str, str] | None = None) -> Iterator[str]:
+def served(*command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None) -> Iterator[str]:
     """A script that takes --port, in a process of its own; gives its address once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,7 +77,8 @@ def served(*command: str | Path, env: dict[str, str] | None = None) -> Iterator[
     # Gradio counts its starts and looks for a newer version, elsewhere, unless told not to.
     quiet = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "0", **(env or {})}
     words = [sys.executable, *map(str, command), "--port", str(port)]
-    process = subprocess.Popen(words, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(words, env=os.environ | quiet, cwd=cwd, **said)
     try:
         end = time.monotonic() + SECONDS
         while True:
@@ -93,3 +94,21 @@ def served(*command: str | Path, env: dict[str, str] | None = None) -> Iterator[
     finally:
         process.terminate()
         process.communicate(timeout=SECONDS)
+
+
+def upload(page, path):
+    page.locator("#photo input[type=file]").first.set_input_files(str(path))
+
+
+def rows_of(page):
+    """What was found: condition -> ids."""
+    return {
+        row.get_attribute("data-condition"): [hit.get_attribute("data-id") for hit in row.locator("article").all()]
+        for row in page.locator("#results section").all()
+    }
+
+
+def wait_for_rows(page, *names):
+    for name in names:
+        page.locator(f'#results section[data-condition="{name}"]').wait_for()
+    page.wait_for_function(f"document.querySelectorAll('#results section').length == {len(names)}")

@@ -4,65 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from browser import opened, served
+from browser import opened, rows_of, served, upload, wait_for_rows
+from drawn_shop import HOSTILE
 from PIL import Image
 
-from lrvsf.mini.shop import ShopSize, draw_shop, read_scenes
+from lrvsf.mini.shop import read_scenes
 
-ROOT = Path(__file__).parents[2]
-APP, MODEL = ROOT / "spaces/demo/app.py", ROOT / "assets/mini-condvit"
-HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shops") / "shop"
-    draw_shop(folder, ShopSize(items=200, scenes=12), processes=1)
-    table = pq.read_table(folder / "items.parquet")
-    links = pa.array(["javascript:alert(4)", "https://shop.example/a?b=1&c=2"] * 100)
-    titles = [HOSTILE if number % 7 == 0 else title for number, title in enumerate(table["title"].to_pylist())]
-    table = table.set_column(1, "title", pa.array(titles)).append_column("url", links)
-    pq.write_table(table, folder / "items.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def catalog(chromium, shop):
-    from lrvsf.search.build_catalog import index_images
-    from lrvsf.search.commands import HowToEmbed, IndexKind
-
-    out = shop.parent / "catalog"
-    index_images(
-        str(MODEL), str(shop / "items.parquet"), None, None, out, None, IndexKind(None, None, 0), False, HowToEmbed()
-    )
-    return out
+APP = Path(__file__).parents[2] / "spaces/demo/app.py"
 
 
 @pytest.fixture(scope="module")
 def address(chromium, catalog, shop):
     with served(APP, catalog, "--examples", shop / "scenes") as url:
         yield url
-
-
-def upload(page, path):
-    page.locator("#photo input[type=file]").first.set_input_files(str(path))
-
-
-def rows_of(page):
-    """What was found: condition -> ids."""
-    return {
-        row.get_attribute("data-condition"): [hit.get_attribute("data-id") for hit in row.locator("article").all()]
-        for row in page.locator("#results section").all()
-    }
-
-
-def wait_for_rows(page, *names):
-    for name in names:
-        page.locator(f'#results section[data-condition="{name}"]').wait_for()
-    page.wait_for_function(f"document.querySelectorAll('#results section').length == {len(names)}")
 
 
 def test_two_conditions_give_two_rows_with_the_right_things(chromium, address, shop):

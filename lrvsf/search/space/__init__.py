@@ -1,0 +1,1 @@
+"""A catalog as a folder that runs on its own, as a Hugging Face Space."""
