@@ -8,8 +8,9 @@ subspace, of 0.6 of a centre's length, plus noise in all 512 of a tenth of it. C
 a shop do (Zipf, exponent 0.5). So two items of a cluster have a cosine of 0.7, and the nearest of other clusters come
 close to that. A query is an item moved once more, by half of that deviation, as another photo of the thing would be.
 
-A filter passes a share of the items: drawn at random, or those that lie to one side of a plane, which is correlated
-with the vectors as a category is. Recall is against the exact search among what passes.
+A filter passes a share of the items: drawn at random; or those that lie to one side of a plane, which is correlated
+with the vectors as a category is; or, the worst that there is, just those that are least like the query. Recall is
+against the exact search among what passes.
 
 A process of its own loads each index. "Memory" is what it grew by until all queries were answered, the mapped vectors
 left out, whose pages the system takes back as it likes (RssAnon); "resident" counts these too (VmRSS).
@@ -39,6 +40,7 @@ DEVIATION, NOISE = 0.6, 0.1
 SHARD = 2048
 SELECTIVITIES = (0.001, 0.01, 0.1, 0.5)
 K = 10
+OPPOSED = 10  # queries that are asked under the last kind of filter, which is each one's own
 
 
 def draw(folder: Path, items: int, queries: int, seed: int) -> np.ndarray:
@@ -78,14 +80,15 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
 
 
-def timed(search, queries: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Rows of each query asked alone, and the latencies' p50 and p95 in ms."""
+def timed(search, queries: np.ndarray, selections: list[Selection | None]) -> tuple[np.ndarray, float, float]:
+    """Rows of each query asked alone, each with its selection, and the latencies' p50 and p95 in ms."""
     rows, seconds = [], []
-    for query in queries[: min(20, len(queries))]:  # the pages of a mapped file come in once
-        search(query[None])
-    for query in queries:
+    asked = list(zip(queries, selections, strict=False))
+    for query, selection in asked[:20]:  # the pages of a mapped file come in once
+        search(query[None], K, selection)
+    for query, selection in asked:
         start = time.perf_counter()
-        rows.append(search(query[None])[1][0])
+        rows.append(search(query[None], K, selection)[1][0])
         seconds.append(time.perf_counter() - start)
     return np.array(rows), *(1000 * np.percentile(seconds, [50, 95]))
 
@@ -94,14 +97,17 @@ def recall(rows: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows, truth, strict=True)]))
 
 
-def filters(vectors: Vectors, rng: np.random.Generator) -> dict[str, Selection]:
-    """A selection for each selectivity, random and correlated with the vectors."""
+def filters(vectors: Vectors, queries: np.ndarray, rng: np.random.Generator) -> dict[str, list[Selection]]:
+    """For each selectivity and kind of filter the selection of each query; of the last kind for some of them."""
     one, other = vectors.take(rng.choice(len(vectors), 2, replace=False))
-    side = np.concatenate([rows @ (one - other) for _, rows in vectors.blocks(SHARD)])
+    directions = np.stack([one - other, *-queries[:OPPOSED]])
+    sides = np.concatenate([rows @ directions.T for _, rows in vectors.blocks(SHARD)]).T.copy()  # (1 + Q, n)
     found = {}
     for share in SELECTIVITIES:
-        found[f"{share:.1%} random"] = Selection(rng.random(len(vectors)) < share)
-        found[f"{share:.1%} correlated"] = Selection(side >= np.quantile(side, 1 - share))
+        chosen = [Selection(side >= np.quantile(side, 1 - share)) for side in sides]
+        found[f"{share:.1%} random"] = [Selection(rng.random(len(vectors)) < share)] * len(queries)
+        found[f"{share:.1%} correlated"] = chosen[:1] * len(queries)
+        found[f"{share:.1%} opposed"] = chosen[1:]
     return found
 
 
@@ -149,7 +155,7 @@ def asked_in_a_fresh_process(place: Path, folder: Path, queries: np.ndarray) -> 
     assert (warm @ warm.T > 0).all()  # torch's threads, which are no index, are there before
     before = memory("RssAnon"), memory("VmRSS")
     index = VectorIndex.load(place, Vectors.open([folder]))
-    rows, p50, p95 = timed(lambda query: index.search(query, K), queries)
+    rows, p50, p95 = timed(index.search, queries, [None] * len(queries))
     return rows, p50, p95, memory("RssAnon") - before[0], memory("VmRSS") - before[1]
 
 
@@ -160,17 +166,17 @@ def machine() -> str:
 
 
 def filtered(vectors: Vectors, queries: np.ndarray, places: dict[str, Path], rng: np.random.Generator) -> None:
-    selections = filters(vectors, rng)
     some = queries[:50]
-    truths = {name: vectors.best(torch.from_numpy(some), K, one)[1] for name, one in selections.items()}
-    print("\n| kind | " + " | ".join(selections) + " |\n| --- |" + " --- |" * len(selections))
-    for kind, place in places.items():
-        index = VectorIndex.load(place, vectors)
+    selections = filters(vectors, some, rng)
+    print("\n| filter | " + " | ".join(places) + " |\n| --- |" + " --- |" * len(places))
+    indexes = [VectorIndex.load(place, vectors) for place in places.values()]
+    for name, each in selections.items():
+        truth, _, _ = timed(lambda query, k, one: vectors.best(torch.from_numpy(query), k, one), some, each)
         cells = []
-        for name, one in selections.items():
-            rows, p50, _ = timed(lambda query, one=one, index=index: index.search(query, K, one), some)
-            cells.append(f"{recall(rows, truths[name]):.3f}, {p50:.1f} ms")
-        print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
+        for index in indexes:
+            rows, p50, _ = timed(index.search, some, each)
+            cells.append(f"{recall(rows, truth):.3f}, {p50:.1f} ms")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ faiss holds codes in memory and names candidates; the score of each, and so the 
 the disk. Up to FLAT_ITEMS rows there is nothing of faiss: one product of all rows is quick, needs no memory and no
 building, and misses nothing.
 
-A filtered search has faiss pass over what is not allowed, and looks for it the farther the less is allowed. Whether
-faiss did is never taken on trust: some of its indexes drop a selector without a word, others refuse it, and one that
-probes a part of its lists may find too little. What comes back is checked; what is missing is looked for more widely;
-and what is still missing, or so rare that it is quicker, is searched exactly.
+A filter does not reach faiss, whose indexes treat it each in its own way: some drop it without a word, some refuse it,
+and one that probes few of its lists may find too little, or what is far from the best. Instead the nearest rows of all
+are named, and those that the filter passes are kept. So it is seen how deep the k-th of them lies, and the search is
+repeated deeper until it lies well within what was named. Where that is too deep, as where a filter passes just what is
+least like the query, and where few rows pass, those rows are searched exactly.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ DEFAULT_STORAGE = "binary"  # of an IVF: a sixth of the memory of int8, as quick
 
 TRAINED = 50  # rows of the sample for each list; k-means warns below 39
 LEAST_TRAINED = 20_000  # rows of the sample, so that a code of 256 centroids is trained well
-PROBED, LEAST_PROBED = 1 / 25, 32  # share of the lists that an unfiltered search looks into, at least so many lists
-BEAM = 256  # nodes that an unfiltered search of an HNSW keeps
-CANDIDATES, CANDIDATES_OF_K = 50, 5  # that are scored exactly, at least and for each hit
-# A filter puts a query's best farther away, where lists and codes tell less of the order. Both grow with how rare the
-# allowed rows are, up to these factors, so that a few removed rows cost nothing.
-MORE_CANDIDATES, MORE_PROBED = 4, 2
+# How far is looked for the `depth` nearest rows, those that a filter drops counted: so many candidates for each, twice
+# as many where there is a filter, as then the k-th may lie among many that score nearly the same; and in this share of
+# the lists at depth 10. Deeper rows are spread over more lists: of 300,000 rows in 2,191 lists, as
+# benchmarks/bench_search.py draws them, 98 in 100 are found in 4 % of the lists at depth 10, in 8 % at 50, 32 % at 200.
+CANDIDATES_OF_DEPTH, LEAST_CANDIDATES, FILTERED = 5, 50, 2
+PROBED, LEAST_PROBED, SPREAD = 1 / 25, 32, 0.75
+BEAM = 256  # nodes that a search of an HNSW keeps at least
 EXACT_ROWS = 20_000  # allowed rows up to which they are searched exactly
-WIDER = 4  # factor by which a search that found too little is widened
+RARE = 1 / 25  # share of allowed rows below which that takes less time than the depth at which they lie by chance
+DEEPER = 4  # factor by which a search that found too little goes deeper
+DEEPEST = 2_000  # depth from which the exact search is as quick (not tuned)
 ADDED = 16_384  # rows added at a time
-TOGETHER = 32  # queries whose candidates are in memory at a time
+TOGETHER, SCORED = 32, 256  # queries and candidates of each that are in memory at a time
 
 INDEX, ABOUT = "index.faiss", "index.json"
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
@@ -170,53 +174,70 @@ class VectorIndex:
         return self.vectors.best(queries, k, allowed)
 
     def _search_candidates(self, queries: Tensor, k: int, allowed: Selection | None) -> tuple[Tensor, Tensor]:
-        rarity = 1.0 if allowed is None else len(self.vectors) / allowed.count
-        count = int(max(CANDIDATES_OF_K * k, CANDIDATES) * min(rarity, MORE_CANDIDATES))
-        candidates = np.full((len(queries), count), -1, dtype=np.int64)
-        enough = min(count, len(self.vectors) if allowed is None else allowed.count)
+        scores = torch.empty(len(queries), k, dtype=torch.float64)
+        items = torch.empty(len(queries), k, dtype=torch.int64)
         missing = np.arange(len(queries))  # queries
-        for params in self._wider_and_wider(rarity, allowed):
-            found = self._candidates(queries[missing].numpy(), count, params, allowed)
-            candidates[missing] = found
-            missing = missing[(found >= 0).sum(1) < enough]
+        more = 1 if allowed is None else FILTERED
+        for depth in _depths(k, None if allowed is None else allowed.count / len(self.vectors)):
+            named = self._named(queries[missing].numpy(), depth, more)
+            passed = named >= 0
+            if allowed is not None:
+                passed &= allowed.mask[named]
+            # The k-th that passes has to lie as deep as was looked for, not only somewhere in what came back.
+            found = passed[:, :depth].sum(1) >= k
+            if found.any():
+                own = missing[found]
+                scores[own], items[own] = self._scored(queries[own], _nearest(named[found], passed[found], k, more), k)
+                missing = missing[~found]
             if not len(missing):
-                break
-        scores, items = self._scored(queries, candidates, k)
-        short = missing[(candidates[missing] >= 0).sum(1) < k]
-        if len(short):
-            exact, rows = self._search_exactly(queries[short], k, allowed)
-            scores[short], items[short] = torch.from_numpy(exact), torch.from_numpy(rows)
+                return scores, items
+        exact, rows = self._search_exactly(queries[missing], k, allowed)
+        scores[missing], items[missing] = torch.from_numpy(exact), torch.from_numpy(rows)
         return scores, items
 
-    def _wider_and_wider(self, rarity: float, allowed: Selection | None) -> Iterator[faiss.SearchParameters]:
-        """Parameters of searches that each look farther than the one before; the last looks as far as it can."""
-        selector = None if allowed is None else faiss.IDSelectorBitmap(allowed.bits)
-        breadth, farthest = _breadths(self.index)
-        breadth *= rarity * min(rarity, MORE_PROBED)
-        while breadth < farthest:
-            yield _parameters(self.index, int(breadth), selector)
-            breadth *= WIDER
-        yield _parameters(self.index, farthest, selector)
-
-    def _candidates(
-        self, queries: np.ndarray, count: int, params: faiss.SearchParameters, allowed: Selection | None
-    ) -> np.ndarray:
-        """(Q, count) rows, -1 for what was not found; none that is not allowed."""
+    def _named(self, queries: np.ndarray, depth: int, more: int) -> np.ndarray:
+        """(Q, C) rows, nearest first by their codes, -1 for none, with the `depth` nearest of all among them."""
+        count = min(more * max(CANDIDATES_OF_DEPTH * depth, LEAST_CANDIDATES), len(self.vectors))
         try:
-            _, rows = self.index.search(queries, count, params=params)
+            return self.index.search(queries, count, params=_parameters(self.index, depth, count))[1]
         except RuntimeError:  # some indexes take no parameters
-            _, rows = self.index.search(queries, count)
-        return rows if allowed is None else np.where(allowed.mask[rows], rows, -1)
+            return self.index.search(queries, count)[1]
 
     def _scored(self, queries: Tensor, candidates: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """The best k of each query's candidates (Q, C), -1 for none: (Q, k) float64 scores, (Q, k) rows."""
-        rows = self.vectors.take(np.maximum(candidates, 0).ravel())
-        embeds = on_grid(torch.from_numpy(rows)).view(*candidates.shape, -1)  # (Q, C, dim)
-        scores = torch.einsum("qd,qcd->qc", on_grid(queries), embeds)
-        scores[torch.from_numpy(candidates < 0)] = -torch.inf
-        top = TopLists(len(queries), k)
-        top.keep(scores, torch.from_numpy(candidates))
+        top, own = TopLists(len(queries), k), on_grid(queries)
+        for some in np.array_split(candidates, -(-candidates.shape[1] // SCORED), axis=1):
+            rows = self.vectors.take(np.maximum(some, 0).ravel())
+            embeds = on_grid(torch.from_numpy(rows)).view(*some.shape, -1)  # (Q, c, dim)
+            scores = torch.einsum("qd,qcd->qc", own, embeds)
+            scores[torch.from_numpy(some < 0)] = -torch.inf
+            top.keep(scores, torch.from_numpy(some))
         return top.scores, top.items
+
+
+def _depths(k: int, share: float | None) -> Iterator[int]:
+    """How deep to look for k rows that a filter passes, this share of all; deeper and deeper, while it may pay."""
+    if share is None:
+        depth, last = k, DEEPEST
+    else:
+        by_chance = k / share  # the depth of the k-th, where the filter has nothing to do with the query
+        depth, last = int(2 * by_chance - k) + 1, min(DEEPER * by_chance, DEEPEST)
+        if DEEPER * k < min(depth, DEEPEST):  # a filter often passes what lies near, as a category does
+            yield DEEPER * k
+        if share < RARE:
+            return
+    while depth <= max(last, k):
+        yield depth
+        depth *= DEEPER
+
+
+def _nearest(named: np.ndarray, passed: np.ndarray, k: int, more: int) -> np.ndarray:
+    """Of rows (Q, C) those that passed, from the left, -1 after them; none deeper than is needed for the best k."""
+    kth = (passed.cumsum(1) < k).sum(1, keepdims=True) + 1  # its depth, from 1
+    enough = more * np.maximum(CANDIDATES_OF_DEPTH * kth, LEAST_CANDIDATES)
+    kept = passed & (np.arange(named.shape[1]) < enough)
+    first = np.argsort(~kept, axis=1, kind="stable")[:, : kept.sum(1).max()]
+    return np.where(np.take_along_axis(kept, first, 1), np.take_along_axis(named, first, 1), -1)
 
 
 @contextmanager
@@ -291,20 +312,14 @@ def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
     return faiss.try_extract_index_ivf(index)
 
 
-def _breadths(index: faiss.Index) -> tuple[float, int]:
-    """How broadly an unfiltered search looks, and how broadly one may look: lists of an IVF, a list of an HNSW."""
-    if ivf := _ivf(index):
-        return max(LEAST_PROBED, ivf.nlist * PROBED), ivf.nlist
-    return (BEAM, index.ntotal) if isinstance(index, faiss.IndexHNSW) else (1, 1)
-
-
-def _parameters(index: faiss.Index, breadth: int, selector: faiss.IDSelector | None) -> faiss.SearchParameters:
+def _parameters(index: faiss.Index, depth: int, candidates: int) -> faiss.SearchParameters | None:
     """Of this one search: an index that several threads ask is never changed."""
     if isinstance(index, faiss.IndexPreTransform):
-        inner = _parameters(faiss.downcast_index(index.index), breadth, selector)
+        inner = _parameters(faiss.downcast_index(index.index), depth, candidates)
         return faiss.SearchParametersPreTransform(index_params=inner)
-    if _ivf(index):
-        return faiss.SearchParametersIVF(sel=selector, nprobe=breadth)
+    if ivf := _ivf(index):
+        lists = max(LEAST_PROBED, PROBED * ivf.nlist) * max(1, depth / 10) ** SPREAD
+        return faiss.SearchParametersIVF(nprobe=min(int(lists), ivf.nlist))
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=breadth)
-    return faiss.SearchParameters(sel=selector)
+        return faiss.SearchParametersHNSW(efSearch=max(BEAM, candidates))
+    return None

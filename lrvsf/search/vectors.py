@@ -49,11 +49,6 @@ class Selection:
     def count(self) -> int:
         return int(np.count_nonzero(self.mask))
 
-    @cached_property
-    def bits(self) -> np.ndarray:
-        """(ceil(n / 8),) uint8, the first row in the lowest bit, as faiss reads it."""
-        return np.packbits(self.mask, bitorder="little")
-
 
 class Vectors:
     """(n, dim) float16 rows of length nearly 1, in several pieces.

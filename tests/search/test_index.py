@@ -66,6 +66,11 @@ def selections(vectors):
         yield Selection(side <= np.quantile(side, share))  # far from them
 
 
+def selector(allowed):
+    """What faiss takes for a filter."""
+    return faiss.IDSelectorBitmap(np.packbits(allowed.mask, bitorder="little"))
+
+
 def recall(rows, truth):
     return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(rows, truth, strict=True)])
 
@@ -87,6 +92,35 @@ def test_a_kind_finds_what_is_there_filtered_or_not(vectors, queries, factory):
         assert recall(rows, truth) >= 0.95, (factory, allowed.count)
 
 
+@pytest.mark.parametrize("factory", [kind for kind in KINDS if kind != "Flat"])
+@pytest.mark.parametrize("dropped", [3, 30, 300, 2000, 3500])
+def test_a_filter_that_drops_what_lies_nearest_leaves_the_best_of_the_rest(vectors, queries, factory, dropped):
+    """What comes back first is then far from the best, and says nothing of it."""
+    index = VectorIndex.build(vectors, factory)
+    recalls = []
+    for query in queries[:10]:
+        scores = vectors.take(np.arange(COUNT)) @ query
+        allowed = Selection(scores <= np.sort(scores)[-dropped])
+        truth = vectors.best(torch.from_numpy(query[None]), 10, allowed)[1]
+        recalls.append(recall(index.search(query[None], 10, allowed)[1], truth))
+    assert np.mean(recalls) >= 0.95, recalls
+
+
+def test_queries_of_one_batch_look_each_as_deep_as_it_needs(vectors, queries):
+    index = VectorIndex.build(vectors, "IVF40,SQ8")
+    allowed = Selection(vectors.take(np.arange(COUNT)) @ queries[0] < 0.1)  # near for some queries, not for the first
+    scores, rows = index.search(queries, 10, allowed)
+    alone = [index.search(query[None], 10, allowed) for query in queries]
+    assert (scores == np.concatenate([one for one, _ in alone])).all()
+    assert (rows == np.concatenate([one for _, one in alone])).all()
+
+
+def test_many_hits_are_looked_for_in_more_lists(vectors, queries):
+    index = VectorIndex.build(vectors, "IVF200,SQ8")
+    truth = vectors.best(torch.from_numpy(queries), 300)[1]
+    assert recall(index.search(queries, 300)[1], truth) >= 0.95
+
+
 def test_past_the_end_there_is_nothing(vectors, queries):
     index = VectorIndex.build(vectors, "IVF40,SQ8")
     few = Selection(np.isin(np.arange(COUNT), [5, 77]))
@@ -103,7 +137,7 @@ def test_an_ivf_whose_probed_lists_hold_too_little_is_searched_more_widely(vecto
     monkeypatch.setattr(module, "PROBED", 0)
     index = VectorIndex.build(vectors, "IVF40,SQ8")
     far = Selection(vectors.take(np.arange(COUNT)) @ queries[0] < -0.2)
-    alone = faiss.SearchParametersIVF(sel=faiss.IDSelectorBitmap(far.bits), nprobe=1)
+    alone = faiss.SearchParametersIVF(sel=selector(far), nprobe=1)
     assert (index.index.search(queries[:1], 10, params=alone)[1] < 0).any()
     rows = index.search(queries[:1], 10, far)[1]
     assert far.mask[rows].all() and recall(rows, vectors.best(torch.from_numpy(queries[:1]), 10, far)[1]) >= 0.9
@@ -131,7 +165,6 @@ class Refusing(Forgetful):
 @pytest.mark.parametrize("kind", [Forgetful, Refusing])
 def test_nothing_comes_through_a_filter_that_faiss_ignored(vectors, queries, kind, monkeypatch):
     index = VectorIndex.build(vectors, "SQ8")
-    monkeypatch.setattr(module, "_breadths", lambda _: (1, 1))
     monkeypatch.setattr(module, "_parameters", lambda *_: faiss.SearchParameters())
     index.index = kind(index.index)
     for allowed in selections(vectors):
@@ -166,7 +199,7 @@ def test_indexes_that_drop_a_selector_are_filtered_all_the_same(vectors, queries
     """faiss alone answers rows that are not allowed. (Where it no longer does, this says so.)"""
     index, params, _kept = made(vectors)
     allowed = Selection(np.random.default_rng(2).random(COUNT) < 0.3)
-    params.sel = faiss.IDSelectorBitmap(allowed.bits)
+    params.sel = selector(allowed)
     assert not allowed.mask[index.search(queries, 10, params=params)[1]].all()
     rows = VectorIndex(vectors, "made by hand", index).search(queries, 10, allowed)[1]
     assert allowed.mask[rows].all() and (rows >= 0).all()
@@ -183,7 +216,6 @@ def test_a_query_alone_takes_one_thread_and_leaves_the_number_as_it_was(vectors,
 
     monkeypatch.setattr(module, "_parameters", lambda *_: None)
     index.index = SimpleNamespace(search=noted, ntotal=COUNT, d=DIM)
-    monkeypatch.setattr(module, "_breadths", lambda _: (1, 1))
     faiss.omp_set_num_threads(2)
     try:
         index.search(queries[:1], 10)
