@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from lrvsf.mini.shop import ITEMS, read_scenes
 from lrvsf.search.catalog import load_encoder
-from lrvsf.search.presence import Presence
+from lrvsf.search.verdicts.presence import Presence
 
 SEEN = 0.25
 

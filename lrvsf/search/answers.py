@@ -17,13 +17,15 @@ from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.data.images import BadImage
 from lrvsf.data.names import printable
 from lrvsf.durable import write_whole
-from lrvsf.search.catalog import Answer, Catalog, Hit
+from lrvsf.search.catalog import Catalog
+from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.segments import thumbnail
 
 Answers = list[tuple[str | None, Answer]]  # a condition, and what was found under it
 
 NOTHING = "nothing found"
 ABSENT = "does not seem to be in the picture"
+FAR = "no close match"
 ID_WIDTH, CELL_WIDTH = 32, 24  # columns of the terminal that one cell may take
 TEMPLATE = Path(__file__).with_name("answers.html.jinja")
 
@@ -71,11 +73,16 @@ def as_dict(hit: Hit) -> dict[str, Any]:
         name: value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else value
         for name, value in hit.metadata.items()
     }
-    return {"id": hit.id, "score": round(hit.score, 6), "rank": hit.rank, "standing": hit.standing, "metadata": known}
+    standing = None if hit.standing is None else round(hit.standing, 3)
+    where = {"score": round(hit.score, 6), "rank": hit.rank, "standing": standing, "close": hit.close}
+    return {"id": hit.id, **where, "metadata": known}
 
 
 def table(answers: Answers) -> str:
-    """Lines of at most 80 columns: rank, score, id, and as much of the metadata as there is room for."""
+    """Lines of at most 80 columns: rank, score, id, and as much of the metadata as there is room for.
+
+    A line stands above the hits that are no close match, which come last.
+    """
     return "\n\n".join(
         (f"{printable(condition)}{_remark(answer)}\n" if condition else "")
         + (_rows(answer.hits) if answer.hits else f"  {NOTHING}")
@@ -101,10 +108,13 @@ def _rows(hits: list[Hit]) -> str:
             break
         widths.append(width)
         used += width + 2
-    lines = zip(*([name, *cells] for name, cells in columns), strict=True)
-    return "\n".join(
-        "  ".join(_filled(cell, width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in lines
-    )
+    lines = [
+        "  ".join(_filled(cell, width) for cell, width in zip(line, widths, strict=False)).rstrip()
+        for line in zip(*([name, *cells] for name, cells in columns), strict=True)
+    ]
+    if hits[-1].close is False:
+        lines.insert(1 + sum(hit.close is not False for hit in hits), f"{FAR}:")
+    return "\n".join(lines)
 
 
 def _cut(text: str, width: int) -> str:
@@ -132,4 +142,4 @@ def sheet(answers: Answers, data: bytes, where: str | None) -> str:
     environment.filters["src"] = lambda jpeg: "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     asked = thumbnail(decode_shown(data), 256)
-    return template.render(answers=answers, asked=asked, where=where, nothing=NOTHING, absent=ABSENT)
+    return template.render(answers=answers, asked=asked, where=where, nothing=NOTHING, absent=ABSENT, far=FAR)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,60 +28,20 @@ from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
+from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.index import VectorIndex
-from lrvsf.search.presence import Presence
 from lrvsf.search.segments import THUMBNAIL, digest_of, model_facts
 from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Selection, Vectors
+from lrvsf.search.verdicts.presence import Presence
+from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
 
 Picture = bytes | str | Path | Image.Image  # encoded, a file's path, or decoded
 # Cosine from which two pictures are taken for one. On Mini, 99 of 100 pictures stay above 0.989 with themselves when
 # they are recompressed (JPEG quality 60) or cut by 2 pixels; the nearest other item is above 0.99 for 2 of 100.
 NEAR = 0.99
+Calibration = TypeVar("Calibration", Presence, KnownPairs)
 DEEPER = 4  # how many times more rows are looked at where groups leave too few hits
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An item that was found.
-
-    Attributes:
-        score: cosine between the query and the item's stored row, exact.
-        rank: from 1.
-        metadata: the columns of its table, None where a cell is empty.
-        row: its number in the catalog's generation.
-        standing: where the score stands among those of pictures whose thing is not in the catalog, 0..1; None while
-            the catalog is not calibrated.
-        more: further photos of the product, or near duplicates, that stand behind this hit.
-    """
-
-    id: str
-    score: float
-    rank: int
-    metadata: dict[str, Any]
-    row: int
-    standing: float | None = None
-    more: int = 0
-    _catalog: Catalog | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def thumbnail(self) -> bytes:
-        """A JPEG of at most 128 pixels a side."""
-        return self._catalog.thumbnail(self.row)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was found under one condition.
-
-    Attributes:
-        presence: how likely the thing is in the picture, 0..1; None while the model is not calibrated.
-        present: the verdict on it; None likewise.
-    """
-
-    hits: list[Hit]
-    present: bool | None = None
-    presence: float | None = None
 
 
 def load_encoder(model: str, dims: int | None, device: str | None, conditioned: bool = False) -> Encoder:
@@ -146,6 +105,7 @@ class Catalog:
         self._reading = threading.Lock()  # a ParquetFile is one reader's
         self._left = np.ones(generation.total, bool)
         self._left[generation.removed] = False
+        self._scales: dict[str, Scale | None] = {}
 
     @classmethod
     def open(cls, folder: str | Path, model: str | None = None, device: str | None = None) -> Self:
@@ -182,10 +142,38 @@ class Catalog:
     @cached_property
     def presence(self) -> Presence | None:
         """What `calibrate` wrote into the model's folder; None where there is none, or it is of other weights."""
-        found = Presence.load(self.encoder.model.name_or_path)
-        if found is None or found.model != self.generation.manifest["model"]["digest"]:
+        return self._calibrated(Presence.load(self.encoder.model.name_or_path))
+
+    @cached_property
+    def known_pairs(self) -> KnownPairs | None:
+        """Likewise, by which `scale` sees what scores mean in this catalog."""
+        return self._calibrated(KnownPairs.load(self.encoder.model.name_or_path))
+
+    def _calibrated(self, found: Calibration | None) -> Calibration | None:
+        known = found is not None and (found.model, list(found.conditions))
+        return found if known == (self.generation.manifest["model"]["digest"], self.conditions) else None
+
+    def scale(self, condition: str | None) -> Scale | None:
+        """What scores under a condition mean in this catalog; measured at the first question, and then kept.
+
+        None while the model is not calibrated, and where too few scenes are known. Without a condition nothing is
+        meant that could be missing.
+        """
+        if condition not in self._scales:
+            self._scales[condition] = self._measured_scale(condition)
+        return self._scales[condition]
+
+    def _measured_scale(self, condition: str | None) -> Scale | None:
+        if condition is None or self.known_pairs is None or not len(self):
             return None
-        return found if list(found.conditions) == self.conditions else None
+        scenes, products = self.known_pairs.under(condition)
+        depth = min(DEEP, len(self))
+        selection = Selection(self._left) if len(self.generation.removed) else None
+        scores, rows = self.index.search(scenes, depth, selection)
+        near, own = self.index.search(products, depth, selection)
+        if self._keys is not None:
+            rows, own = self._keys[rows], self._keys[own]
+        return Scale.of(best_of_others(scores, rows, own, near >= NEAR), (scenes * products).sum(1))
 
     @property
     def conditions(self) -> list[str]:
@@ -236,7 +224,8 @@ class Catalog:
         """
         images = [image] if isinstance(image, Picture) else list(image)
         conditions = [category] if category is None or isinstance(category, str) else list(category)
-        found = self.nearest(self.embed(images, conditions), k, where, group, near_duplicates)
+        rows = self.embed(images, conditions)
+        found = self.nearest(rows, k, where, group, near_duplicates, list(conditions) * len(images))
         by_image = [found[start : start + len(conditions)] for start in range(0, len(found), max(len(conditions), 1))]
         if category is None or isinstance(category, str):
             by_image = [answers[0] for answers in by_image]
@@ -254,7 +243,7 @@ class Catalog:
         if not self.conditions:
             raise ValueError(f"{self._model} knows no condition; ask with `search`")
         rows = self.embed([image], [*self.conditions, None])  # (C + 1, dim), the last without a condition
-        found = self.nearest(rows[:-1], k, where, group, near_duplicates)
+        found = self.nearest(rows[:-1], k, where, group, near_duplicates, self.conditions)
         return {
             name: Answer(hits, *told)
             for name, hits, told in zip(self.conditions, found, self.verdicts(rows), strict=True)
@@ -278,8 +267,13 @@ class Catalog:
         where: str | None = None,
         group: str | None = "product",
         near_duplicates: str = "keep",
+        conditions: Sequence[str | None] | None = None,
     ) -> list[list[Hit]]:
-        """The best k items of each of some embeddings (Q, dim); arguments as those of `search`."""
+        """The best k items of each of some embeddings (Q, dim); arguments as those of `search`.
+
+        Args:
+            conditions: (Q,) under which each was embedded, so that hits know where they stand.
+        """
         _check(k, group, near_duplicates)
         allowed = self._left if where is None else self._left & rows_where(self.metadata, where)
         most = int(allowed.sum())
@@ -295,12 +289,13 @@ class Catalog:
             if depth == most or all(len(groups) >= k for groups in grouped):
                 break
             depth = min(DEEPER * depth, most)
+        scales = [self.scale(name) for name in conditions or [None] * len(queries)]
         return [
             [
-                self._hit(own[group[0]], points[group[0]], rank, len(group) - 1)
+                self._hit(own[group[0]], points[group[0]], rank, len(group) - 1, scale)
                 for rank, group in enumerate(groups[:k], 1)
             ]
-            for own, points, groups in zip(rows, scores, grouped, strict=True)
+            for own, points, groups, scale in zip(rows, scores, grouped, scales, strict=True)
         ]
 
     def item(self, name: str) -> Hit | None:
@@ -358,10 +353,10 @@ class Catalog:
     def _key(self, row: int) -> int:
         return row if self._keys is None else int(self._keys[row])
 
-    def _hit(self, row: int, score: float, rank: int, more: int) -> Hit:
+    def _hit(self, row: int, score: float, rank: int, more: int, scale: Scale | None = None) -> Hit:
         known = self.metadata.slice(int(row), 1).to_pylist()[0]
-        name = known.pop("id")
-        return Hit(name, float(score), rank, known, int(row), None, more, self)
+        told = (None, None) if scale is None else (float(scale.standing([score])[0]), bool(score >= scale.floor))
+        return Hit(known.pop("id"), float(score), rank, known, int(row), *told, more, self)
 
     def check_condition(self, name: str | None) -> None:
         """Raises ValueError: the model does not know it; with those that it knows."""

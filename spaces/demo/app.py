@@ -30,12 +30,14 @@ from lrvsf import command
 from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.data.images import MAX_IMAGE_BYTES, BadImage
 from lrvsf.embedding.rollout import attention_maps, draw_heat
-from lrvsf.search.catalog import Catalog, Hit
+from lrvsf.search.catalog import Catalog
 from lrvsf.search.filters import FilterError
+from lrvsf.search.hits import Hit
 from processing_condvit import pad_and_resize
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 TITLES = ("title", "name")  # columns that head a hit, where a catalog has one; else its id
+STANDING = "Of photos whose thing is not in the catalog, {:.0%} find nothing as near."
 HEAT = 256  # pixels of an attention picture
 ABOUT = """# Search a catalog by a photo and what is meant
 
@@ -82,16 +84,20 @@ def card(hit: Hit, faint: bool) -> str:
     facts = "".join(f"<span>{html.escape(name)}: {html.escape(str(value))}</span>" for name, value in known.items())
     picture = base64.b64encode(hit.thumbnail).decode()
     more = f", and {hit.more} more of it" if hit.more else ""
+    pale = " faint" * (faint or hit.close is False)
+    told = "" if hit.standing is None else f' title="{STANDING.format(hit.standing)}"'
     return (
-        f'<article class="hit{" faint" * faint}" data-id="{html.escape(hit.id)}">'
+        f'<article class="hit{pale}" data-id="{html.escape(hit.id)}">'
         f'<img src="data:image/jpeg;base64,{picture}" alt="{html.escape(hit.id)}"><b>{head}</b>'
-        f'<span class="score">{hit.rank}. score {hit.score:.3f}{more}</span>{facts}'
+        f'<span class="score"{told}>{hit.rank}. score {hit.score:.3f}{more}</span>{facts}'
         f'<button data-row="{hit.row}">more like this</button></article>'
     )
 
 
 def answer(name: str, hits: Sequence[Hit], remark: str = "", faint: bool = False) -> str:
-    """A row of the page: what was asked, and what was found."""
+    """A row of the page: what was asked, and what was found. Hits that are no close match are pale."""
+    if hits and hits[0].close is False:
+        remark = remark or "no close match"
     cards = "".join(card(hit, faint) for hit in hits) or "<p>nothing found</p>"
     small = f"<small>{html.escape(remark)}</small>" if remark else ""
     return (

@@ -8,9 +8,10 @@ import pytest
 from made import squares, tiny_condvit, write_test_set
 
 from lrvsf.data.images import TooMuchDamage
-from lrvsf.search import calibrate, presence
+from lrvsf.search import calibrate
 from lrvsf.search.catalog import Catalog
-from lrvsf.search.presence import Presence
+from lrvsf.search.verdicts import presence
+from lrvsf.search.verdicts.presence import Presence
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +85,8 @@ def test_features_are_those_of_single_pictures(own_shop, tmp_path):
     encoder = load_encoder(str(own_shop / "tiny"), None, "cpu", conditioned=True)
     test_set = ProductTestSet(write_test_set(tmp_path / "scenes", 20))
     known = list(encoder.model.config.categories)
-    conditioned, plain, asked, skipped = calibrate.embed_scenes(encoder, test_set, known, Tolerance())
-    assert (conditioned.shape[:2], plain.shape[0], skipped) == ((20, len(known)), 20, 0)
+    conditioned, plain, asked, rows = calibrate.embed_scenes(encoder, test_set, known, Tolerance())
+    assert (conditioned.shape[:2], plain.shape[0], rows.tolist()) == ((20, len(known)), 20, list(range(20)))
     product = next(test_set.products(17, 18))
     alone = encoder.embed([encoder.pixels(product.query_image)], [known[3]]).numpy()[0]
     np.testing.assert_allclose(conditioned[17, 3], alone, atol=1e-5)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lrvsf.search import presence
-from lrvsf.search.presence import Presence, features
+from lrvsf.search.verdicts import presence
+from lrvsf.search.verdicts.presence import Presence, features
 
 CONDITIONS = ["Bags", "Feet", "Head"]
 

@@ -11,7 +11,8 @@ from made import encode, noise, squares, tiny_condvit, write_csv, write_file
 
 from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.search.answers import _width, table
-from lrvsf.search.catalog import Answer, Catalog, Hit
+from lrvsf.search.catalog import Catalog
+from lrvsf.search.hits import Answer, Hit
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_query_prints_json_alone(shop, step, capsys):
     step(*asked, "--json")
     answers = json.loads(capsys.readouterr().out)
     assert [answer["condition"] for answer in answers] == ["Bags", "Feet"]
-    assert [list(hit) for hit in answers[0]["hits"]] == [["id", "score", "rank", "standing", "metadata"]] * 2
+    assert [list(hit) for hit in answers[0]["hits"]] == [["id", "score", "rank", "standing", "close", "metadata"]] * 2
     assert set(answers[0]["hits"][0]["metadata"]) == {"price", "brand"}
 
 

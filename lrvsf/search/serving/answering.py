@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from PIL import Image
 from lrvsf.data.foreign.shown import as_shown
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.search.answers import Answers
-from lrvsf.search.catalog import Answer, Catalog, Hit
+from lrvsf.search.catalog import Catalog
 from lrvsf.search.generations import Generations
+from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.serving.batching import Batcher
 from lrvsf.search.serving.limits import Limits
 from lrvsf.search.serving.telemetry import Telemetry
@@ -66,6 +68,7 @@ class ToEmbed:
 class ToFind:
     catalog: Catalog
     rows: np.ndarray  # (Q, dim)
+    conditions: Sequence[str | None]  # (Q,)
     k: int
 
 
@@ -128,10 +131,11 @@ class Answering:
             conditions, verdicts, asked = conditions[:-1], catalog.verdicts(rows), rows[:-1]
         with self.telemetry.stage("search"):
             if question.where is None:
-                job = self._searching.submit(ToFind(catalog, asked, question.k), len(asked))
+                job = self._searching.submit(ToFind(catalog, asked, conditions, question.k), len(asked))
                 found = await asyncio.wrap_future(job)
             else:
-                found = await self._in(self._filtering, catalog.nearest, asked, question.k, question.where)
+                filtered = partial(catalog.nearest, asked, question.k, question.where, conditions=conditions)
+                found = await self._in(self._filtering, filtered)
         return [(name, Answer(hits, *verdict)) for name, hits, verdict in zip(conditions, found, verdicts, strict=True)]
 
     def reload(self) -> None:
@@ -172,6 +176,8 @@ class Answering:
         catalog.search(Image.new("RGB", (8, 8)), k=1)
         catalog.item("")
         _ = catalog.presence
+        for name in catalog.conditions:  # some tenths of a second each in a large catalog
+            catalog.scale(name)
         self.telemetry.answers(catalog.generation.name, len(catalog))
         return catalog
 
@@ -216,7 +222,8 @@ def _find(jobs: Sequence[ToFind]) -> list[list[list[Hit]]]:
         groups[id(job.catalog), job.k].append(place)
     for (_, k), places in groups.items():
         own = [jobs[place] for place in places]
-        found = iter(own[0].catalog.nearest(np.concatenate([job.rows for job in own]), k))
+        conditions = [name for job in own for name in job.conditions]
+        found = iter(own[0].catalog.nearest(np.concatenate([job.rows for job in own]), k, conditions=conditions))
         for place, job in zip(places, own, strict=True):
             results[place] = [next(found) for _ in job.rows]
     return [results[place] for place in range(len(jobs))]

@@ -45,7 +45,16 @@ def _answer(description: str, properties: dict[str, Any]) -> dict[str, Any]:
 
 
 BASE64 = {**TEXT, "description": "base64, or a data: URL"}
-HIT = {"id": TEXT, "score": {"type": "number"}, "rank": {"type": "integer"}, "standing": {"type": ["number", "null"]}}
+HIT = {
+    "id": TEXT,
+    "score": {"type": "number"},
+    "rank": {"type": "integer"},
+    "standing": {
+        "type": ["number", "null"],
+        "description": "of pictures whose thing is not in the catalog, the share that finds nothing as near",
+    },
+    "close": {"type": ["boolean", "null"], "description": "whether this is a close match"},
+}
 HITS = {"type": "array", "items": {"type": "object", "properties": {**HIT, "metadata": {"type": "object"}}}}
 RESULT = {"type": "object", "properties": {"condition": {"type": ["string", "null"]}, "hits": HITS}}
 ROW = {"type": "array", "items": {"type": "number"}}

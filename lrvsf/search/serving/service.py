@@ -19,8 +19,9 @@ from starlette.exceptions import HTTPException
 from lrvsf.data.images import BadImage
 from lrvsf.data.names import quoted
 from lrvsf.search.answers import as_dict, jsonable
-from lrvsf.search.catalog import Catalog, Hit
+from lrvsf.search.catalog import Catalog
 from lrvsf.search.filters import FilterError
+from lrvsf.search.hits import Hit
 from lrvsf.search.serving import described
 from lrvsf.search.serving.answering import Answering, Question
 from lrvsf.search.serving.gate import Gate

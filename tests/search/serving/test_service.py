@@ -10,7 +10,7 @@ import pytest
 from made import encode, noise, squares, write_csv, write_file
 
 from lrvsf.search.catalog import Catalog
-from lrvsf.search.presence import FILE
+from lrvsf.search.verdicts.presence import FILE
 
 
 def files(*pictures):

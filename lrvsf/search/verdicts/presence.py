@@ -14,7 +14,6 @@ others is (1 - p) times the true minus the false positive rate, so the largest o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,12 @@ from typing import Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lrvsf.durable import write_whole
+from lrvsf.search.verdicts.calibration_file import Tensors, read_calibration, write_calibration
 
 FILE = "presence.safetensors"
-FORMAT = "1"
 FOLDS = 5  # of scenes, each judged by a regression that did not see it
 PENALTIES = (0.01, 0.03, 0.1, 0.3)  # of the squared weights; which one, the folds decide
 FEWEST = 20  # scenes asked under a condition, below which it gets no verdict (not tuned)
@@ -102,26 +98,21 @@ class Presence:
 
     def save(self, folder: str | Path) -> None:
         """Writes FILE into a folder, whole or not at all."""
-        about = {"format": FORMAT, "conditions": json.dumps(self.conditions), "model": self.model}
         tensors = {"scenes": torch.tensor(self.scenes), "weights": torch.from_numpy(self.weights)}
-        write_whole(Path(folder) / FILE, save({**tensors, "bias": torch.from_numpy(self.bias)}, about))
+        tensors["bias"] = torch.from_numpy(self.bias)
+        write_calibration(Path(folder) / FILE, self.conditions, self.model, tensors)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
         """What `save` wrote; None where there is none. Raises ValueError: it is damaged, or a newer program's."""
-        path = Path(folder) / FILE
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                scenes, weights, bias = (file.get_tensor(name) for name in ("scenes", "weights", "bias"))
-            conditions = tuple(json.loads(about["conditions"]))
-            if about["format"] != FORMAT or not len(conditions) == len(scenes) == len(weights) == len(bias):
-                raise ValueError(f"format {about['format']}, {len(conditions)} conditions")
-            return cls(conditions, about["model"], tuple(scenes.tolist()), weights.numpy(), bias.numpy())
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged or of another version ({error}). Calibrate again.") from error
+
+        def parse(conditions: tuple[str, ...], model: str, tensors: Tensors) -> Self:
+            scenes, weights, bias = (tensors[name] for name in ("scenes", "weights", "bias"))
+            if not len(conditions) == len(scenes) == len(weights) == len(bias):
+                raise ValueError(f"{len(conditions)} conditions")
+            return cls(conditions, model, tuple(scenes.tolist()), weights.numpy(), bias.numpy())
+
+        return read_calibration(Path(folder) / FILE, parse)
 
 
 def _calibrated(rows: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, float]:
