@@ -38,6 +38,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         started, status = time.perf_counter(), 0
+        if scope["method"] == "HEAD":  # as GET, of whose answer the server sends the head
+            scope = scope | {"method": "GET"}
 
         async def counted(message: Any) -> None:
             nonlocal status
@@ -49,6 +51,11 @@ class Gate:
         except Refused as error:
             if not status:
                 await refuse(counted, error)
+        except asyncio.CancelledError:
+            # A second Ctrl-C. It ends here, as what the server would make of it is a page of its own code for each
+            # request.
+            if not status:
+                await refuse(counted, Refused(503, "The service was ended before it could answer"))
         finally:
             path = next((path for path in self.paths if _is_at(scope["path"], path)), "other")
             self.telemetry.requests.labels(path, str(status or 500)).inc()
@@ -68,7 +75,7 @@ class Gate:
             async with asyncio.timeout(self.limits.seconds):
                 body = await self._body(scope, receive)
                 reading = False
-                await self.app(scope, _replay(body, receive), send)
+                await self._answer_while_there(scope, body, receive, send)
         except TimeoutError as error:
             if reading:
                 raise Refused(408, f"The request did not arrive within {self.limits.seconds:g} seconds") from error
@@ -76,6 +83,20 @@ class Gate:
         finally:
             self._taken -= 1
             self.telemetry.taken.set(self._taken)
+
+    async def _answer_while_there(self, scope: Any, body: bytes, receive: Any, send: Any) -> None:
+        """The answer. When its client goes, what is left of its work is dropped, and others wait no longer for it."""
+        gone = asyncio.create_task(_until_gone(receive))
+        answering = asyncio.create_task(self.app(scope, _replay(body, gone), send))
+        try:
+            await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise _gone()
+            answering.result()
+        finally:
+            answering.cancel()
+            gone.cancel()
+            await asyncio.wait((answering, gone))  # its place is free when its work has ended
 
     def _check_token(self, scope: Any) -> None:
         if self._token is None or scope["path"] in OPEN:
@@ -99,7 +120,7 @@ class Gate:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(400, "The client has gone")
+                raise _gone()
             part = message.get("body", b"")
             size += len(part)
             if size <= most:
@@ -115,14 +136,26 @@ class Gate:
         return b"".join(parts)
 
 
-def _replay(body: bytes, receive: Any) -> Any:
+def _gone() -> Refused:
+    """What nobody reads; its status is that which gateways count such requests by."""
+    return Refused(499, "The client has gone")
+
+
+async def _until_gone(receive: Any) -> Any:
+    """Returns when the client of a request whose body was read has gone, or has its answer."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
+def _replay(body: bytes, gone: asyncio.Task) -> Any:
     """`receive` of a request whose body is here already."""
     message = {"type": "http.request", "body": body, "more_body": False}
 
     async def replayed() -> Any:
         nonlocal message
         if message is None:
-            return await receive()
+            return await asyncio.shield(gone)
         given, message = message, None
         return given
 

@@ -107,8 +107,9 @@ def _picture(value: Any) -> bytes:
     if "://" in value[:32]:
         raise Refused(400, "a picture must be in the request; the service fetches no address")
     head, comma, rest = value.partition(",")
+    coded = rest if comma and head.startswith("data:") else value
     try:
-        return base64.b64decode(rest if comma and head.startswith("data:") else value, validate=True)
+        return base64.b64decode("".join(coded.split()), validate=True)  # many encoders break lines
     except (binascii.Error, ValueError) as error:
         raise Refused(400, f"a picture is a file, or base64 in JSON, and {_short(value)} is neither") from error
 

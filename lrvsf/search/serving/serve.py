@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from lrvsf.search.serving.answering import Answering
+from lrvsf.search.serving.connections import Connection
 from lrvsf.search.serving.limits import Limits
 from lrvsf.search.serving.service import make_app
 from lrvsf.search.serving.telemetry import Telemetry
@@ -43,6 +44,7 @@ def serve_catalog(
         app = make_app(answering, token, origins)
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_level="warning",
             access_log=False,  # /metrics counts; addresses of pictures and filters are the clients' own
             server_header=False,

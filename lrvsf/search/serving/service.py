@@ -51,7 +51,9 @@ def make_app(answering: Answering, token: str | None = None, origins: Sequence[s
             await watching
         await asyncio.to_thread(answering.close)
 
-    app = FastAPI(title="lrvsf", lifespan=life, description=described.ABOUT, redoc_url=None)
+    # A slash too many is an unknown path: a redirection would name the host that the client said.
+    about = {"title": "lrvsf", "description": described.ABOUT, "redoc_url": None, "redirect_slashes": False}
+    app = FastAPI(lifespan=life, **about)
     app.state.answering = answering
     app.include_router(router)
     app.openapi = lambda: described.schema(app, answering.catalog)

@@ -29,21 +29,23 @@ def png_bomb():
     return head[:8] + (13).to_bytes(4, "big") + ihdr + zlib.crc32(ihdr).to_bytes(4, "big") + head[33:]
 
 
-def asgi(app, parts, headers=(), path="/search"):
-    """The status that a POST gets whose body comes in parts; after them nothing comes."""
+def asgi(app, parts, headers=(), goes=None):
+    """The status that a POST gets whose body comes in parts. Then nothing comes, or the client goes when it is true."""
 
     async def ask():
         sent, arriving = [], list(parts)
 
         async def receive():
             if arriving:
-                return {"type": "http.request", "body": arriving.pop(0), "more_body": True}
-            await asyncio.sleep(60)
+                return {"type": "http.request", "body": arriving.pop(0), "more_body": bool(arriving) or goes is None}
+            while goes is None or not goes():
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
 
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers), "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": "/search", "headers": list(headers), "query_string": b""}
         await app(scope | {"app": app, "http_version": "1.1", "scheme": "http", "root_path": ""}, receive, send)
         return sent[0]["status"], json.loads(sent[1]["body"])["error"]
 
@@ -96,6 +98,7 @@ def test_no_address_is_fetched(client, refusal, address):
     assert "not an image" in refusal(client.post("/search", content=address.encode()), 400)
 
 
+@pytest.mark.survives("fields that are wrong, unknown, too many, too long or out of range", "400 and one sentence")
 @pytest.mark.parametrize(
     "sent, told",
     [
@@ -104,6 +107,7 @@ def test_no_address_is_fetched(client, refusal, address):
         ({"data": {"k": "٣"}}, "from 1 to 200"),
         ({"data": {"k": ["1", "2"]}}, "The field k was given 2 times; give it once."),
         ({"data": {"condition": "Bagz"}}, "Did you mean 'Bags'?"),
+        ({"data": {"condition": "Bags\x00\u202e"}}, "Condition 'Bags\\x00\\u202e' is not one of"),
         ({"data": {"condition": "x" * 300}}, "at most 200 letters"),
         ({"data": {"condition": ["Bags"] * 33}}, "33 conditions; 32 are the most"),
         ({"data": {"all": "yes"}}, "is true or false"),
@@ -140,7 +144,19 @@ def test_other_paths_and_methods(client, refusal):
     assert "There is no '/x' here" in refusal(client.get("/x"), 404)
     assert refusal(client.get("/search"), 405) == "'/search' does not take 'GET'."
     assert "items" in refusal(client.delete("/items/x1"), 405)
-    assert "500 letters" not in refusal(client.get("/items/" + "x" * 5000), 404)
+    for path in ("/search/", "/items"):  # a redirection would lead to whatever host the client said
+        refusal(client.post(path, headers={"host": "evil.example"}, follow_redirects=False), 404)
+
+
+@pytest.mark.survives("paths to other files, where a service expects an item's id", "404; no file is opened for an id")
+@pytest.mark.parametrize(
+    "name",
+    ["../CURRENT", "..%2F..%2Fetc%2Fpasswd", "/etc/passwd", "%2e%2e/", "x1%00", "x1/", "", "%ff", "~", "x" * 5000],
+)
+def test_an_id_is_no_path(client, refusal, name, monkeypatch):
+    monkeypatch.setattr("builtins.open", None)
+    for route in ("/items/", "/thumbnails/"):
+        assert len(refusal(client.get(route + name), 404)) < 300
 
 
 @pytest.mark.survives("a request of gigabytes to a service", "413 before it is read")
@@ -198,6 +214,25 @@ def test_what_is_too_many_is_sent_away(held, refusal):
             thread.join()
         assert [answer.status_code for answer in answers] == [200, 200]
         assert client.post("/search", files=files(squares(1))).status_code == 200
+
+
+@pytest.mark.survives("a client that goes before its answer", "its place is free at once, and its work is dropped")
+def test_who_has_gone_is_not_worked_for(held):
+    with held() as (client, release):
+        embedding, embedded = client.answering._embedding, []
+        run = embedding._run
+        embedding._run = lambda jobs: embedded.extend(jobs) or run(jobs)
+        thread = threading.Thread(target=client.post, args=("/search",), kwargs={"content": squares(1)})
+        thread.start()
+        assert wait_for(lambda: len(embedded) == 1), "it is at work"
+        gone = asgi(client.app, [squares(2)], goes=lambda: len(embedding._waiting) == 1)
+        assert gone == (499, "The client has gone.")
+        assert asgi(client.app, [b"x", b"y"], goes=lambda: True)[0] == 499
+        assert "lrvsf_requests_taken 1.0" in client.get("/metrics").text
+        release.set()
+        thread.join()
+        assert client.post("/search", content=squares(3)).status_code == 200
+        assert len(embedded) == 2, "the first and the last"
 
 
 def test_what_takes_too_long_is_given_up(held, refusal):

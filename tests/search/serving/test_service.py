@@ -36,7 +36,8 @@ def test_three_forms_of_a_question_are_one(client):
     form = client.post("/search", files=files(squares(3)), data={"condition": ["Bags"], "k": "2"})
     raw = client.post("/search?condition=Bags&k=2", content=squares(3), headers={"content-type": "image/jpeg"})
     coded = base64.b64encode(squares(3)).decode()
-    as_json = client.post("/search", json={"image": coded, "condition": "Bags", "k": 2})
+    lines = base64.encodebytes(squares(3)).decode()
+    as_json = client.post("/search", json={"image": lines, "condition": "Bags", "k": 2})
     url = client.post("/search", json={"image": f"data:image/jpeg;base64,{coded}", "condition": ["Bags"], "k": 2})
     assert found(form)[0][1][0] == "x3"
     assert form.json() == raw.json() == as_json.json() == url.json()
@@ -114,6 +115,7 @@ def test_health_readiness_and_metrics(client):
     assert client.get("/health").json() == {"status": "ok"}
     ready = {"status": "ready", "generation": "g-000001", "items": 8, "model": "tiny"}
     assert client.get("/ready").json() == ready
+    assert client.head("/ready").status_code == client.head("/items/x1").status_code == 200  # as balancers ask
     text = client.get("/metrics").text
     assert 'lrvsf_requests_total{path="/search",status="200"}' in text
     assert 'lrvsf_requests_total{path="/items/",status="200"}' in text, "an id is no label"

@@ -83,7 +83,7 @@ def test_sigterm_finishes_what_was_taken(_shop):
         for number, connection in enumerate(begun):
             connection.send(squares(number)[-1:])
             answer = connection.getresponse()
-            assert answer.status == 200
+            assert answer.status == 200 and answer.will_close
             assert json.loads(answer.read())["results"][0]["hits"][0]["id"] == f"x{number}"
         assert process.wait(30) == 0
         assert process.stderr.read() == ""

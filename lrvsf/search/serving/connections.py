@@ -1,0 +1,39 @@
+"""Connections that begin and end well.
+
+uvicorn bounds how long a connection may be idle after an answer; the first byte of what comes next stops its clock, and
+before a first request there is none. So a thousand clients that say half a line and wait would keep all others out.
+When it ends, it closes each connection after the answer that is due, and does not say so: a client that keeps its
+connection sends the next request into nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class Connection(H11Protocol):
+    """A connection whose clock runs until a request's head is whole, and whose last answer says that it is the last.
+
+    The body's clock is the gate's affair.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._close_at(self.loop.time() + self.timeout_keep_alive)
+
+    def data_received(self, data: bytes) -> None:
+        clock = self.timeout_keep_alive_task
+        super().data_received(data)  # stops it
+        asked = self.cycle is not None and not self.cycle.response_complete
+        if clock is not None and self.timeout_keep_alive_task is None and not asked:
+            self._close_at(clock.when())
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+
+    def _close_at(self, moment: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_at(moment, self.timeout_keep_alive_handler)
