@@ -1,7 +1,9 @@
 """search_catalog.py killed at each of its steps: it goes on from there, and readers never see half of anything."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,3 +128,41 @@ def test_a_killed_compact_leaves_a_catalog_that_answers(run, pictures):
             break
     assert ended and len(Generations(folder).names()) == 1
     assert len(list((folder / "segments").iterdir())) == 1 and len(catalog.generation.removed) == 0
+
+
+STEPS = ["index MODEL few OUT", "add more OUT", "remove OUT 5.jpg", "compact OUT --drop_previous"]
+
+
+@pytest.mark.survives(
+    "SIGKILL before any one file or folder of a catalog gets its name, in index, add, remove and compact",
+    "what answered before answers; the same command then ends with the same bytes",
+)
+@pytest.mark.parametrize("count", range(1, len(STEPS) + 1), ids=[step.split()[0] for step in STEPS])
+def test_killed_before_any_name(run, pictures, count):
+    for number in range(7):
+        write_file(pictures / f"few/{number}.jpg", squares(number))
+
+    def words(step, out):
+        folders = {"MODEL": pictures / "model", "few": pictures / "few", "more": pictures / "more", "OUT": out}
+        return [folders.get(word, word) for word in step.split()]
+
+    before, whole = pictures / "before", pictures / "whole"
+    *earlier, step = STEPS[:count]
+    for one in earlier:
+        assert run(*words(one, before))[0]
+    if earlier:
+        shutil.copytree(before, whole)
+    assert run(*words(step, whole))[0]
+    for at in itertools.count(1):
+        killed = pictures / f"killed {at}"
+        if earlier:
+            shutil.copytree(before, killed)
+        if run(*words(step, killed), fault="unnamed", at=at)[0]:
+            break
+        if earlier:
+            assert Catalog.open(killed).generation.name == Catalog.open(before).generation.name
+        else:
+            assert Generations(killed).current() is None
+        assert run(*words(step, killed))[0]
+        assert contents(killed) == contents(whole)
+    assert at > 2, "it died"
