@@ -31,7 +31,6 @@ from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.segments import THUMBNAIL, digest_of, model_facts
-from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Selection, Vectors
 from lrvsf.search.verdicts.presence import Presence
 from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
@@ -77,10 +76,7 @@ def refuse_other_model(generation: Generation, encoder: Encoder) -> None:
 
 def read_metadata(generation: Generation) -> pa.Table:
     """`id` and the metadata of all rows, removed ones included; where a segment lacks a column, cells are empty."""
-    tables = []
-    for segment in generation.segments:
-        names = [name for name in pq.read_schema(segment.items).names if not name.startswith(INTERNAL)]
-        tables.append(pq.read_table(segment.items, columns=names))
+    tables = [segment.metadata() for segment in generation.segments]
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 

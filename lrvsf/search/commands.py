@@ -171,7 +171,8 @@ def switch(
     out: Out, generation: Annotated[str, Argument(help="the generation that answers from now on, as `info` lists it")]
 ) -> dict[str, Any]:
     """Let another generation answer. What is open keeps answering as it did until it is opened anew."""
-    _answering(out)
+    if not _is_catalog(out):
+        _answering(out)  # tells so; the name in CURRENT may be damaged, which this step mends
     return {"catalog": str(out), "answered before": _generations(out).switch_alone(generation), "answers": generation}
 
 

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrvsf.data.names import did_you_mean
+from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.data.parquet import DAMAGE
 from lrvsf.durable import locked, whole_folder, write_whole
 from lrvsf.paths import near
 from lrvsf.search.sources.metadata import INTERNAL
@@ -52,6 +54,16 @@ class Segment:
 
     def __len__(self) -> int:
         return self.manifest["items"]
+
+    def metadata(self) -> pa.Table:
+        """`id` and the metadata of its rows. Raises ValueError: the file is damaged."""
+        try:
+            names = [name for name in pq.read_schema(self.items).names if not name.startswith(INTERNAL)]
+            return pq.read_table(self.items, columns=names)
+        except FileNotFoundError:
+            raise
+        except DAMAGE as error:
+            raise damaged(self.items, error) from error
 
 
 @dataclass(frozen=True)
@@ -111,9 +123,18 @@ class Generations:
         return self._read(CURRENT)
 
     def current(self) -> Generation | None:
-        """The one that answers; None where none does yet."""
-        name = self.current_name()
-        return None if name is None else self.open(name)
+        """The one that answers; None where none does yet.
+
+        Raises FileNotFoundError: CURRENT names none that is there.
+        """
+        if (name := self.current_name()) is None:
+            return None
+        if name not in (there := self.names()):
+            raise FileNotFoundError(
+                f"{self.folder / CURRENT} names {quoted(name)}, and there is {', '.join(there) or 'no generation'}; "
+                "let one answer with search_catalog.py switch"
+            )
+        return self.open(name)
 
     def answering(self) -> Generation:
         """The one that answers. Raises FileNotFoundError: this is no catalog, or its first build has not ended."""
@@ -145,7 +166,10 @@ class Generations:
         manifest = read_manifest(folder / MANIFEST)
         paths = [self.folder / SEGMENTS / segment for segment in manifest["segments"]]
         segments = tuple(Segment(path, read_manifest(path / MANIFEST)) for path in paths)
-        removed = np.load(folder / REMOVED, allow_pickle=False)
+        try:
+            removed = np.load(folder / REMOVED, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise damaged(folder / REMOVED, error) from error
         return Generation(name, folder, manifest, segments, removed)
 
     @contextmanager
@@ -263,6 +287,15 @@ def _number(name: str) -> int:
     return int(name[2:])
 
 
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What is said of a file that cannot be read.
+
+    The same build would not make it anew, as it takes for whole what has its name.
+    """
+    told = " ".join(str(error).split())
+    return ValueError(f"{path} is damaged ({told}). Copy it from a backup, or index into another folder.")
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Raises ValueError: it is damaged, or a newer program's."""
     try:
@@ -271,7 +304,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}). Take another generation, or index again.") from error
+        raise damaged(path, error) from error
     if made > FORMAT:
         raise ValueError(f"{path} is of format {made}, and this program reads {FORMAT}. Update it.")
     return manifest

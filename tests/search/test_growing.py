@@ -153,6 +153,7 @@ def test_a_new_model_reads_a_source_that_has_changed_by_ids(shop, model, other, 
     assert "item that its source no longer has" in capsys.readouterr().out
 
 
+@pytest.mark.survives("a catalog is compacted while others have it open", "they go on as it was when they opened it")
 def test_readers_keep_what_compact_removes(shop, more, step):
     folder = shop / "catalog"
     reader = Catalog.open(folder)

@@ -130,6 +130,7 @@ def test_near_duplicates_fold(catalog, monkeypatch):
     assert [hit.row for hit in hits] == order[:4]
 
 
+@pytest.mark.survives("a catalog is asked by another model", "refused with both names and digests, and what differs")
 def test_another_model_is_refused_with_both_names(shop, tmp_path):
     torch.manual_seed(1)
     other = tiny_condvit()

@@ -235,6 +235,7 @@ def test_who_has_gone_is_not_worked_for(held):
         assert len(embedded) == 2, "the first and the last"
 
 
+@pytest.mark.survives("an answer that takes too long", "504; what waited for it is dropped, and the next are answered")
 def test_what_takes_too_long_is_given_up(held, refusal):
     with held(seconds=0.3) as (client, release):
         for _ in range(3):
@@ -244,6 +245,9 @@ def test_what_takes_too_long_is_given_up(held, refusal):
         assert wait_for(lambda: client.post("/search", files=files(squares(1))).status_code == 200)
 
 
+@pytest.mark.survives(
+    "a fault of the program in one request", "500 and one sentence, the rest in the log; the next are answered"
+)
 def test_a_fault_of_the_program_is_told_as_one(_shop, make_client, refusal):
     with make_client(_shop / "catalog") as client:
         client.answering.catalog.verdicts = lambda rows: 1 / 0

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,10 +96,12 @@ def refuses(port):
 
 
 @pytest.mark.survives(
-    "a catalog that changes while a service answers from it", "the new generation answers; no request fails"
+    "a catalog that changes while a service answers from it, to a model of other dimensions too",
+    "the new generation answers; no request fails",
 )
-def test_a_new_generation_answers_without_a_failure(shop, step):
-    catalog = shop / "catalog"
+def test_a_new_generation_answers_without_a_failure(shop, step, tmp_path):
+    catalog, other = shop / "catalog", tmp_path / "other"
+    tiny_condvit(projection_dim=8).save_pretrained(other)
     answers, asking = [], threading.Event()
 
     def keep_asking(port, number):
@@ -113,7 +116,8 @@ def test_a_new_generation_answers_without_a_failure(shop, step):
             thread.start()
         try:
             one = connect(port)
-            changes = ["remove", catalog, "x7"], ["remove", catalog, "x6"], ["compact", catalog], ["rollback", catalog]
+            changes = [["index", other, catalog, "--switch"], ["rollback", catalog], ["remove", catalog, "x7"]]
+            changes += [["remove", catalog, "x6"], ["compact", catalog], ["rollback", catalog]]
             for change in changes:
                 step(*change)
                 name = Generations(catalog).current_name()
@@ -207,8 +211,13 @@ def test_generations_of_one_model_share_it_and_another_models_do_not(shop, step,
         assert client.post("/search", content=squares(1)).json()["results"][0]["hits"][0]["id"] == "x1"
 
 
+@pytest.mark.survives(
+    "the folder of a catalog goes while a service answers from it", "it goes on with what it has open"
+)
 def test_a_catalog_that_has_gone_is_still_answered_from(shop, make_client):
     with make_client(shop / "catalog") as client:
         (shop / "catalog").rename(shop / "elsewhere")
+        shutil.rmtree(shop / "elsewhere")
         client.answering.reload()
         assert client.post("/search", content=squares(1)).status_code == 200
+        assert client.get("/thumbnails/x1").status_code == 200

@@ -103,6 +103,7 @@ def data_set(tmp_path):
     return tmp_path / "set"
 
 
+@pytest.mark.survives("a build that streams a data set is killed", "reads on where it was")
 def test_a_data_set_is_streamed_once_and_a_killed_stream_goes_on(data_set, tmp_path, monkeypatch):
     monkeypatch.setattr("lrvsf.search.sources.streams.SPOOL_ROWS", 2)
     source = open_source(str(data_set), spool=tmp_path / "spool")

@@ -1,0 +1,94 @@
+"""What a disk, a copy that was cut short and pictures that are none do to a catalog."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from made import encode, noise, squares, write_file
+
+from lrvsf.command import explain, is_refusal
+from lrvsf.data.images import TooMuchDamage
+from lrvsf.embedding import store
+from lrvsf.search import segments
+from lrvsf.search.catalog import Catalog
+from lrvsf.search.generations import Generations
+
+FILES = ["CURRENT", "generations/*/index.json", "generations/*/manifest.json", "generations/*/removed.npy",
+         "segments/*/item-*.safetensors", "segments/*/items.parquet", "segments/*/manifest.json"]  # fmt: skip
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "other": lambda data: bytes(byte ^ 90 for byte in data),
+    "gone": None,
+}
+
+
+@pytest.mark.survives("a file of a catalog that is cut short, empty, of other bytes or gone", "named in one line")
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_named(shop, step, file, damage):
+    (path,) = (shop / "catalog").glob(file)
+    data = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](data)) if DAMAGE[damage] else path.unlink()
+    with pytest.raises(Exception) as told:  # noqa: PT011 - of which kind is looked at below
+        step("query", shop / "catalog", "--image", shop / "1.jpg")
+    assert is_refusal(told.value) and "\n" not in (line := explain(told.value))
+    if (file, damage) != ("generations/*/manifest.json", "gone"):  # then there is no such generation
+        assert str(path.parent) in line, line
+    path.write_bytes(data)
+    assert Catalog.open(shop / "catalog").search(squares(1), k=1)[0].id == "x1"
+
+
+def test_a_name_that_is_damaged_is_mended_by_switch(shop, step):
+    (shop / "catalog/CURRENT").write_text("g-0000")
+    with pytest.raises(FileNotFoundError, match="CURRENT names 'g-0000', and there is g-000001; let one answer with"):
+        step("info", shop / "catalog")
+    step("switch", shop / "catalog", "g-000001")
+    assert Catalog.open(shop / "catalog").search(squares(1), k=1)[0].id == "x1"
+
+
+@pytest.mark.survives(
+    "the disk is full while a catalog is made or grows", "what answered answers; it goes on from there"
+)
+@pytest.mark.parametrize("where", ["write_whole", "write_items"])
+def test_a_full_disk(shop, model, step, tmp_path, monkeypatch, where):
+    write_file(tmp_path / "more/new.jpg", squares(100))
+    owner = store if where == "write_whole" else segments
+    plain = getattr(owner, where)
+
+    def full(path, *given):
+        if Path(path).suffix != ".json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(path, *given)
+
+    monkeypatch.setattr(owner, where, full)
+    for words in (["add", tmp_path / "more", shop / "catalog"], ["index", model, shop / "shop.csv", tmp_path / "out"]):
+        with pytest.raises(OSError, match="No space left on device"):
+            step(*words)
+    assert Catalog.open(shop / "catalog").generation.name == "g-000001"
+    assert Generations(tmp_path / "out").current() is None
+    monkeypatch.setattr(owner, where, plain)
+    step("add", tmp_path / "more", shop / "catalog")
+    step("index", model, shop / "shop.csv", tmp_path / "out")
+    assert Catalog.open(shop / "catalog").search(squares(100), k=1)[0].id == "new.jpg"
+    assert len(Catalog.open(tmp_path / "out")) == 8
+
+
+@pytest.mark.survives("bombs, torn files and what is no picture, among those of a catalog", "left out, counted, named")
+def test_bad_pictures_of_a_catalog_are_left_out(tmp_path, model, step, capsys):
+    write_file(tmp_path / "in/good.jpg", squares(1))
+    write_file(tmp_path / "in/torn.jpg", squares(2)[:200])
+    write_file(tmp_path / "in/none.jpg", b"<html>")
+    write_file(tmp_path / "in/empty.png", b"")
+    write_file(
+        tmp_path / "in/bomb.gif", b"GIF89a" + (65_000).to_bytes(2, "little") * 2 + encode(noise(1, 1, 1), "GIF")[10:]
+    )
+    index = ["index", model, tmp_path / "in", tmp_path / "out"]
+    with pytest.raises(TooMuchDamage, match="2 in a row"):
+        step(*index, "--max_bad_in_a_row", 2)
+    assert Generations(tmp_path / "out").current() is None
+    step(*index)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("torn.jpg", "none.jpg", "empty.png", "bomb.gif")), printed
+    assert [hit.id for hit in Catalog.open(tmp_path / "out").search(squares(1))] == ["good.jpg"]
