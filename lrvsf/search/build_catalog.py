@@ -1,7 +1,7 @@
 """Pictures become a catalog, and a catalog another generation of itself: index, add, remove, compact.
 
-Whatever is whole is used again: a killed build goes on where it stopped, and `add` embeds only what is new. The
-generation that answers is never touched.
+Whatever is whole is used again: a killed build goes on where it stopped, and no picture is embedded twice by one model,
+whatever else its table says of it by now. The generation that answers is never touched.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import BUILDING, Generation, Generations, Segment
 from lrvsf.search.index import VectorIndex
-from lrvsf.search.segments import ROW, SOURCE, digest_of, link, merge_segments, model_facts, write_segment
+from lrvsf.search.segments import (
+    ROW,
+    SOURCE,
+    KnownPictures,
+    digest_of,
+    link,
+    merge_segments,
+    model_facts,
+    write_segment,
+)
 from lrvsf.search.sources.kinds import open_source
 from lrvsf.search.sources.lister import Source
 from lrvsf.search.vectors import Vectors
@@ -78,15 +87,16 @@ def _index(
     how: HowToEmbed,
 ) -> dict[str, Any]:
     encoder = load_encoder(model, dims, how.device)
-    segments = [write_segment(catalog, encoder, source, origin, how) for source, origin in sources]
-    there = str(Path(model).resolve()) if Path(model).is_dir() else model
     facts = model_facts(encoder)
+    known = KnownPictures(catalog, digest_of(facts))
+    made = [write_segment(catalog, encoder, source, origin, known, how) for source, origin in sources]
+    there = str(Path(model).resolve()) if Path(model).is_dir() else model
     manifest = {"model": {"name": there, "digest": digest_of(facts), "facts": facts}, "dims": encoder.dim}
-    name = write_generation(catalog, manifest, segments, kind)
+    name = write_generation(catalog, manifest, [segment for segment, _ in made], kind)
     if switch or catalog.current() is None:
         catalog.switch(name)
     _forget_spools(catalog)
-    return _report(catalog, name, len(segments))
+    return _report(catalog, name, made)
 
 
 def add_images(
@@ -118,11 +128,12 @@ def add_images(
             )
         encoder = load_encoder(model or current.manifest["model"]["name"], current.manifest["dims"], how.device)
         refuse_other_model(current, encoder)
-        segment = write_segment(catalog, encoder, source, origin, how)
+        known = KnownPictures(catalog, current.manifest["model"]["digest"])
+        segment, reused = write_segment(catalog, encoder, source, origin, known, how)
         name = _grow(catalog, current, segment, np.union1d(current.removed, replaced))
         catalog.switch(name)
         _forget_spools(catalog)
-    return _report(catalog, name, 1) | {"replaced": len(replaced)}
+    return _report(catalog, name, [(segment, reused)]) | {"replaced": len(replaced)}
 
 
 def _grow(catalog: Generations, current: Generation, segment: Segment, removed: np.ndarray) -> str:
@@ -297,12 +308,18 @@ def _forget_spools(catalog: Generations) -> None:
         shutil.rmtree(spool)
 
 
-def _report(catalog: Generations, name: str, new: int) -> dict[str, Any]:
-    """What a user wants to know of a generation whose last `new` segments were just made."""
+def _report(catalog: Generations, name: str, made: list[tuple[Segment, int]]) -> dict[str, Any]:
+    """What a user wants to know of a generation.
+
+    Args:
+        made: its last segments, with how many of their embeddings were there before.
+    """
     generation = catalog.open(name)
     current = catalog.answering().name
     report = {"catalog": str(catalog.folder), "generation": name, "items": len(generation)}
-    for segment in generation.segments[-new:]:
+    report["embedded"] = sum(len(segment) - reused for segment, reused in made)
+    report["embeddings reused"] = sum(reused for _, reused in made)
+    for segment, _ in made:
         report |= segment.manifest.get("left out", {})
         if unused := segment.manifest.get("columns not kept"):
             report["columns not kept"] = ", ".join(unused)

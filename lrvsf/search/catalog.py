@@ -9,7 +9,6 @@ A catalog that is open keeps answering as it was opened, whatever is built, swit
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.index import VectorIndex
-from lrvsf.search.segments import THUMBNAIL, digest_of, model_facts
+from lrvsf.search.segments import Thumbnails, digest_of, model_facts
 from lrvsf.search.vectors import Selection, Vectors
 from lrvsf.search.verdicts.presence import Presence
 from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
@@ -94,11 +93,7 @@ class Catalog:
         self.metadata = read_metadata(generation)
         self.vectors = Vectors.open([segment.folder for segment in generation.segments])
         self.index = VectorIndex.load(generation.folder, self.vectors)
-        files = [pq.ParquetFile(segment.items, memory_map=True) for segment in generation.segments]
-        groups = [(file, group) for file in files for group in range(file.num_row_groups)]
-        self._groups = groups  # in the order of the rows, which each begins at one of `_starts`
-        self._starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for file, group in groups)])
-        self._reading = threading.Lock()  # a ParquetFile is one reader's
+        self._thumbnails = Thumbnails(generation.segments)
         self._left = np.ones(generation.total, bool)
         self._left[generation.removed] = False
         self._scales: dict[str, Scale | None] = {}
@@ -306,11 +301,7 @@ class Catalog:
 
     def thumbnail(self, row: int) -> bytes:
         """The JPEG of a row."""
-        place = int(np.searchsorted(self._starts, row, "right")) - 1
-        file, group = self._groups[place]
-        with self._reading:
-            cells = file.read_row_group(group, [THUMBNAIL])[THUMBNAIL]
-        return cells[row - int(self._starts[place])].as_py()
+        return self._thumbnails.take([row])[0]
 
     def _grouped(self, rows: np.ndarray, keys: np.ndarray | None, fold: bool) -> list[list[int]]:
         """The places of some rows, best first, in groups that are one hit each."""

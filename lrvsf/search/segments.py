@@ -1,13 +1,17 @@
 """Segments of a catalog: pictures become embeddings, metadata and thumbnails, by one model, and never change again.
 
     SEGMENT/item-00000.safetensors, ...     `embeds` (n, dim) float16 and `row` (n,): shards of an embedding store
-    SEGMENT/items.parquet                   in the order of the embeddings: id, metadata, `__thumbnail` (JPEG), and
-                                            `__row` of `__source`, one of the manifest's sources, where the picture is
+    SEGMENT/items.parquet                   in the order of the embeddings: id, metadata, `__thumbnail` (JPEG),
+                                            `__digest` (SHA-256 of the picture's bytes), and `__row` of `__source`,
+                                            one of the manifest's sources, where the picture is
     SEGMENT/manifest.json                   sources, number of items, what was left out and why
 
 A segment grows in OUT/building as an embedding store with a file of thumbnails beside each shard; what is whole there
-is never made again. Pictures are seen as a browser shows them, upright and on white, unlike in the published
-preprocessing: queries come from telephones, which write which way is up and do not turn the picture.
+is never made again. A picture that the catalog has embedded before, by the same model, is read and hashed, but neither
+decoded nor embedded: a shop's nightly table changes prices, hardly a picture.
+
+Pictures are seen as a browser shows them, upright and on white, unlike in the published preprocessing: queries come
+from telephones, which write which way is up and do not turn the picture.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,40 +47,120 @@ from lrvsf.embedding.parts import Decoded, Item, Part
 from lrvsf.embedding.store import ROWS, EmbeddingStore
 from lrvsf.search.commands import HowToEmbed
 from lrvsf.search.generations import BUILDING, FORMAT, MANIFEST, SEGMENTS, SOURCE, Generations, Segment
-from lrvsf.search.sources.lister import WHERE, Source
+from lrvsf.search.sources.lister import WHERE, Picture, Source
+from lrvsf.search.sources.metadata import INTERNAL
+from lrvsf.search.vectors import Vectors
 
-THUMBNAIL = "__thumbnail"
-ROW = "__row"
+THUMBNAIL, ROW, DIGEST = f"{INTERNAL}thumbnail", f"{INTERNAL}row", f"{INTERNAL}digest"
 SIDE, QUALITY = 128, 80  # of a thumbnail: its longer side in pixels; some 4 KB
+NO_PIXELS = np.empty((3, 0, 0), np.uint8)  # of a picture that the model need not see
 GROUP_ROWS = 256  # of items.parquet: what is read for one thumbnail, 1 MB
 
 
+class Thumbnails:
+    """The JPEGs of the items of some segments, whose rows are numbered one after the other. Threads may share it."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        files = [pq.ParquetFile(segment.items, memory_map=True) for segment in segments]
+        groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        self._groups = groups  # in the order of the rows, which each begins at one of `_starts`
+        self._starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for file, group in groups)])
+        self._reading = threading.Lock()  # a ParquetFile is one reader's
+
+    def take(self, rows: Sequence[int]) -> list[bytes]:
+        """Those of some rows, in any order."""
+        numbers, found = np.asarray(rows, np.int64), [b""] * len(rows)
+        group_of = np.searchsorted(self._starts, numbers, "right") - 1
+        for place in np.unique(group_of):  # a row group holds some hundred thumbnails, and is read as a whole
+            file, group = self._groups[place]
+            with self._reading:
+                cells = file.read_row_group(group, [THUMBNAIL])[THUMBNAIL]
+            for wanted in (group_of == place).nonzero()[0]:
+                found[wanted] = cells[int(numbers[wanted] - self._starts[place])].as_py()
+        return found
+
+
+class KnownPictures:
+    """What a catalog has of the pictures that one model has embedded, by the SHA-256 of their bytes.
+
+    Names and times say nothing about a picture: a shop writes another photo under the old name, and copies a folder
+    without its times. Bytes do, and hashing them costs a small part of decoding and embedding them.
+    """
+
+    def __init__(self, catalog: Generations, model: str) -> None:
+        """
+        Args:
+            model: the digest of its facts, preprocessing and dimensions included.
+        """
+        made = [one for one in map(catalog.open, catalog.names()) if one.manifest["model"]["digest"] == model]
+        segments = {segment.folder: segment for generation in made for segment in generation.segments}.values()
+        # An earlier program wrote no digests: what it embedded is embedded once more.
+        segments = [one for one in segments if DIGEST in pq.read_schema(one.items).names]
+        digests = [pq.read_table(one.items, columns=[DIGEST])[DIGEST].to_pylist() for one in segments]
+        numbered = enumerate(digest for column in digests for digest in column)
+        self._rows = {digest: row for row, digest in numbered if digest is not None}
+        self._vectors = Vectors.open([one.folder for one in segments]) if segments else None
+        self._thumbnails = Thumbnails(segments)
+
+    def row(self, digest: bytes) -> int | None:
+        """The number under which a picture is known, or None."""
+        return self._rows.get(digest)
+
+    def embeds(self, rows: Sequence[int]) -> torch.Tensor:
+        """(n, dim) float32 of the very values that are stored: float16 again, they are the same bits."""
+        return self._vectors.stored(np.array(rows)).float()
+
+    def thumbnails(self, rows: Sequence[int]) -> list[bytes]:
+        return self._thumbnails.take(rows)
+
+
 class Items(Part):
-    """A source's pictures as rows to embed, without a condition; their thumbnails stand beside the shards."""
+    """A source's pictures as rows to embed, without a condition; thumbnails and digests stand beside the shards."""
 
     what, kinds, beside = "items", ("item",), ".parquet"
 
-    def __init__(self, source: Source) -> None:
-        self.source, self.total = source, len(source)
+    def __init__(self, source: Source, known: KnownPictures) -> None:
+        self.source, self.total, self.known = source, len(source), known
+        self._known_rows: dict[int, int] = {}  # row -> the number under which its picture is known
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
-        yield from enumerate(self.source.pictures(start, stop), start)
+        return ((row, (row, picture)) for row, picture in enumerate(self.source.pictures(start, stop), start))
 
-    def decode(self, encoder: Encoder, picture: str | bytes | None) -> Decoded:
+    def decode(self, encoder: Encoder, item: tuple[int, Picture]) -> Decoded:
+        row, picture = item
         data = read_file(picture, self.source.folder) if isinstance(picture, str) else picture
+        digest = hashlib.sha256(data or b"").digest()
+        if (known := self.known.row(digest)) is not None:
+            self._known_rows[row] = known
+            return Decoded([NO_PIXELS], (digest, None))
         image = decode_shown(data)
-        return Decoded([encoder.pixels_of(image)], thumbnail(image))
+        return Decoded([encoder.pixels_of(image)], (digest, thumbnail(image)))
+
+    def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, torch.Tensor]:
+        embeds = torch.empty(len(rows), encoder.dim)
+        old = [place for place, row in enumerate(rows) if row in self._known_rows]
+        new = [place for place, row in enumerate(rows) if row not in self._known_rows]
+        if old:
+            embeds[old] = self.known.embeds([self._known_rows[rows[place]] for place in old])
+        if new:
+            embeds[new] = encoder.embed([pixels[0][place] for place in new])
+        return {"item": embeds}
 
     def origins(self, start: int, stop: int) -> Iterator[Origin]:
         ids = self.source.items["id"].slice(start, stop - start).to_pylist()
         return (Origin(name, self.source.name, row) for row, name in enumerate(ids, start))
 
     def describe(self) -> str:
-        return self.source.fingerprint
+        return f"{self.source.fingerprint}, with digests"  # a killed build of an earlier program left files without
 
-    def pack(self, rows: list[int], extras: list[bytes]) -> bytes:
+    def pack(self, rows: list[int], extras: list[tuple[bytes, bytes | None]]) -> bytes:
+        digests, thumbnails = map(list, zip(*extras, strict=True)) if extras else ([], [])
+        old = [place for place, row in enumerate(rows) if row in self._known_rows]
+        for place, small in zip(old, self.known.thumbnails([self._known_rows[rows[one]] for one in old]), strict=True):
+            thumbnails[place] = small
+        columns = {ROW: pa.array(rows, pa.int64()), THUMBNAIL: pa.array(thumbnails, pa.binary())}
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({ROW: pa.array(rows, pa.int64()), THUMBNAIL: pa.array(extras, pa.binary())}), sink)
+        pq.write_table(pa.table(columns | {DIGEST: pa.array(digests, pa.binary())}), sink)
         return sink.getvalue().to_pybytes()
 
 
@@ -100,24 +185,32 @@ def digest_of(facts: Any) -> str:
 
 
 def write_segment(
-    catalog: Generations, encoder: Encoder, source: Source, origin: dict[str, Any], how: HowToEmbed
-) -> Segment:
+    catalog: Generations,
+    encoder: Encoder,
+    source: Source,
+    origin: dict[str, Any],
+    known: KnownPictures,
+    how: HowToEmbed,
+) -> tuple[Segment, int]:
     """Embeds what a source lists, or takes the segment of the same pictures by the same model that is there.
 
     Args:
         origin: how the source is opened again, for a later model.
+        known: pictures of this model that are not embedded again.
+
+    Returns: the segment, and how many of its embeddings were there already.
 
     Raises:
         ValueError: no picture can be read.
         TooManyBadImages: more than the tolerance.
     """
-    part = Items(source)
+    part = Items(source, known)
     # Named by all that decides its bytes, so that the same command finds its own leftovers and nobody else's.
     name = f"s-{digest_of(fingerprint(encoder, (part,)))}"
     building = catalog.folder / BUILDING / name
     if found := catalog.segment(name):
         shutil.rmtree(building, ignore_errors=True)  # a build was killed after its last step but one
-        return found
+        return found, len(found)
     tolerance = Tolerance(how.max_bad_fraction, how.max_bad_in_a_row)
     store = EmbeddingStore(
         building, encoder, [part], source.name, how.batch_size, tolerance, remedy="name another folder for the catalog"
@@ -133,17 +226,22 @@ def write_segment(
         for shard in sorted(building.glob("item-*.safetensors")):
             link(shard, folder / shard.name)
         write_items(folder / "items.parquet", _items_of(source, store), items)
+    # Counted by what is beside the shards, as a build that was killed may have copied some of them.
+    digests = [pq.read_table(path, columns=[DIGEST])[DIGEST].to_pylist() for path in store.beside("items")]
+    reused = sum(known.row(digest) is not None for column in digests for digest in column)
     shutil.rmtree(building)
-    return catalog.segment(name)
+    return catalog.segment(name), reused
 
 
 def _items_of(source: Source, store: EmbeddingStore) -> Iterator[pa.Table]:
-    """The items of each shard, with thumbnails."""
+    """The items of each shard, with thumbnails and digests."""
     for path in store.beside("items"):
         beside = pq.read_table(path)
         table = source.items.drop_columns([WHERE]).take(beside[ROW])
         table = table.append_column(SOURCE, pa.array(np.zeros(len(table), np.int16)))
-        yield table.append_column(ROW, beside[ROW]).append_column(THUMBNAIL, beside[THUMBNAIL])
+        for name in beside.column_names:
+            table = table.append_column(name, beside[name])
+        yield table
 
 
 def merge_segments(catalog: Generations, segments: Iterable[Segment], keep: np.ndarray) -> Segment:
@@ -213,7 +311,7 @@ def write_items(path: Path, tables: Iterable[pa.Table], total: int) -> None:
         for table in tables:
             if writer is None:
                 plain = {name: "NONE" if name == THUMBNAIL else "ZSTD" for name in table.column_names}
-                names = [name for name in table.column_names if name != THUMBNAIL]
+                names = [name for name in table.column_names if name not in (THUMBNAIL, DIGEST)]  # none is there twice
                 writer = pq.ParquetWriter(path, table.schema, compression=plain, use_dictionary=names)
             writer.write_table(table, row_group_size=GROUP_ROWS)
             bar.update(len(table))

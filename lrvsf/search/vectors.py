@@ -91,7 +91,7 @@ class Vectors:
 
         Raises IndexError: a number is negative, or there is no such row.
         """
-        return renormalised(self._stored(np.asarray(rows, dtype=np.int64))).numpy()
+        return renormalised(self.stored(np.asarray(rows, dtype=np.int64))).numpy()
 
     def blocks(self, size: int, first_row: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """The rows from one on, in order: the number of a block's first, and (b, dim) float32 unit rows, b <= size."""
@@ -108,8 +108,8 @@ class Vectors:
             torch.linalg.vector_norm(stored.float(), dim=1, out=lengths[start : start + len(stored)])
         return lengths
 
-    def _stored(self, rows: np.ndarray) -> Tensor:
-        """(m,) -> (m, dim) float16 as stored."""
+    def stored(self, rows: np.ndarray) -> Tensor:
+        """(m,) -> (m, dim) float16 as stored. Raises IndexError as `take` does."""
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"Rows {rows.min()} to {rows.max()} of {len(self)} were asked for.")
         taken = np.empty((len(rows), self.shape[1]), dtype=np.float16)
@@ -178,7 +178,7 @@ class Vectors:
         if rows is None:
             yield from (stored for _, stored in self._scan(SCANNED))
         else:
-            yield from (self._stored(rows[start : start + PICKED]) for start in range(0, len(rows), PICKED))
+            yield from (self.stored(rows[start : start + PICKED]) for start in range(0, len(rows), PICKED))
 
 
 def _mapped(path: Path) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 from made import squares, tiny_condvit, write_csv, write_file
 
 import search_catalog
+from lrvsf.embedding.encoder import Encoder
 
 PRICES = (10, 20, 30, 40, 50, 60, 70, 80)
 
@@ -40,3 +41,16 @@ def shop(_shop, tmp_path):
 def step():
     """`step("add", ...)`: runs a step of search_catalog.py in this process."""
     return lambda *words: search_catalog.main(list(map(str, words)))
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """The sizes of the batches that any model was given."""
+    sizes, embed = [], Encoder.embed
+
+    def counted(self, pixels, *categories):
+        sizes.append(len(pixels))
+        return embed(self, pixels, *categories)
+
+    monkeypatch.setattr(Encoder, "embed", counted)
+    return sizes

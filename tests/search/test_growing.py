@@ -8,7 +8,6 @@ import pytest
 import torch
 from made import squares, tiny_condvit, write_csv, write_file
 
-from lrvsf.embedding.encoder import Encoder
 from lrvsf.search.catalog import Catalog
 from lrvsf.search.generations import Generations
 
@@ -20,19 +19,6 @@ def more(tmp_path):
         write_file(tmp_path / f"more/{number}.jpg", squares(100 + number))
     rows = [("n0", "0.jpg", "90.5"), ("n1", "1.jpg", "95")]
     return write_csv(tmp_path / "more/more.csv", rows, ("id", "image", "price"))
-
-
-@pytest.fixture
-def embedded(monkeypatch):
-    """The sizes of the batches that any model was given."""
-    sizes, embed = [], Encoder.embed
-
-    def counted(self, pixels, *categories):
-        sizes.append(len(pixels))
-        return embed(self, pixels, *categories)
-
-    monkeypatch.setattr(Encoder, "embed", counted)
-    return sizes
 
 
 def best(folder, picture, **asked):

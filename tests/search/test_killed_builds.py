@@ -98,6 +98,28 @@ def test_a_killed_build_goes_on(run, pictures, fault, at):
 
 
 @pytest.mark.survives(
+    "SIGKILL while a changed shop is indexed again", "goes on; the same bytes; pictures that are known are not embedded"
+)
+@pytest.mark.parametrize(("fault", "at"), [("unnamed", 3), ("named", 2), ("batch", 4)])
+def test_a_killed_build_that_reuses_embeddings_goes_on(run, pictures, fault, at):
+    index, flags = ["index", pictures / "model", pictures / "pictures"], ["--max_bad_fraction", "0.2"]
+    for folder in ("whole", "killed"):
+        assert run(*index, pictures / folder, *flags)[0]
+    for number in range(6):
+        write_file(pictures / f"pictures/{3 * number:02d} new.jpg", squares(100 + number))
+    again = [*flags, "--batch_size", "3", "--switch"]
+    assert run(*index, pictures / "whole", *again) == (True, 6)
+    killed, total = pictures / "killed", 0
+    for _ in range(12):
+        ended, embedded = run(*index, killed, *again, fault=fault, at=at)
+        total += embedded
+        assert len(Catalog.open(killed)) in (PICTURES - 2, PICTURES - 2 + 6)
+        if ended:
+            break
+    assert ended and contents(killed) == contents(pictures / "whole") and total <= 6 * 4
+
+
+@pytest.mark.survives(
     "SIGKILL while pictures are added to a catalog", "the generation before answers until the new one is whole"
 )
 def test_a_killed_add_goes_on_beside_the_generation_that_answers(run, pictures):
