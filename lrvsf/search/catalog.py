@@ -10,7 +10,7 @@ A catalog that is open keeps answering as it was opened, whatever is built, swit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -39,6 +39,7 @@ Picture = bytes | str | Path | Image.Image  # encoded, a file's path, or decoded
 # they are recompressed (JPEG quality 60) or cut by 2 pixels; the nearest other item is above 0.99 for 2 of 100.
 NEAR = 0.99
 Calibration = TypeVar("Calibration", Presence, KnownPairs)
+FILTERS = 16  # that are kept with the rows that they pass, at most 4 bytes an item each; not tuned
 DEEPER = 4  # how many times more rows are looked at where groups leave too few hits
 
 
@@ -97,6 +98,9 @@ class Catalog:
         self._left = np.ones(generation.total, bool)
         self._left[generation.removed] = False
         self._scales: dict[str, Scale | None] = {}
+        # What is open does not change, so neither does what a filter passes, which pages and services ask again and
+        # again. A function of its own: a cached method would hold the catalog, and it its cache.
+        self._selection = lru_cache(FILTERS)(partial(_selection, self.metadata, self._left))
 
     @classmethod
     def open(cls, folder: str | Path, model: str | None = None, device: str | None = None) -> Self:
@@ -266,16 +270,16 @@ class Catalog:
             conditions: (Q,) under which each was embedded, so that hits know where they stand.
         """
         _check(k, group, near_duplicates)
-        allowed = self._left if where is None else self._left & rows_where(self.metadata, where)
-        most = int(allowed.sum())
+        selection = self._selection(where)
+        most = selection.count
         if not most or not len(queries):
             return [[] for _ in queries]
-        selection = None if most == len(allowed) else Selection(allowed)
+        allowed = None if most == len(selection.mask) else selection
         keys = self._keys if group == "product" else None
         fold = near_duplicates == "fold"
         depth = min(k if keys is None and not fold else DEEPER * k, most)
         while True:
-            scores, rows = self.index.search(queries, depth, selection)
+            scores, rows = self.index.search(queries, depth, allowed)
             grouped = [self._grouped(own, keys, fold) for own in rows]
             if depth == most or all(len(groups) >= k for groups in grouped):
                 break
@@ -352,6 +356,11 @@ class Catalog:
             raise ValueError(
                 f"condition {quoted(name)} is not one of the model's: {known}.{did_you_mean(name, self.conditions)}"
             )
+
+
+def _selection(metadata: pa.Table, left: np.ndarray, where: str | None) -> Selection:
+    """The rows that are left and pass a filter, or all that are left. Raises FilterError."""
+    return Selection(left if where is None else left & rows_where(metadata, where))
 
 
 def _check(k: int, group: str | None, near_duplicates: str) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from made import encode, noise, squares, tiny_condvit, write_csv, write_file
 
 from lrvsf.data.foreign.shown import decode_shown
+from lrvsf.search import catalog as module
 from lrvsf.search.answers import _width, table
 from lrvsf.search.catalog import Catalog
+from lrvsf.search.filters import FilterError
 from lrvsf.search.hits import Answer, Hit
 
 
@@ -101,6 +104,29 @@ def test_a_filter_is_kept_and_may_leave_nothing(catalog):
     hits = catalog.search(squares(3), k=5, where="price < 40 and brand = 'a'")
     assert sorted(ids(hits)) == ["x0", "x2"]
     assert catalog.search(squares(3), where="price > 1000") == []
+
+
+def test_a_filter_is_evaluated_once_and_some_are_kept(shop, monkeypatch):
+    evaluated, rows_where = [], module.rows_where
+    monkeypatch.setattr(module, "rows_where", lambda *given: evaluated.append(given[1]) or rows_where(*given))
+    catalog = Catalog.open(shop / "catalog")
+    first = catalog.search(squares(3), k=5, where="price < 40")
+    for _ in range(3):
+        assert catalog.search(squares(3), k=5, where="price < 40") == first
+    assert evaluated == ["price < 40"] and ids(Catalog.open(shop / "catalog").search(squares(3), k=5)) != ids(first)
+    for bound in range(2 * module.FILTERS):
+        assert len(catalog.search(squares(3), where=f"price <= {bound}")) == bound // 10
+    assert catalog._selection.cache_info().currsize == module.FILTERS
+    for _ in range(2):
+        with pytest.raises(FilterError, match="no column 'weight'"):
+            catalog.search(squares(3), where="weight > 1")
+
+
+def test_threads_share_kept_filters(catalog):
+    asked = [f"price <= {10 * (number % 8)}" for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda where: catalog.nearest(np.eye(1, 16, dtype=np.float32), 9, where)[0], asked))
+    assert [len(hits) for hits in found] == [number % 8 for number in range(64)]
 
 
 def test_photos_of_one_product_are_one_hit(tmp_path, model, step):
