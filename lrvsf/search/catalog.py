@@ -25,6 +25,7 @@ from lrvsf.data.foreign.shown import as_shown, decode_shown
 from lrvsf.data.images import MAX_IMAGE_BYTES
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
+from lrvsf.search.copies import ALIKE, Copies
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.hits import Answer, Hit
@@ -35,8 +36,8 @@ from lrvsf.search.verdicts.presence import Presence
 from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
 
 Picture = bytes | str | Path | Image.Image  # encoded, a file's path, or decoded
-# Cosine from which two pictures are taken for one. On Mini, 99 of 100 pictures stay above 0.989 with themselves when
-# they are recompressed (JPEG quality 60) or cut by 2 pixels; the nearest other item is above 0.99 for 2 of 100.
+# Cosine from which an item is taken for the product of a known pair, which may be here under another id. On Mini, 99 of
+# 100 pictures stay above 0.989 with themselves when they are recompressed (JPEG quality 60) or cut by 2 pixels.
 NEAR = 0.99
 Calibration = TypeVar("Calibration", Presence, KnownPairs)
 FILTERS = 16  # that are kept with the rows that they pass, at most 4 bytes an item each; not tuned
@@ -95,6 +96,7 @@ class Catalog:
         self.vectors = Vectors.open([segment.folder for segment in generation.segments])
         self.index = VectorIndex.load(generation.folder, self.vectors)
         self._thumbnails = Thumbnails(generation.segments)
+        self._copies = Copies(self._thumbnails)
         self._left = np.ones(generation.total, bool)
         self._left[generation.removed] = False
         self._scales: dict[str, Scale | None] = {}
@@ -213,7 +215,7 @@ class Catalog:
             category: a condition, None, or several of them.
             where: what the metadata must fulfil, as "price < 50 and brand = 'x'".
             group: "product": photos of one product (the same `product_id`, or id) are one hit, with its best photo.
-            near_duplicates: "fold" takes items whose pictures nearly coincide for one hit.
+            near_duplicates: "fold" takes items for one hit that show one picture, in whatever size or compression.
 
         Returns: hits, best first; a list of such lists for several conditions, and for several images a list of those.
         """
@@ -316,9 +318,10 @@ class Catalog:
         for place, row in enumerate(rows):
             key = row if keys is None else keys[row]
             if fold and key not in seen and groups:
-                close = vectors[[group[0] for group in groups]] @ vectors[place] >= NEAR
-                if close.any():
-                    seen[key] = int(close.argmax())
+                bests = np.array([group[0] for group in groups])
+                near = (vectors[bests] @ vectors[place] >= ALIKE).nonzero()[0]  # others need not be looked at
+                if (found := self._copies.first(row, rows[bests[near]].tolist())) is not None:
+                    seen[key] = int(near[found])
             if key in seen:
                 groups[seen[key]].append(place)
             else:

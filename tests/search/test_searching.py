@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from made import encode, noise, squares, tiny_condvit, write_csv, write_file
+from PIL import Image
 
 from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.search import catalog as module
@@ -142,18 +143,29 @@ def test_photos_of_one_product_are_one_hit(tmp_path, model, step):
     assert "p" not in ids(catalog.like(hits[0].row, k=2))
 
 
-def test_near_duplicates_fold(catalog, monkeypatch):
-    """Rows 2 and 5 nearly coincide with row 0, row 7 with row 1; a random model's embeddings would all do so."""
-    vectors = np.eye(8, dtype=np.float32)
-    vectors[[2, 5, 7]] = vectors[[0, 0, 1]] + 0.05 * vectors[[2, 5, 7]]
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    order = [0, 2, 1, 3, 5, 7, 4, 6]
-    monkeypatch.setattr(catalog.vectors, "take", lambda rows: vectors[rows])
-    monkeypatch.setattr(catalog.index, "search", lambda queries, k, allowed: (np.ones((1, k)), np.array([order[:k]])))
-    (hits,) = catalog.nearest(vectors[:1], k=4, near_duplicates="fold")
-    assert [(hit.row, hit.rank, hit.more) for hit in hits] == [(0, 1, 2), (1, 2, 1), (3, 3, 0), (4, 4, 0)]
-    (hits,) = catalog.nearest(vectors[:1], k=4)
-    assert [hit.row for hit in hits] == order[:4]
+def copies(number):
+    """A picture, and others of it: recompressed, half the size, trimmed by a pixel on each side."""
+    large = decode_shown(squares(number)).resize((216, 180), Image.Resampling.NEAREST)
+    small = large.resize((108, 90), Image.Resampling.BICUBIC)
+    return [encode(one, "JPEG", quality=30) for one in (large, large, small, large.crop((1, 1, 215, 179)))]
+
+
+def test_copies_of_one_picture_fold(tmp_path, model, step, monkeypatch):
+    """All embeddings of a model of random weights nearly coincide, so here thumbnails decide."""
+    for number, data in enumerate([*copies(1), *copies(2), squares(3), encode(Image.new("RGB", (50, 50), "white"))]):
+        write_file(tmp_path / f"shop/{number}.jpg", data)
+    step("index", model, tmp_path / "shop", tmp_path / "out")
+    catalog = Catalog.open(tmp_path / "out")
+    hits = catalog.search(copies(1)[0], k=9, near_duplicates="fold")
+    assert sorted((hit.row // 4, hit.more) for hit in hits) == [(0, 3), (1, 3), (2, 0), (2, 0)]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4] and hits[0].row in range(4)
+    assert len(catalog.search(copies(1)[0], k=9)) == 9
+    orthogonal = np.eye(10, dtype=np.float32)
+    monkeypatch.setattr(catalog.vectors, "take", lambda rows: orthogonal[rows])
+    monkeypatch.setattr(catalog.index, "search", lambda *_: (np.ones((1, 10)), np.arange(10)[None]))
+    assert len(catalog.nearest(orthogonal[:1], 10, near_duplicates="fold")[0]) == 10, (
+        "what is not alike is not compared"
+    )
 
 
 @pytest.mark.survives("a catalog is asked by another model", "refused with both names and digests, and what differs")
