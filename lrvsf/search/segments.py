@@ -39,6 +39,7 @@ from tqdm import tqdm
 from lrvsf.data.foreign.picture_files import read_file
 from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.data.images import Tolerance
+from lrvsf.data.parquet import DAMAGE
 from lrvsf.data.testset import Origin
 from lrvsf.durable import whole_folder
 from lrvsf.embedding.encoder import Encoder
@@ -46,7 +47,7 @@ from lrvsf.embedding.fingerprint import fingerprint
 from lrvsf.embedding.parts import Decoded, Item, Part
 from lrvsf.embedding.store import ROWS, EmbeddingStore
 from lrvsf.search.commands import HowToEmbed
-from lrvsf.search.generations import BUILDING, FORMAT, MANIFEST, SEGMENTS, SOURCE, Generations, Segment
+from lrvsf.search.generations import BUILDING, FORMAT, MANIFEST, SEGMENTS, SOURCE, Generations, Segment, damaged
 from lrvsf.search.sources.lister import WHERE, Picture, Source
 from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Vectors
@@ -95,9 +96,9 @@ class KnownPictures:
         made = [one for one in map(catalog.open, catalog.names()) if one.manifest["model"]["digest"] == model]
         segments = {segment.folder: segment for generation in made for segment in generation.segments}.values()
         # An earlier program wrote no digests: what it embedded is embedded once more.
-        segments = [one for one in segments if DIGEST in pq.read_schema(one.items).names]
-        digests = [pq.read_table(one.items, columns=[DIGEST])[DIGEST].to_pylist() for one in segments]
-        numbered = enumerate(digest for column in digests for digest in column)
+        digests = [(one, column) for one in segments if (column := _digests_of(one)) is not None]
+        segments = [one for one, _ in digests]
+        numbered = enumerate(digest for _, column in digests for digest in column)
         self._rows = {digest: row for row, digest in numbered if digest is not None}
         self._vectors = Vectors.open([one.folder for one in segments]) if segments else None
         self._thumbnails = Thumbnails(segments)
@@ -162,6 +163,16 @@ class Items(Part):
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns | {DIGEST: pa.array(digests, pa.binary())}), sink)
         return sink.getvalue().to_pybytes()
+
+
+def _digests_of(segment: Segment) -> list[bytes | None] | None:
+    """(n,) of its pictures; None where it has none at all. Raises ValueError: the file is damaged."""
+    try:
+        if DIGEST not in pq.read_schema(segment.items).names:
+            return None
+        return pq.read_table(segment.items, columns=[DIGEST])[DIGEST].to_pylist()
+    except DAMAGE as error:
+        raise damaged(segment.items, error) from error
 
 
 def thumbnail(image: Image.Image, side: int = SIDE) -> bytes:

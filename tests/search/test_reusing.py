@@ -163,3 +163,14 @@ def test_pictures_are_not_decoded_again(feed, model, tmp_path, step, monkeypatch
     monkeypatch.setattr(segments, "decode_shown", None)
     step("index", model, tmp_path / "shop/again.csv", tmp_path / "catalog", "--switch")
     assert len(Generations(tmp_path / "catalog").answering()) == 5
+
+
+def test_damaged_digests_are_named_with_a_remedy(feed, model, tmp_path, step, embedded):
+    step("index", model, feed(bitmaps(range(5))), tmp_path / "catalog")
+    (items,) = (tmp_path / "catalog").glob("segments/*/items.parquet")
+    items.write_bytes(items.read_bytes()[:-100])
+    embedded.clear()
+    table = feed(bitmaps(range(6)))
+    with pytest.raises(ValueError, match="items.parquet is damaged .* or index into another folder"):
+        step("index", model, table, tmp_path / "catalog")
+    assert not embedded
