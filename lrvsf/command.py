@@ -11,6 +11,7 @@ import argparse
 import dis
 import errno
 import json
+import logging
 import os
 import resource
 import shlex
@@ -186,14 +187,16 @@ def quiet_libraries() -> None:
     TRANSFORMERS_VERBOSITY brings the warnings back. Bars of downloads stay.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
     wanted = not are_progress_bars_disabled()
-    logging.disable_progress_bar()
+    of_transformers.disable_progress_bar()
     if wanted:
         enable_progress_bars()
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()
+        of_transformers.set_verbosity_error()
+    for library in ("huggingface_hub", "datasets"):  # they print themselves, and a script's own logging did it again
+        logging.getLogger(library).propagate = False
 
 
 def rank() -> int:

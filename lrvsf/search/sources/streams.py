@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from tqdm import tqdm
 
+from lrvsf.command import REACH
 from lrvsf.data.folders import files_in
 from lrvsf.data.foreign.picture_files import read_file
 from lrvsf.data.images import MAX_IMAGE_BYTES, BadImage
@@ -53,8 +58,9 @@ def list_dataset(name: str, split: str | None, spool: Path | None) -> Source:
     """The rows of a split, whose pictures are brought into the spool."""
     if spool is None:
         raise ValueError(f"{name} is a data set, whose pictures need a folder to be kept in")
-    builder = _builder(name)
-    streams = builder.as_streaming_dataset()
+    with _hub_errors(name):
+        builder = _builder(name)
+        streams = builder.as_streaming_dataset()  # which reads the first file's schema
     if split is None and len(streams) > 1:
         raise ValueError(f"{name} has the splits {', '.join(streams)}; name one with --split")
     split = split or next(iter(streams))
@@ -63,12 +69,31 @@ def list_dataset(name: str, split: str | None, spool: Path | None) -> Source:
     identity = {"name": name, "split": split, "files": builder.hash}
     folder = spool / f"stream-{builder.hash}-{split}"
     if not (folder / WHOLE).is_file():
-        unused = _fill(streams[split], name, folder)
+        with _hub_errors(name):
+            unused = _fill(streams[split], name, folder)
         write_whole(folder / WHOLE, json.dumps(identity | {"unused": unused}).encode())
     lister = Lister(name, folder)
     lister.identify(identity)
     lister.unused = json.loads((folder / WHOLE).read_text())["unused"]
     return list_parquet(lister, files_in(folder, "pictures-*.parquet"), spooled=True)
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Says in one line what to do where the Hub does not give a data set. (Libraries have tried again by then.)"""
+    try:
+        yield
+    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
+        # The Hub tells nobody whether a data set is there that he may not read, so the two cannot be told apart here.
+        raise FileNotFoundError(
+            f"there is no data set {name} on the Hub that you may read. Look at its name; if it is private or gated, "
+            "ask for access on its page and log in with `hf auth login`"
+        ) from error
+    except ConnectionError as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise ConnectionError(
+            f"the Hub was not reached for {name} ({told}). The same command goes on after what was read. {REACH}"
+        ) from error
 
 
 def _builder(name: str) -> datasets.DatasetBuilder:
