@@ -29,7 +29,7 @@ COLUMNS = [
     (
         "evaluate_lrvsf.py",
         "evaluation/  pages/",
-        [(6, "ranks are counted:\ncounting, recall"), (0, "results.json: tables,\nplots, pages")],
+        [(6, "ranks are counted:\nranks, recall"), (0, "results.json: tables,\nplots, pages")],
         "",
     ),
     (

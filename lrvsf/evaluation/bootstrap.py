@@ -51,7 +51,7 @@ class BootstrapSettings:
         product_folds: the published `bootstrapped_indices.pt`, in place of draws of products; it decides the two above.
         restrict_to_category: leave only items of the target's category in a query's gallery.
         allow_unmatched_categories: do so even where distractors have no category, or a category no distractor.
-        bf16_ranks: multiply in bfloat16 first, with the same results (`lrvsf.evaluation.counting`).
+        bf16_ranks: multiply in bfloat16 first, with the same results (`lrvsf.evaluation.ranks`).
         protocol: "bootstrap" refuses sizes above the number of distractors; "leaderboard" fills them with repeats, as
             published, and marks them.
     """

@@ -17,7 +17,7 @@ Protocol: LRVS-Fashion, arXiv 2306.02928. As in the published code, folds are dr
 twice counts twice as a query but stands in the gallery once, a distractor drawn twice stands in it twice, and the
 standard deviation is the sample's (over folds - 1).
 
-The arithmetic of one block is in `lrvsf.evaluation.counting`, what needs the top of each list in
+The arithmetic of one block is in `lrvsf.evaluation.ranks`, what needs the top of each list in
 `lrvsf.evaluation.precision`.
 """
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lrvsf.embedding.top import checked_unit_rows
-from lrvsf.evaluation.counting import count_above
+from lrvsf.evaluation.ranks import count_above
 from lrvsf.processes import sum_over
 
 Folds = Tensor | Sequence[Tensor]
@@ -88,7 +88,7 @@ class RankCounter:
         product_folds: F times the row numbers of products, repeats allowed: (F, draws), or F rows of any lengths.
         distractor_folds: for each gallery size, F times the row numbers of distractors: (F, size), or F rows.
         categories: (P,) whole numbers; with them, a query's gallery holds the items of its target's category only.
-        bf16: multiply in bfloat16 first. The ranks are the same (`lrvsf.evaluation.counting`).
+        bf16: multiply in bfloat16 first. The ranks are the same (`lrvsf.evaluation.ranks`).
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lrvsf.evaluation import counting, recall
+from lrvsf.evaluation import recall
 from lrvsf.evaluation.recall import RankCounter, bootstrap_recall, fold_recall, mean_and_std
 
 
@@ -100,7 +100,7 @@ def test_equals_naive_twin_with_ties_and_duplicates(monkeypatch, seed):
     """Coordinates of -1, 0, 1 give many exact ties; rows are repeated; every inner block is cut unevenly."""
     monkeypatch.setattr(recall, "BLOCK", 8)
     for name, size in (("ROWS", 7), ("COLUMNS", 3), ("PAIRS", 5)):
-        monkeypatch.setattr(counting, name, size)
+        monkeypatch.setattr(f"lrvsf.evaluation.ranks.{name}", size)
     draw = np.random.default_rng(seed)
     vocabulary = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
     queries, targets, distractors = (unit(vocabulary[draw.integers(0, len(vocabulary), n)]) for n in (13, 13, 31))

@@ -14,8 +14,8 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from lrvsf.evaluation import counting, recall
-from lrvsf.evaluation.counting import count_above
+from lrvsf.evaluation import recall
+from lrvsf.evaluation.ranks import count_above
 from lrvsf.evaluation.recall import RankCounter, fold_recall
 
 repeatable = settings(
@@ -87,7 +87,7 @@ ways = st.fixed_dictionaries(
 def test_equals_plain_python(benchmark, way, block, cuts, bf16):
     (queries, targets, distractors), product_folds, sizes, categories = benchmark
     of_products, of_distractors = map(torch.tensor, categories) if categories else (None, None)
-    with mock.patch.multiple(counting, **way), mock.patch.object(recall, "BLOCK", block):
+    with mock.patch.multiple("lrvsf.evaluation.ranks", **way), mock.patch.object(recall, "BLOCK", block):
         counter = RankCounter(
             queries, targets, list(map(torch.tensor, product_folds)), [list(map(row_numbers, s)) for s in sizes],
             of_products, bf16,
@@ -130,7 +130,7 @@ def test_bfloat16_gives_the_counts_of_float32(seed, dim, crowding, way):
     rows = torch.nn.functional.normalize(rows, dim=1)
     held = torch.from_numpy(draw.integers(0, 3, (40, 5))).float()
     way |= {"ROWS": 16, "COLUMNS": 13}
-    with mock.patch.multiple(counting, **way):
+    with mock.patch.multiple("lrvsf.evaluation.ranks", **way):
         exact = (rows[:10].double() @ (rows[20:, None].double() - rows[10:20].double()).transpose(1, 2)).diagonal(
             dim1=1, dim2=2
         )  # (items, queries)
