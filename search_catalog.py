@@ -10,12 +10,25 @@ import sys
 
 from lrvsf import command
 from lrvsf.report import as_table
-from lrvsf.search.commands import add, calibrate, compact, index, info, query, remove, rollback, serve, space, switch
+from lrvsf.search.commands import (
+    add,
+    calibrate,
+    compact,
+    index,
+    info,
+    measure,
+    query,
+    remove,
+    rollback,
+    serve,
+    space,
+    switch,
+)
 from lrvsf.signals import end_at_once
 from lrvsf.steps import run_step, step_name
 from lrvsf.terminal import never_refuse
 
-STEPS = (index, add, remove, info, compact, switch, rollback, calibrate, query, serve, space)
+STEPS = (index, add, remove, info, compact, switch, rollback, calibrate, query, measure, serve, space)
 
 
 def main(arguments: list[str] | None = None) -> None:

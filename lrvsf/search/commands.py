@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lrvsf.search.generations import Generations
 
 STORAGES = ("float16", "int8", "binary")
+KS, MOST_KS = (1, 5, 10), 7  # of R@K, as in evaluate_lrvsf.py's tables; how many of them fit a line of `measure`
 
 Images = Annotated[
     str,
@@ -231,6 +233,39 @@ def query(
     catalog = Catalog.open(out, model, device)
     grouping = {"group": None if every_photo else "product", "near_duplicates": "fold" if fold else "keep"}
     return ask(catalog, image, category, k, where, html, as_json, all, **grouping)
+
+
+def measure(
+    out: Out,
+    testset: Annotated[Path, Option(help="a test set: its scenes ask, and its products' ids are looked for")],
+    k: Annotated[list[int] | None, Option(help="a K of R@K and recall@K, again for more; 1, 5, 10 otherwise")] = None,
+    queries: Annotated[int, Option(help="ask at most this many, drawn by the seed")] = 1000,
+    seed: Annotated[int, Option(help="of the draw of queries")] = 0,
+    as_json: Annotated[bool, Option("--json", help="print JSON instead of tables")] = False,
+    batch_size: BatchSize = HowToEmbed.batch_size,
+    max_bad_fraction: MaxBad = HowToEmbed.max_bad_fraction,
+    max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
+    model: Model = None,
+    device: Device = None,
+) -> str:
+    """Measure how well and how quickly a catalog answers: with conditions, filtered by category, both, neither."""
+    how = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device)
+    ks = sorted(set(k or KS))
+    if ks[0] < 1 or len(ks) > MOST_KS:
+        raise ValueError(f"k={', '.join(map(str, ks))} must be 1 or more each, and at most {MOST_KS} different ones")
+    if queries < 1:
+        raise ValueError(f"queries={queries} must be 1 or more")
+    _answering(out)
+    from lrvsf.data.testset import ProductTestSet
+
+    test_set = ProductTestSet(testset)  # refused before torch is imported
+    from lrvsf.search.catalog import Catalog
+    from lrvsf.search.measuring.measure_catalog import measure_catalog
+    from lrvsf.search.measuring.measured_table import as_tables
+
+    quiet_libraries()
+    measured = measure_catalog(Catalog.open(out, model, device), test_set, ks, queries, seed, how)
+    return json.dumps(measured, indent=1, ensure_ascii=False, allow_nan=False) if as_json else as_tables(measured)
 
 
 def serve(

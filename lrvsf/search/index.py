@@ -113,7 +113,7 @@ class VectorIndex:
         Args:
             queries: (Q, dim) unit rows.
 
-        Returns: (Q, k) float32 scores, exact cosines of the stored rows, best first; (Q, k) int64 rows. Past the end,
+        Returns: (Q, k) float64 scores, exact cosines of the stored rows, best first; (Q, k) int64 rows. Past the end,
         where fewer are allowed, scores are -inf and rows -1.
         """
         rows = checked_unit_rows("queries", torch.from_numpy(np.ascontiguousarray(queries)))
@@ -122,7 +122,7 @@ class VectorIndex:
         if allowed is not None and len(allowed.mask) != len(self.vectors):
             raise ValueError(f"The selection is of {len(allowed.mask)} rows, the index has {len(self.vectors)}.")
         count = len(self.vectors) if allowed is None else allowed.count
-        scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
+        scores = np.full((len(rows), k), -np.inf)  # float64, as ties would arise from rounding
         found = np.full((len(rows), k), -1, dtype=np.int64)
         search = self._search_exactly if self._is_exact(count, k, allowed) else self._search_candidates
         with _one_thread_if(len(rows) == 1):

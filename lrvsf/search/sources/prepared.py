@@ -78,7 +78,7 @@ def list_test_set(lister: Lister) -> Source:
         what = "product" if path in test_set.files["products"] else "distractor"
         first = sum(counts[1:]) if what == "distractor" else 0
         for row, known in enumerate(parquet_rows(path, wanted) if wanted else [{}] * rows):
-            name = known.get("PRODUCT_ID") or f"{what} {first + row}"
+            name = item_name(known.get("PRODUCT_ID"), what, first + row)
             lister.add(f"{path.name}, row {row}", name, map(_text, map(known.get, cells)))
         counts.append(rows)
     lister.identify(describe_files(files))
@@ -88,6 +88,11 @@ def list_test_set(lister: Lister) -> Source:
         return (image_bytes(known[column]) for known in parquet_rows(path, [column], start))
 
     return lister.source(by_file(files, counts, pictures))
+
+
+def item_name(product_id: Any, what: str, row: int) -> Any:
+    """The id of a test set's row: its PRODUCT_ID or, where there is none, "product 17" or "distractor 17"."""
+    return product_id or f"{what} {row}"
 
 
 def _text(cell: Any) -> str | None:

@@ -1,0 +1,1 @@
+"""How well and how quickly a catalog answers, measured with the queries of a test set."""

@@ -1,0 +1,81 @@
+"""What `measure` found, for people: tables of at most 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lrvsf.command import WIDTH
+from lrvsf.data.names import printable
+from lrvsf.report import as_table
+
+LABEL, CELL = 17, 8  # columns of the terminal: commands.MOST_KS cells fit a line
+
+
+def as_tables(measured: Mapping[str, Any]) -> str:
+    """Everything that `measure_catalog` gives."""
+    parts = [as_table(_ground(measured)), *_recall_tables(measured), _latency_table(measured["latency_ms"])]
+    parts += [textwrap.fill(printable(note), WIDTH) for note in measured["not_measured"]]
+    return "\n\n".join(parts)
+
+
+def _ground(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured on what."""
+    catalog, queries, machine = measured["catalog"], measured["queries"], measured["machine"]
+    index = "exact search" if measured["index_recall"] is None else catalog["index"]
+    gpu = f"model on {machine['gpu']}" if machine["gpu"] else "no GPU"
+    ground = {
+        "catalog": f"{catalog['folder']}, {catalog['generation']}: {catalog['items']:,} items, {index}",
+        "model": catalog["model"],
+        "test set": f"{queries['test_set']}: {queries['asked']:,} of {queries['in_test_set']:,} queries",
+        "targets": f"{queries['with_target_in_catalog']:,} are in the catalog, "
+        f"{queries['without_target_in_catalog']:,} are not",
+        "machine": f"{machine['cores']} cores, {machine['threads']} threads, {gpu}",
+    }
+    bad = "; ".join(f"{one['count']:,} {reason} ({one['such as']})" for reason, one in queries["unreadable"].items())
+    return ground | ({"unreadable": bad} if bad else {})
+
+
+def _recall_tables(measured: Mapping[str, Any]) -> list[str]:
+    counted = measured["queries"]["with_target_in_catalog"]
+    if counted:
+        title = f"R@K in %: the target is among the first K, of {counted:,} queries whose target is there"
+        tables = [_grid(title, "R@", measured["target_recall"])]
+    else:
+        tables = ["No R@K: the catalog has no item with the id of a target of this test set."]
+    if measured["index_recall"] is not None:
+        title = "recall@K in %: what the index finds of the first K of the exact search"
+        tables.append(_grid(title, "K=", measured["index_recall"]))
+    return tables
+
+
+def _grid(title: str, prefix: str, shares: Mapping[str, Mapping[str, float | None]]) -> str:
+    ks = list(next(iter(shares.values())))
+    lines = [title, _line("", [prefix + k for k in ks])]
+    for way, by_k in shares.items():
+        lines.append(_line(way, ["-" if by_k[k] is None else f"{100 * by_k[k]:.1f}" for k in ks]))
+    return "\n".join(lines)
+
+
+def _latency_table(latency: Mapping[str, Any]) -> str:
+    sizes = [size for size in latency if size != "k"]
+    names = ["1 query" if size == "1" else f"{size} queries" for size in sizes]
+    stages = [stage for stage in latency[sizes[0]] if stage != "rounds"]
+    lines = [
+        f"Time to answer in ms, {latency['k']} hits",
+        " " * LABEL + "".join(f"{name:>{2 * CELL}}" for name in names),
+        _line("", ["p50", "p95"] * len(sizes)),
+    ]
+    for stage in stages:
+        lines.append(_line(stage, [f"{latency[size][stage][p]:,.1f}" for size in sizes for p in ("p50", "p95")]))
+    lines.append(" " * LABEL + "".join(f"{_rounds(latency[size]['rounds']):>{2 * CELL}}" for size in sizes))
+    return "\n".join(lines)
+
+
+def _rounds(count: int) -> str:
+    return f"{count} times"
+
+
+def _line(label: str, cells: Sequence[str]) -> str:
+    return f"{label:<{LABEL}}" + "".join(f"{cell:>{CELL}}" for cell in cells)
