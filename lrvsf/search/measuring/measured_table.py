@@ -23,15 +23,17 @@ def as_tables(measured: Mapping[str, Any]) -> str:
 def _ground(measured: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured on what."""
     catalog, queries, machine = measured["catalog"], measured["queries"], measured["machine"]
-    index = "exact search" if measured["index_recall"] is None else catalog["index"]
+    there, missing = queries["with_target_in_catalog"], queries["without_target_in_catalog"]
     gpu = f"model on {machine['gpu']}" if machine["gpu"] else "no GPU"
     ground = {
-        "catalog": f"{catalog['folder']}, {catalog['generation']}: {catalog['items']:,} items, {index}",
+        "catalog": catalog["folder"],
+        "generation": f"{catalog['generation']}, {catalog['items']:,} items",
+        "index": "exact search" if measured["index_recall"] is None else catalog["index"],
         "model": catalog["model"],
-        "test set": f"{queries['test_set']}: {queries['asked']:,} of {queries['in_test_set']:,} queries",
-        "targets": f"{queries['with_target_in_catalog']:,} are in the catalog, "
-        f"{queries['without_target_in_catalog']:,} are not",
-        "machine": f"{machine['cores']} cores, {machine['threads']} threads, {gpu}",
+        "test set": queries["test_set"],
+        "queries": f"{queries['asked']:,} of {queries['in_test_set']:,}",
+        "targets": f"{there:,} are in the catalog, {missing:,} are not",
+        "machine": f"{machine['cores']} cores, of which torch takes {machine['threads']}; {gpu}",
     }
     bad = "; ".join(f"{one['count']:,} {reason} ({one['such as']})" for reason, one in queries["unreadable"].items())
     return ground | ({"unreadable": bad} if bad else {})
