@@ -18,7 +18,8 @@ from lrvsf.embedding.parts import Decoded, Item, Products
 from lrvsf.embedding.pipeline import embed_share
 from lrvsf.embedding.store import renormalised
 from lrvsf.report import Ledger
-from lrvsf.search.catalog import Catalog, Hit
+from lrvsf.search.catalog import Catalog
+from lrvsf.search.hits import Hit
 from lrvsf.search.sources.prepared import item_name
 
 PLAIN, CONDITIONED = "plain", "conditioned"

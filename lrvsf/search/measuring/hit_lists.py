@@ -1,4 +1,5 @@
-"""What lists of hits are worth, as pure functions: whether the target is among them, and what an index has missed."""
+"""What lists of hits are worth, as pure functions: is the target among them, what has an index missed, and is it said
+where nothing is close?"""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ from typing import NamedTuple
 
 
 class Found(NamedTuple):
-    """A hit as far as it is counted: a product, and the score of its best photo."""
+    """A hit as far as it is counted: a product, the score of its best photo, whether that is close (None: not told)."""
 
     product: str
     score: float
+    close: bool | None = None
 
 
 HitList = Sequence[Found]  # best first, each product once
@@ -22,11 +24,11 @@ def expected_rank(hits: HitList, target: str) -> float:
 
     That is what evaluate_lrvsf.py counts: a model that maps everything to one point then finds nothing, not all.
     """
-    score = next((score for product, score in hits if product == target), None)
+    score = next((hit.score for hit in hits if hit.product == target), None)
     if score is None:
         return math.inf
-    above = sum(other > score for _, other in hits)
-    tied = sum(other == score for _, other in hits) - 1
+    above = sum(hit.score > score for hit in hits)
+    tied = sum(hit.score == score for hit in hits) - 1
     return 1 + above + tied / 2
 
 
@@ -66,5 +68,29 @@ def index_recall(lists: Sequence[HitList], exact: Sequence[HitList], k: int) -> 
     shares = []
     for hits, best in zip(lists, exact, strict=True):
         if best := best[:k]:
-            shares.append(sum(score >= best[-1].score for _, score in hits[:k]) / len(best))
+            shares.append(sum(hit.score >= best[-1].score for hit in hits[:k]) / len(best))
     return sum(shares) / len(shares) if shares else None
+
+
+def no_close_match(lists: Sequence[HitList], targets: Sequence[str | None]) -> dict[str, float | int | None] | None:
+    """How good the verdict "no close match" is. Each query that has a target asks twice, with it and without.
+
+    Args:
+        lists: a query's hits, two at least where there are that many.
+
+    Returns: `queries` that count; `said_with_target` and `said_without_target`, how often it was said; `precision`, the
+    share of what was said that is true, None where nothing was; `recall`, the share of the queries without their target
+    of which it was said. None where no query is told anything.
+    """
+    said = []
+    for hits, target in zip(lists, targets, strict=True):
+        if target is None or any(hit.close is None for hit in hits):
+            continue
+        others = [hit for hit in hits if hit.product != target]
+        said.append((not any(hit.close for hit in hits), not any(hit.close for hit in others)))
+    if not said:
+        return None
+    wrong, right = (sum(column) for column in zip(*said, strict=True))
+    precision = right / (wrong + right) if wrong + right else None
+    counts = {"queries": len(said), "said_with_target": wrong, "said_without_target": right}
+    return counts | {"precision": precision, "recall": right / len(said)}

@@ -48,11 +48,11 @@ def _times(catalog: Catalog, queries: list[Query], k: int, where: str | None) ->
     decode = clock.lap()
     rows = catalog.embed_pixels(pixels, conditions)
     model = clock.lap()
-    catalog.nearest(rows, k)
+    catalog.nearest(rows, k, conditions=conditions)
     search = clock.lap()
     stages = [decode, model, search, decode + model + search]
     if where:
-        catalog.nearest(rows, k, where)
+        catalog.nearest(rows, k, where, conditions=conditions)
         stages.append(clock.lap())
     return stages
 

@@ -1,8 +1,9 @@
 """`search_catalog.py measure`: how well and how quickly a catalog answers the queries of a test set.
 
-Three things that are easily taken for one are told apart. What the index loses is recall@K against the exact search of
-the same catalog. What the model and the filters are worth is R@K, the share of the queries whose target is among the
-first K. And how long it takes is measured with pictures, not with embeddings alone.
+What is easily taken for one thing is told apart. What the index loses is recall@K against the exact search of the same
+catalog. What the model and the filters are worth is R@K, the share of the queries whose target is among the first K.
+Whether it is said where there is no such thing is measured by leaving each query's target out. And how long it takes is
+measured with pictures, not with embeddings alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from lrvsf.search.catalog import Catalog
 from lrvsf.search.commands import HowToEmbed
 from lrvsf.search.index import EXACT, VectorIndex
 from lrvsf.search.measuring.asked_queries import CONDITIONED, PLAIN, AskedQueries, ask_with, items_left, product_of
-from lrvsf.search.measuring.hit_lists import Found, HitList, depth_for_ties, index_recall, target_recall
+from lrvsf.search.measuring.hit_lists import (
+    Found,
+    HitList,
+    depth_for_ties,
+    index_recall,
+    no_close_match,
+    target_recall,
+)
 from lrvsf.search.measuring.latency import latencies, machine
 
 WAYS = {  # of asking -> which embedding asks, and whether only items of the query's category may answer
@@ -48,6 +56,11 @@ def measure_catalog(
     bad = Tolerance(how.max_bad_fraction, how.max_bad_in_a_row)
     queries = ask_with(catalog, test_set, count, seed, how.batch_size, bad)
     ways, notes = _ways(catalog, queries)
+    recalls = _recalls(catalog, queries, ways, ks)
+    if CONDITIONED in queries.embeds and recalls["no_close_match"] is None and any(queries.targets):
+        notes.append(
+            "The model is not calibrated, so nothing is called no close match: see search_catalog.py calibrate."
+        )
     named = sum(target is not None for target in queries.targets)
     return {
         "catalog": {
@@ -68,7 +81,7 @@ def measure_catalog(
         },
         "machine": machine(catalog),
         "not_measured": notes,
-        **_recalls(catalog, queries, ways, ks),
+        **recalls,
         "latency_ms": _latencies(catalog, test_set, queries, max(ks), "filter" in ways),
     }
 
@@ -103,23 +116,36 @@ def category_column(catalog: Catalog) -> str | None:
 
 
 def _recalls(catalog: Catalog, queries: AskedQueries, ways: list[str], ks: Sequence[int]) -> dict[str, Any]:
-    """`target_recall` and `index_recall`: way -> K, as a text, -> a share; None for an index that is exact."""
-    exact_index = catalog.index.factory == EXACT
-    exact = copy.copy(catalog)  # the same catalog, but every row is looked at
-    exact.index = VectorIndex(catalog.vectors, EXACT, None)
-    searches = len(ways) * (1 if exact_index else 1 + len(ks))
-    by_target: dict[str, Any] = {}
-    by_index: dict[str, Any] = {}
-    with tqdm(desc="asking", total=searches * len(queries), unit="query") as bar:
+    """`target_recall` and `index_recall`: way -> K, as a text, -> a share; None for an index that is exact. And
+    `no_close_match`: a way with a condition -> what that function gives; None where nothing is told."""
+    is_exact, exact = catalog.index.factory == EXACT, _with_exact_search(catalog)
+    by_target: dict[str, Any] = {way: {} for way in ways}
+    by_index: dict[str, Any] = {way: {} for way in ways}
+    verdicts = {}
+    with tqdm(desc="asking", total=len(ways) * (1 if is_exact else 1 + len(ks)) * len(queries), unit="query") as bar:
         for way in ways:
             best = hit_lists(exact, queries, way, depth_for_ties(max(ks)), bar)
-            by_target[way], by_index[way] = {}, {}
             for k in ks:
                 # An approximate index looks the farther the more it is asked for, so each K is a question of its own.
-                lists = best if exact_index else hit_lists(catalog, queries, way, k, bar)
+                lists = best if is_exact else hit_lists(catalog, queries, way, k, bar)
                 by_target[way][str(k)] = target_recall(lists, queries.targets, k)
                 by_index[way][str(k)] = index_recall(lists, best, k)
-    return {"target_recall": by_target, "index_recall": None if exact_index else by_index}
+            if told := no_close_match(best, queries.targets):
+                verdicts[way] = told
+    return {
+        "target_recall": by_target,
+        "index_recall": None if is_exact else by_index,
+        "no_close_match": verdicts or None,
+    }
+
+
+def _with_exact_search(catalog: Catalog) -> Catalog:
+    """The same catalog, but every row is looked at."""
+    for condition in catalog.conditions:
+        catalog.scale(condition)  # by its own index, as it tells users; the copy then has these scales, too
+    exact = copy.copy(catalog)
+    exact.index = VectorIndex(catalog.vectors, EXACT, None)
+    return exact
 
 
 def hit_lists(catalog: Catalog, queries: AskedQueries, way: str, k: int, bar: tqdm) -> list[HitList]:
@@ -133,8 +159,10 @@ def hit_lists(catalog: Catalog, queries: AskedQueries, way: str, k: int, bar: tq
     for where, sharing in places.items():
         for start in range(0, len(sharing), ASKED):
             part = sharing[start : start + ASKED]
-            for place, hits in zip(part, catalog.nearest(rows[part], k, where), strict=True):
-                lists[place] = [Found(product_of(hit), hit.score) for hit in hits]
+            conditions = [queries.categories[place] for place in part] if kind == CONDITIONED else None
+            found = catalog.nearest(rows[part], k, where, conditions=conditions)
+            for place, hits in zip(part, found, strict=True):
+                lists[place] = [Found(product_of(hit), hit.score, hit.close) for hit in hits]
             bar.update(len(part))
     return lists
 

@@ -49,14 +49,27 @@ def _recall_tables(measured: Mapping[str, Any]) -> list[str]:
     if measured["index_recall"] is not None:
         title = "recall@K in %: what the index finds of the first K of the exact search"
         tables.append(_grid(title, "K=", measured["index_recall"]))
+    if measured["no_close_match"]:
+        tables.append(_verdict_table(measured["no_close_match"]))
     return tables
+
+
+def _verdict_table(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
+    asked = next(iter(verdicts.values()))["queries"]
+    names = ("precision", "recall", "said wrongly")
+    lines = [f'"No close match" in %: {asked:,} queries, each with its target there and left out']
+    lines.append(" " * LABEL + "".join(f"{name:>{2 * CELL}}" for name in names))
+    for way, told in verdicts.items():
+        shares = (told["precision"], told["recall"], told["said_with_target"] / told["queries"])
+        lines.append(f"{way:<{LABEL}}" + "".join(f"{_percent(share):>{2 * CELL}}" for share in shares))
+    return "\n".join(lines)
 
 
 def _grid(title: str, prefix: str, shares: Mapping[str, Mapping[str, float | None]]) -> str:
     ks = list(next(iter(shares.values())))
     lines = [title, _line("", [prefix + k for k in ks])]
     for way, by_k in shares.items():
-        lines.append(_line(way, ["-" if by_k[k] is None else f"{100 * by_k[k]:.1f}" for k in ks]))
+        lines.append(_line(way, [_percent(by_k[k]) for k in ks]))
     return "\n".join(lines)
 
 
@@ -73,6 +86,10 @@ def _latency_table(latency: Mapping[str, Any]) -> str:
         lines.append(_line(stage, [f"{latency[size][stage][p]:,.1f}" for size in sizes for p in ("p50", "p95")]))
     lines.append(" " * LABEL + "".join(f"{_rounds(latency[size]['rounds']):>{2 * CELL}}" for size in sizes))
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _rounds(count: int) -> str:

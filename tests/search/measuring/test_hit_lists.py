@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from lrvsf.search.measuring.hit_lists import Found, depth_for_ties, expected_rank, index_recall, target_recall
+from lrvsf.search.measuring.hit_lists import (
+    Found,
+    depth_for_ties,
+    expected_rank,
+    index_recall,
+    no_close_match,
+    target_recall,
+)
 
 
 def hit_list(scores, count=None):
@@ -64,3 +71,18 @@ def test_recall_of_an_index_is_of_what_there_is_to_find():
     exact = [hit_list([0.9, 0.5]), []]
     assert index_recall([[exact[0][0]], []], exact, 10) == 0.5
     assert index_recall([[]], [[]], 10) is None
+
+
+def test_the_verdict_is_asked_with_the_target_and_without():
+    def hits(*close):
+        return [Found(str(product), 1 - product / 10, told) for product, told in enumerate(close)]
+
+    lists = [hits(True, False), hits(True, True), hits(False, False), hits(True, True), [], hits(None, None)]
+    targets = ["0", "0", "1", None, "0", "0"]
+    # With their targets the third and the fifth, which finds nothing at all; without them the first, too.
+    expected = {"queries": 4, "said_with_target": 2, "said_without_target": 3, "precision": 3 / 5, "recall": 3 / 4}
+    assert no_close_match(lists, targets) == expected
+    assert no_close_match(lists[1:2], targets[1:2]) == {
+        **{"queries": 1, "said_with_target": 0, "said_without_target": 0, "precision": None, "recall": 0}
+    }
+    assert no_close_match(lists[-1:], targets[-1:]) is None

@@ -22,6 +22,7 @@ from lrvsf.search.measuring import latency
 from lrvsf.search.measuring.asked_queries import CONDITIONED, products_named
 from lrvsf.search.measuring.measure_catalog import WAYS
 from lrvsf.search.vectors import Selection
+from lrvsf.search.verdicts.standing import Scale
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +32,11 @@ def few_rounds(monkeypatch):
 
 
 @pytest.fixture
-def indexed(tmp_path, model, step, capsys):
+def indexed(tmp_path, telling_model, step, capsys):
     """`indexed(test_set, ...)` makes a catalog of a test set, and gives its folder; further words go to `index`."""
 
     def make(images, *words):
-        step("index", model, images, tmp_path / "catalog", *words)
+        step("index", telling_model, images, tmp_path / "catalog", *words)
         capsys.readouterr()
         return tmp_path / "catalog"
 
@@ -71,16 +72,22 @@ def counted_by_evaluation(model, test_set, folder):
     return recall
 
 
-def test_recall_is_what_the_evaluation_counts(tmp_path, model, indexed, measured):
-    """Ties included: of two targets there are copies among the distractors, one of them three times."""
+def test_recall_is_what_the_evaluation_counts(tmp_path, telling_model, indexed, measured):
+    """Ties included: of two targets there are copies among the distractors, one of them three times. Some scenes are
+    their targets' pictures, so that there is something to find."""
     copies = {number: squares(target, quality=95) for number, target in ((0, 1), (7, 1), (9, 1), (21, 4))}
-    test_set = write_test_set(tmp_path / "test", 30, 50, {"jpg": copies}, same=True)
-    found = measured(indexed(test_set), test_set)["target_recall"]
-    expected = counted_by_evaluation(model, test_set, tmp_path)
+    scenes = {number: squares(number, quality=95) for number in range(24) if number % 3}
+    test_set = write_test_set(tmp_path / "test", 24, 36, {"jpg": copies, "COMPLEX_IMG": scenes})
+    everything = measured(indexed(test_set), test_set)
+    found = everything["target_recall"]
+    assert everything["no_close_match"] is None and "not calibrated" in everything["not_measured"][-1]
+    expected = counted_by_evaluation(telling_model, test_set, tmp_path)
     assert list(found) == list(WAYS) and KS == FIRST_KS
     for way, by_k in expected.items():
         assert found[way] == pytest.approx(by_k, abs=1e-12), way
-    assert 0 < found["neither"]["1"] < 1, "copies tie with two targets, and the others are found"
+    assert found["neither"]["1"] == 14 / 24, (
+        "16 scenes are their targets' pictures, and of two of these there are copies"
+    )
     assert len({json.dumps(by_k) for by_k in found.values()}) > 1
 
 
@@ -110,7 +117,7 @@ def test_a_catalog_of_something_else_has_no_recall_of_targets(tmp_path, shop, st
     assert "no column `category`, so nothing is filtered" in told and "filtered search" not in told
 
 
-def test_photos_of_one_product_are_one_item(tmp_path, model, indexed, measured):
+def test_photos_of_one_product_are_one_item(tmp_path, indexed, measured):
     """Each product of the shop has two photos; ids of photos and of products both name it."""
     test_set = write_test_set(tmp_path / "test", 6, 8, same=True)
     rows = [(f"p{row // 2}", f"photo {row}", f"{row}.jpg", "Bags") for row in range(12)]
@@ -209,15 +216,35 @@ def test_a_model_without_conditions_is_asked_without(tmp_path, measured, step, c
     assert found["not_measured"][1] == "1 queries have no category, so nothing is filtered by it."
 
 
-def test_json_has_all_numbers_and_the_tables_fit(tmp_path, model, measured, step, capsys, monkeypatch):
-    shutil.copytree(model, tmp_path / "tiny")
+def test_the_verdict_is_that_of_searches_without_the_target(tmp_path, indexed, measured, step, capsys, monkeypatch):
+    """Naively, each query's product is filtered out by its id. The floor is the median score of what is then found."""
+    test_set = write_test_set(tmp_path / "test", 24, 36)
+    catalog = Catalog.open(indexed(test_set))
+    found = {"with": [], "without": []}
+    for row in rows_of(test_set / "products.parquet"):
+        for side, where in (("with", None), ("without", f"id <> '{row['PRODUCT_ID']}'")):
+            found[side].append(catalog.search(row["COMPLEX_IMG"], row["CATEGORY"], 1, where)[0].score)
+    floor = float(np.median(found["without"]))
+    monkeypatch.setattr(Catalog, "scale", lambda self, condition: condition and Scale(np.array([floor]), floor))
+    said = {side: sum(score < floor for score in scores) for side, scores in found.items()}
+    everything = measured(tmp_path / "catalog", test_set)
+    told = everything["no_close_match"]["condition"]
+    assert (told["said_with_target"], told["said_without_target"]) == (said["with"], said["without"])
+    assert told["queries"] == 24 and said["without"] == 12
+    assert set(everything["no_close_match"]) == {"condition", "both"} and not everything["not_measured"]
+    step("measure", tmp_path / "catalog", "--testset", test_set)
+    assert '"No close match" in %: 24 queries' in capsys.readouterr().out
+
+
+def test_json_has_all_numbers_and_the_tables_fit(tmp_path, telling_model, measured, step, capsys, monkeypatch):
+    shutil.copytree(telling_model, tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)  # a line takes a path as long as it is
     write_test_set(tmp_path / "test", 6, 60)
     step("index", "tiny", "test", "catalog", "--factory", "HNSW4")
     capsys.readouterr()
     found = measured("catalog", "test")
     shape = {"catalog", "queries", "machine", "not_measured", "target_recall", "index_recall", "latency_ms"}
-    assert set(found) == shape and found["catalog"]["index"] == "HNSW4"
+    assert set(found) == shape | {"no_close_match"} and found["catalog"]["index"] == "HNSW4"
     assert found["machine"]["cores"] >= 1 and found["machine"]["gpu"] is None
     times = found["latency_ms"]
     assert times["k"] == 10 and set(times) == {"k", "1", "32"} and times["1"]["rounds"] == 2
