@@ -59,6 +59,17 @@ STYLE = """
               font-size: .75rem; }
 .notice { padding: .6rem .8rem; border-left: 3px solid #e08a00; background: var(--background-fill-secondary); }
 """
+# In a narrow window the columns stand one above the other. Examples then are a strip under the photo, so that results
+# follow the button: the first column gives up its box, and what is in it can be put into another order.
+LAYOUT = """
+@media (max-width: 700px) {
+  #page > .column:first-of-type { display: contents; }
+  #page > .column, #page > .column:first-of-type > * { order: 1; width: 100%; }
+  #page > .column:first-of-type > :is(#photo, #examples) { order: 0; }
+  #examples .gallery { flex-wrap: nowrap; overflow-x: auto; }
+  #examples .gallery-item { flex-shrink: 0; }
+}
+"""
 # A click on a hit's button is told to the server as a `select` with the row that the button names.
 CLICKS = """
 element.addEventListener('click', event => {
@@ -186,7 +197,7 @@ def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
         gr.Markdown(ABOUT)
         # By the name under which the catalog was made: a Space calls every model's folder "model".
         gr.Markdown(f"{len(catalog):,} items, model `{Path(catalog.generation.manifest['model']['name']).name}`.")
-        with gr.Row():
+        with gr.Row(elem_id="page"):
             with gr.Column(scale=1, min_width=300):
                 photo = Photo(
                     type="filepath",
@@ -204,7 +215,13 @@ def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
                 k = gr.Slider(1, 50, 5, step=1, label="Hits of each", elem_id="k")
                 go = gr.Button("Search", variant="primary", elem_id="go")
                 if examples:
-                    gr.Examples([[str(path)] for path in examples], [photo], examples_per_page=12, label="Examples")
+                    gr.Examples(
+                        [[str(path)] for path in examples],
+                        [photo],
+                        examples_per_page=12,
+                        label="Examples",
+                        elem_id="examples",
+                    )
             with gr.Column(scale=3, min_width=320):
                 results = gr.HTML(css_template=STYLE, js_on_load=CLICKS, elem_id="results")
                 if conditions:
@@ -243,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     catalog = Catalog.open(HERE / "catalog" if beside else args.catalog, model)
     examples = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES) if folder else []
     build(catalog, examples).queue(max_size=64).launch(
+        css=LAYOUT,
         # A Space is reached from outside its container; a local page is this machine's alone.
         server_name="0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",
         server_port=args.port,

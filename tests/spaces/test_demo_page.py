@@ -91,6 +91,12 @@ def test_a_narrow_window(chromium, address, shop):
         page.locator("#conditions").get_by_label("Bags", exact=True).check()
         wait_for_rows(page, "Bags")
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        boxes = [
+            page.locator(name).bounding_box() for name in ("#photo", "#examples", "#conditions", "#go", "#results")
+        ]
+        tops = [box["y"] for box in boxes]
+        assert tops == sorted(tops)  # results follow the button, and nobody has to scroll past the examples
+        assert boxes[1]["height"] < 130 and boxes[4]["y"] - (boxes[3]["y"] + boxes[3]["height"]) < 50  # pixels
 
 
 def test_a_filter_that_passes_nothing(chromium, address, shop):
