@@ -62,6 +62,7 @@ def index_images(
     """
     catalog = Generations(out)
     with locked(out, f"{SCRIPT} index"):
+        # Listed within the lock, as a data set is fetched into the catalog's folder.
         origin = _origin(images, images_folder, split)
         return _index(catalog, model, [(_open(catalog, origin), origin)], dims, kind, switch, how)
 
@@ -88,11 +89,14 @@ def _index(
 ) -> dict[str, Any]:
     encoder = load_encoder(model, dims, how.device)
     facts = model_facts(encoder)
+    # Of whole generations alone, which a build that was killed has left as they were: it goes on to the same bytes.
     known = KnownPictures(catalog, digest_of(facts))
     made = [write_segment(catalog, encoder, source, origin, known, how) for source, origin in sources]
+    # A folder is found again from anywhere; a name on the Hub stays a name.
     there = str(Path(model).resolve()) if Path(model).is_dir() else model
     manifest = {"model": {"name": there, "digest": digest_of(facts), "facts": facts}, "dims": encoder.dim}
     name = write_generation(catalog, manifest, [segment for segment, _ in made], kind)
+    # Beside one that answers, the new one waits to be looked at first.
     if switch or catalog.current() is None:
         catalog.switch(name)
     _forget_spools(catalog)
@@ -130,6 +134,7 @@ def add_images(
         refuse_other_model(current, encoder)
         known = KnownPictures(catalog, current.manifest["model"]["digest"])
         segment, reused = write_segment(catalog, encoder, source, origin, known, how)
+        # A replaced row is a removed one: segments never change, and their readers have them open.
         name = _grow(catalog, current, segment, np.union1d(current.removed, replaced))
         catalog.switch(name)
         _forget_spools(catalog)
@@ -166,6 +171,7 @@ def remove_items(out: Path, ids: list[str] | None, where: str | None) -> dict[st
                 shown = ", ".join(map(quoted, missing[:EXAMPLES]))
                 raise ValueError(f"{out} has no item {shown}{more}; nothing was removed")
         else:
+            # The metadata still has removed rows, which a condition may find once more.
             gone = np.setdiff1d(rows_where(metadata, where).nonzero()[0], current.removed)
         if not len(gone):
             raise ValueError(f"{out} has no item where {where}; nothing was removed")
@@ -182,6 +188,7 @@ def _without(catalog: Generations, current: Generation, removed: np.ndarray) -> 
     if there := catalog.same(current.segments, removed, facts["index"]["asked"]):
         return there
     with catalog.writing(facts, current.segments, removed) as folder:
+        # The index keeps the removed rows, and no search may answer them: that is sooner done than building anew.
         for path in current.folder.glob("index.*"):
             link(path, folder / path.name)
     return facts["name"]
@@ -199,6 +206,7 @@ def compact_catalog(out: Path, drop_previous: bool) -> dict[str, Any]:
             facts = {name: current.manifest[name] for name in ("model", "dims")}
             kind = IndexKind(**current.manifest["index"]["asked"])
             catalog.switch(write_generation(catalog, facts, [segment], kind))
+        # After the switch: a death before it has cost space and no answer.
         gone = catalog.sweep(keep_previous=not drop_previous)
         current = catalog.answering()
     report = {"catalog": str(out), "generation": current.name, "items": len(current)}
@@ -222,6 +230,7 @@ class StageBars:
         if stage != self._stage:
             self.__exit__()
             self._stage, self._bar = stage, tqdm(desc=f"index, {stage}", total=total, unit="row")
+        # A stage says how far it has come, a bar wants to know how much farther.
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *error: object) -> None:
@@ -248,6 +257,7 @@ def _refuse_other_types(source: Source, metadata: pa.Table) -> None:
         if field.name in metadata.column_names:
             there = metadata.schema.field(field.name)
             try:
+                # Joined as `read_metadata` joins them: whole numbers go with fractions, texts with neither.
                 pa.unify_schemas([pa.schema([there]), pa.schema([field])], promote_options="permissive")
             except pa.ArrowException as error:
                 raise ValueError(
@@ -258,6 +268,7 @@ def _refuse_other_types(source: Source, metadata: pa.Table) -> None:
 
 def _origin(images: str, folder: Path | None, split: str | None) -> dict[str, Any]:
     """How a source is opened, now and by a later model: paths are absolute."""
+    # A later model reads the source from wherever its command is given.
     name = str(Path(images).resolve()) if Path(images).exists() else images
     return {"name": name, "images": folder and str(folder.resolve()), "split": split}
 
@@ -273,6 +284,7 @@ def _origins(generation: Generation) -> list[tuple[dict[str, Any], pa.Table]]:
     for segment in generation.segments:
         table = pq.read_table(segment.items, columns=["id", ROW, SOURCE])
         left = np.isin(np.arange(start, start + len(table)), generation.removed, invert=True)
+        # What `compact` made is of several sources.
         for number, origin in enumerate(segment.manifest["sources"]):
             own = left & (table[SOURCE].to_numpy() == number)
             if own.any():

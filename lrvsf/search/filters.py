@@ -25,7 +25,7 @@ import pyarrow as pa
 from lrvsf.data.names import did_you_mean, printable, quoted
 
 MAX_LETTERS = 2000
-MAX_NODES = 200
+MAX_NODES = 200  # not tuned
 MAX_TEXTS = 10  # parts that make a text: duckdb keeps each of 2,048 rows at once, outside of its memory limit
 MAX_NAMED = 30
 SHOWN = 120  # letters of a filter that a refusal repeats
@@ -36,7 +36,7 @@ CONFIG = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "memory_limit": "1GB",
-    "threads": 1,
+    "threads": 1,  # connections are many, and each would start a thread for every core
     "lock_configuration": True,
 }
 
@@ -108,6 +108,7 @@ def rows_where(metadata: pa.Table, where: str) -> np.ndarray:
         raise FilterError(
             f"the filter {_shown(where)} is neither true nor false, but {found.type}. Compare it with something."
         )
+    # As SQL does: a row passes where the condition is true, and "unknown" is not.
     return found.fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
 
 
@@ -129,12 +130,14 @@ def _parsed(connection: duckdb.DuckDBPyConnection, query: str, where: str) -> di
     expressions = tree["statements"][0]["node"].get("select_list", [])
     for one in (tree, plain):  # all but the expression has to be as it is around the plainest one
         one["statements"][0]["node"]["select_list"] = None
+    # A text such as "true), (false" closes the brackets that it stands in.
     if len(expressions) != 1 or _without_places(tree) != _without_places(plain):
         raise FilterError(f"the filter {_shown(where)} is more than one condition. Join conditions by and, or.")
     return expressions[0]
 
 
 def _tree(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
+    # As a parameter: the text is parsed, and nothing of it runs.
     ((text,),) = connection.execute("select json_serialize_sql(?)", [query]).fetchall()  # all, or it stays unfinished
     return json.loads(text)
 
@@ -171,6 +174,7 @@ def _check(expression: dict[str, Any], columns: list[str]) -> dict[str, str]:
             )
         if kind == "COLUMN_REF":
             named |= _column(node.get("column_names", []), columns)
+    # Capitals make no difference to duckdb, which would see one of the two columns.
     if len({name.lower() for name in named.values()}) < len(set(named.values())):
         raise FilterError(
             f"a filter cannot tell {' from '.join(map(quoted, sorted(set(named.values()))))}. Rename one."

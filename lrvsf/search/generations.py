@@ -115,6 +115,7 @@ class Generations:
 
     def names(self) -> list[str]:
         """Whole generations, oldest first."""
+        # By number, as text would put g-1000000 before g-999999.
         there = (self.folder / GENERATIONS).glob(f"g-*/{MANIFEST}")
         return sorted((path.parent.name for path in there if NAME.fullmatch(path.parent.name)), key=_number)
 
@@ -148,6 +149,7 @@ class Generations:
     def previous(self) -> str | None:
         """The one that answered before; None where there was none or it is gone."""
         name = self._read(PREVIOUS)
+        # A death between the two writes of `switch` leaves PREVIOUS and CURRENT the same.
         return name if name in self.names() and name != self._read(CURRENT) else None
 
     def open(self, name: str) -> Generation:
@@ -175,6 +177,7 @@ class Generations:
     @contextmanager
     def writing(self, manifest: dict[str, Any], segments: Sequence[Segment], removed: np.ndarray) -> Iterator[Path]:
         """Gives a folder for a new generation's index; whole when the block succeeds. Its name is manifest["name"]."""
+        # `sweep` keeps the last one, so no name is given twice: a reader that looks for one that is gone finds none.
         manifest["name"] = name = f"g-{max(map(_number, self.names()), default=0) + 1:06d}"
         with whole_folder(self.folder / GENERATIONS / name) as folder:
             yield folder
@@ -190,6 +193,7 @@ class Generations:
         A build that was killed before its generation answered leaves one.
         """
         names = [segment.folder.name for segment in segments]
+        # The newest first: a build that was killed left the last one.
         for name in reversed(self.names()):
             one = self.open(name)
             made = one.manifest["segments"], one.manifest["index"]["asked"]
@@ -204,6 +208,7 @@ class Generations:
 
     def switch(self, name: str) -> str | None:
         """Lets a generation answer from now on; which one did before. Readers see the one or the other."""
+        # What is damaged is refused while another one answers.
         self.open(name)
         before = self._read(CURRENT)
         if before != name:
@@ -263,6 +268,7 @@ class Generations:
 
     def bytes(self) -> int:
         """What the folder takes on the disk; a file of several names counts once."""
+        # Generations of one index, and a segment and what it was built from, share files by hard links.
         stats = (path.stat() for path in self.folder.rglob("*") if path.is_file())
         return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}.values())
 

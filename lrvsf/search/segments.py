@@ -130,7 +130,7 @@ class Items(Part):
     def decode(self, encoder: Encoder, item: tuple[int, Picture]) -> Decoded:
         row, picture = item
         data = read_file(picture, self.source.folder) if isinstance(picture, str) else picture
-        digest = hashlib.sha256(data or b"").digest()
+        digest = hashlib.sha256(data or b"").digest()  # an empty cell is none of those known, and refused below
         if (known := self.known.row(digest)) is not None:
             self._known_rows[row] = known
             return Decoded([NO_PIXELS], (digest, None))
@@ -144,6 +144,7 @@ class Items(Part):
         if old:
             embeds[old] = self.known.embeds([self._known_rows[rows[place]] for place in old])
         if new:
+            # A smaller batch, so the last bits may be others than a catalog made afresh would have.
             embeds[new] = encoder.embed([pixels[0][place] for place in new])
         return {"item": embeds}
 
@@ -233,6 +234,7 @@ def write_segment(
         raise ValueError(f"{source.name} has no picture that can be read; look at the warnings above")
     manifest = {"sources": [origin | {"fingerprint": source.fingerprint}], "items": items}
     manifest |= {"left out": source.skips.report("not used"), "columns not kept": source.unused}
+    # Linked, not moved: until the segment has its name, a death must leave the store whole.
     with _whole_segment(catalog, name, manifest) as folder:
         for shard in sorted(building.glob("item-*.safetensors")):
             link(shard, folder / shard.name)
@@ -261,6 +263,7 @@ def merge_segments(catalog: Generations, segments: Iterable[Segment], keep: np.n
     Args:
         keep: (total,) true for rows to keep.
     """
+    # Named by what it is of, so that a compact that was killed after it finds it.
     segments = list(segments)
     name = f"s-{digest_of([[one.folder.name for one in segments], hashlib.sha256(keep).hexdigest()])}"
     if found := catalog.segment(name):

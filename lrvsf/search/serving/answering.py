@@ -94,6 +94,7 @@ class Answering:
         self._failed: str | None = None  # a generation that could not be opened
         self._again = 0.0  # when it is tried again
         self._decoding = ThreadPoolExecutor(os.cpu_count(), "decode")
+        # A pool of its own: a filter of seconds must not keep the one thread that searches for all others.
         self._filtering = ThreadPoolExecutor(FILTERING, "filter")
         self._embedding = Batcher(self._embed, limits.batch, "embed")
         self._searching = Batcher(_find, limits.batch, "search")

@@ -37,6 +37,7 @@ class Batcher(Generic[Job]):
         self._waiting: deque[Waiting[Job]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        # A daemon, as a model that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -55,6 +56,7 @@ class Batcher(Generic[Job]):
         with self._changed:
             self._closed = True
             self._changed.notify()
+        # Without the lock, which the thread takes for its last batches.
         self._thread.join()
 
     def _work(self) -> None:
@@ -68,6 +70,7 @@ class Batcher(Generic[Job]):
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch, size = [], 0
+            # In order, though a smaller job behind might fit: none waits for ever.
             while self._waiting and (not batch or size + self._waiting[0].size <= self._most):
                 batch.append(self._waiting.popleft())
                 size += batch[-1].size

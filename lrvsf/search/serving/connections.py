@@ -26,6 +26,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         clock = self.timeout_keep_alive_task
         super().data_received(data)  # stops it
+        # Half a head has come: the clock goes on as it stood, or a byte now and then would hold it open for ever.
         asked = self.cycle is not None and not self.cycle.response_complete
         if clock is not None and self.timeout_keep_alive_task is None and not asked:
             self._close_at(clock.when())

@@ -85,6 +85,7 @@ def schema(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     document = get_openapi(title=app.title, version="1", description=app.description, routes=app.routes)
     hit = next(hit for name in catalog.metadata["id"] if (hit := catalog.item(name.as_py())))  # that was not removed
     paths, known = document["paths"], catalog.conditions[:1]
+    # Made small, as it stands in the page as text and in each client that reads the document.
     picture = base64.b64encode(thumbnail(decode_shown(hit.thumbnail), SMALL)).decode()
     _content(paths, "/search")["example"] = {"image": picture, "condition": known, "k": 3}
     _content(paths, "/embed")["example"] = {"input": [picture], "condition": known}

@@ -57,6 +57,7 @@ class Gate:
             if not status:
                 await refuse(counted, Refused(503, "The service was ended before it could answer"))
         finally:
+            # One label for all else: clients that make up paths would make up series.
             path = next((path for path in self.paths if _is_at(scope["path"], path)), "other")
             self.telemetry.requests.labels(path, str(status or 500)).inc()
             self.telemetry.seconds.labels(path).observe(time.perf_counter() - started)
@@ -66,6 +67,7 @@ class Gate:
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        # Counted here, before the body is read: bodies are what fills the memory.
         if self._taken >= self.limits.waiting:
             raise Refused(429, "The service has as many questions as it can take; ask again soon", {"retry-after": "1"})
         self._taken += 1
@@ -126,6 +128,7 @@ class Gate:
             if size <= most:
                 parts.append(part)
             else:
+                # The rest is read and thrown away, as a client that is still sending does not see an answer.
                 parts.clear()
             if not message.get("more_body"):
                 break

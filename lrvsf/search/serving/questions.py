@@ -46,6 +46,7 @@ async def read_fields(request: Request, known: Collection[str], limits: Limits) 
         for name, value in _json(await request.body()).items():
             if value is not None:
                 fields.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+    # Whatever the type is called: the decoder finds out what the bytes are.
     elif body := await request.body():
         fields.setdefault("image", []).append(body)
     for name in fields:

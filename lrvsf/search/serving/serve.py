@@ -58,6 +58,7 @@ def serve_catalog(
         print(
             f"{folder}: {len(catalog):,} items of {catalog.generation.name} at http://{shown}:{bound}/docs", flush=True
         )
+        # Said, not refused: behind a gateway that asks for passwords this is as it should be.
         if token is None and not _is_local(host):
             print(f"Anybody who reaches {host} may ask; a token in {TOKEN} changes that.", flush=True)
         server = uvicorn.Server(config)

@@ -39,5 +39,6 @@ class Telemetry:
 
     def answers(self, generation: str, items: int) -> None:
         """Notes which generation answers."""
+        # Each generation is a label; that of the one before would stay as if it answered still.
         self.items.clear()
         self.items.labels(generation).set(items)

@@ -56,6 +56,7 @@ def _kind(name: str, path: Path, tables: list[Path], tars: list[Path]) -> Callab
             raise ValueError(f"{name} is a file that gives no list of pictures; IMAGES is {KINDS}")
         products = suffix == ".parquet" and is_products(path)
         return list_tars if suffix == TAR else list_products if products else list_table
+    # Before tables, one of which its products.parquet would pass for.
     if (path / "products.parquet").is_file() and (path / "distractors").is_dir():
         return list_test_set
     if any((path / part / "manifest.json").is_file() for part in ("train", "validation", "test")):
@@ -66,6 +67,7 @@ def _kind(name: str, path: Path, tables: list[Path], tars: list[Path]) -> Callab
         return list_products if is_products(tables[0]) else list_table
     if tars:
         return list_tars
+    # Last: a folder of tables or tars may have a data/ or a metadata.csv besides.
     return list_dataset if is_dataset_folder(path) else list_folder
 
 

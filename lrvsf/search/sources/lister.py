@@ -62,6 +62,7 @@ class Source:
 
     def only(self, rows: np.ndarray) -> Source:
         """The same source with some of its rows, ascending."""
+        # Not the ids, of which a product has one for all photos.
         kept = hashlib.sha256(self.numbers[rows].tobytes()).hexdigest()
         return replace(
             self,
@@ -80,6 +81,7 @@ class Source:
         if not len(wanted):
             return
         place = 0
+        # Pictures that were not listed are read, too, and passed over.
         for number, picture in enumerate(self.read(int(wanted[0]), int(wanted[-1]) + 1), int(wanted[0])):
             if number == wanted[place]:
                 yield picture
@@ -182,6 +184,7 @@ class Lister:
         numbers = np.array(self._numbers, dtype=np.int64)
         # Values too, not only the files: a shop that changes a price changes no picture.
         self.identify(self.listed, items.column_names)
+        # As bytes: there may be millions of them, and JSON would write each out.
         self.digest.update(numbers)
         for column in ("id", *self.columns):
             for value in items[column].cast(pa.string()).to_pylist():
@@ -209,6 +212,7 @@ class Lister:
                     f"{self.name} has the id {quoted(name)} twice, at {places[other]} and at {places[row]}; give each "
                     "its own, or name the column product_id if they are photos of one product"
                 )
+        # Spelled in two ways, one item would be two, and `--replace` would leave the old one.
         if groups := [] if self.by_path else lookalikes(first, case=True):
             shown = "; ".join(" and ".join(map(quoted, group)) for group in groups[:EXAMPLES])
             raise ValueError(
@@ -219,6 +223,7 @@ class Lister:
 
 def stat_of(path: str | Path) -> list[int] | None:
     """[bytes, time] of a file, by which another one is noticed; None if there is none."""
+    # A name with a null byte is a ValueError; the picture is counted as bad when it is read.
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
@@ -253,6 +258,7 @@ def by_file(files: list[Any], counts: list[int], pictures: Callable[[Any, int], 
     def read(start: int, stop: int) -> Iterator[Picture]:
         first = 0
         for file, count in zip(files, counts, strict=True):
+            # Counts say where each file begins, so a build that goes on opens none of those before.
             if first < stop and first + count > start:
                 begin = max(start - first, 0)
                 yield from itertools.islice(pictures(file, begin), min(stop - first, count) - begin)

@@ -44,8 +44,10 @@ def as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     # As spreadsheets and pandas write a cell that has nothing: they do not make a column of prices one of texts.
     nothing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(sorted(NOTHING)))
     found = pc.if_else(nothing, None, texts)
+    # A column of nothing but "n/a" stays text.
     if found.null_count == len(found):
         return texts
+    # The narrowest that fits all cells; what fits none stays as it was written.
     if _all_match(found, WHOLE):
         return found.cast(pa.int64())
     if _all_match(found, NUMBER):
@@ -60,6 +62,7 @@ def as_numbers(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 def comparable(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """A typed column as the catalog keeps it, or None where it is nested or binary."""
     kind = column.type
+    # Files of one table may have a column once as a dictionary and once plain, and are joined.
     if pa.types.is_dictionary(kind):
         return comparable(column.cast(kind.value_type))
     if pa.types.is_null(kind):
@@ -67,6 +70,7 @@ def comparable(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_string(kind):
         return column.cast(pa.string())
     if pa.types.is_uint64(kind):
+        # Beyond int64 there are floats only, which round.
         return column.cast(pa.int64() if (pc.max(column).as_py() or 0) < 2**63 else pa.float64())
     if pa.types.is_integer(kind):
         return column.cast(pa.int64())

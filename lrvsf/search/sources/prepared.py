@@ -42,6 +42,7 @@ def list_products(lister: Lister, files: list[Path]) -> Source:
     lister.identify(describe_files(files))
 
     def pictures(path: Path, start: int) -> Iterator[Picture]:
+        # A product has any number of pictures, so rows cannot be jumped to by a picture's number.
         for product in parquet_rows(path, IMAGES):
             for image in _simple(product):  # undecoded, so passing over is cheap
                 if start:
@@ -76,6 +77,7 @@ def list_test_set(lister: Lister) -> Source:
             present, rows = file.schema_arrow.names, file.metadata.num_rows
         wanted = [name for name in ("PRODUCT_ID", *cells) if name in present]
         what = "product" if path in test_set.files["products"] else "distractor"
+        # Distractors are numbered over all their files; the first count is the products'.
         first = sum(counts[1:]) if what == "distractor" else 0
         for row, known in enumerate(parquet_rows(path, wanted) if wanted else [{}] * rows):
             name = item_name(known.get("PRODUCT_ID"), what, first + row)
@@ -107,6 +109,7 @@ def list_tars(lister: Lister, files: list[Path]) -> Source:
         for number, product in enumerate(_tar_products(path, lost)):
             _add_product(lister, f"{path.name}, product {number}", product)
         counts.append(lister.listed - before)
+        # A tar has no index: what is lost is known when all of it was read.
         for reason, count in lost.items():
             lister.skips.add_all(reason, [path.name] * count)
         lister.identify(stat_of(path))
@@ -133,6 +136,7 @@ def _tar_products(path: Path, lost: Counter[str]) -> Iterator[dict[str, Any]]:
 
 def _has_numbers(path: Path) -> bool:
     """Whether a tar's first picture is ID.0.jpg, a product's, and not ID.jpg, a distractor's."""
+    # The first picture decides, as a tar is of one kind throughout.
     with path.open("rb") as file:
         for member in TarMembers(file):
             match = MEMBER.fullmatch(member.path.rpartition("/")[2])

@@ -43,6 +43,7 @@ def _list_csv(lister: Lister, path: Path) -> Source:
         if cells is None:
             lister.skip("row of more or fewer cells than columns", where)
             continue
+        # A quote that is not closed makes one cell of all lines up to the next quote, and nobody would miss them.
         folded = (cell for cell in cells.values() if "\n" in cell or "\r" in cell)
         if any(table.rows_in(cell, "image", _is_picture) for cell in folded):
             raise ValueError(
@@ -50,6 +51,7 @@ def _list_csv(lister: Lister, path: Path) -> Source:
                 'correct it (a quote within a quoted cell is written "")'
             )
         image = cells["image"].strip()
+        # Blanks around a cell are a spreadsheet's, and a filter would not match "Ada ".
         known = [cells[name].strip() for name in lister.columns]
         found = _path(lister, where, cells, image)
         if found and lister.add(f"{where} ({image})", cells[named] if named else image, known):
@@ -108,6 +110,7 @@ def _id_column(lister: Lister, path: Path, present: list[str]) -> str | None:
     check_names(str(path), [name for name in present if name.strip()])
     named = next((name for name in IDS if name in present), None)
     # A table with both has photos with ids of their own, and `product_id` groups them as a column does.
+    # A path is an id as it stands; one that differs in capitals is another file.
     lister.products, lister.by_path = named == "product_id", named is None
     return named
 
@@ -146,6 +149,7 @@ def _metadata(lister: Lister, path: Path, names: list[str], kept: list[int]) -> 
         with open_parquet(path) as file:
             for name in names:
                 kind = file.schema_arrow.field(name).type
+                # Asked of an empty column first: one of pictures or vectors need not be read to be left out.
                 if comparable(pa.chunked_array([[]], kind)) is not None:
                     columns[name] = comparable(file.read([name])[name].take(pa.array(kept, pa.int64())))
                 elif name not in lister.unused:

@@ -39,6 +39,7 @@ WHOLE = "whole.json"  # in a spool: it has everything
 
 def is_dataset(name: str) -> bool:
     """Whether a name is one of the Hub: an address, or OWNER/NAME where there is no such path and no folder OWNER."""
+    # A relative path looks the same: whoever has a folder OWNER means it.
     named = ON_HUB.fullmatch(name) and not Path(name).exists() and not Path(name).parent.is_dir()
     return name.startswith("hf://") or bool(named)
 
@@ -119,6 +120,7 @@ def _fill(stream: datasets.IterableDataset, name: str, folder: Path) -> list[str
     schema |= {key: datasets.Value("string") for key in labels}
     arrow = datasets.Features({"image": datasets.Image(), **schema}).arrow_schema.remove_metadata()
     folder.mkdir(parents=True, exist_ok=True)
+    # Streams go forward only: what a killed build has in files is passed over, not decoded.
     there = len(files_in(folder, "pictures-*.parquet"))
     rows = iter(stream.skip(there * SPOOL_ROWS))  # every file but the last is full, so their number is the place
     with tqdm(desc="fetching", unit="row", initial=there * SPOOL_ROWS) as bar:
@@ -128,6 +130,7 @@ def _fill(stream: datasets.IterableDataset, name: str, folder: Path) -> list[str
             write_whole(folder / f"pictures-{there:06d}.parquet", sink.getvalue())
             there += 1
             bar.update(len(chunk))
+            # Otherwise the stream would be asked once more, which may fetch a file to say that there is none.
             if len(chunk) < SPOOL_ROWS:
                 break
     if not there:
