@@ -16,7 +16,7 @@ UNKNOWN = {
     "embedding": {"prepare", "mini", "training", "evaluation", "search", "hub"},
     "evaluation": {"prepare", "mini", "training", "search", "hub"},
     "training": {"prepare", "mini", "search", "hub"},
-    "search": {"prepare", "mini", "training", "hub"},
+    "search": {"prepare", "mini", "training", "evaluation", "hub"},
     "prepare": {"mini", "embedding", "training", "evaluation", "hub"},
 }
 

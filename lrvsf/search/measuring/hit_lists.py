@@ -84,8 +84,8 @@ def no_close_match(lists: Sequence[HitList], targets: Sequence[str | None]) -> d
     """
     said = []
     for hits, target in zip(lists, targets, strict=True):
-        if target is None or any(hit.close is None for hit in hits):
-            continue
+        if target is None or not hits or any(hit.close is None for hit in hits):
+            continue  # of nothing at all, nothing is said to be far
         others = [hit for hit in hits if hit.product != target]
         said.append((not any(hit.close for hit in hits), not any(hit.close for hit in others)))
     if not said:

@@ -35,14 +35,14 @@ def _ground(measured: Mapping[str, Any]) -> dict[str, Any]:
         "targets": f"{there:,} are in the catalog, {missing:,} are not",
         "machine": f"{machine['cores']} cores, of which torch takes {machine['threads']}; {gpu}",
     }
-    bad = "; ".join(f"{one['count']:,} {reason} ({one['such as']})" for reason, one in queries["unreadable"].items())
+    bad = {reason: f"{one['count']:,} ({one['such as']})" for reason, one in queries["unreadable"].items()}
     return ground | ({"unreadable": bad} if bad else {})
 
 
 def _recall_tables(measured: Mapping[str, Any]) -> list[str]:
     counted = measured["queries"]["with_target_in_catalog"]
     if counted:
-        title = f"R@K in %: the target is among the first K, of {counted:,} queries whose target is there"
+        title = f"R@K in %, of {counted:,} queries whose target is there"
         tables = [_grid(title, "R@", measured["target_recall"])]
     else:
         tables = ["No R@K: the catalog has no item with the id of a target of this test set."]
@@ -57,7 +57,7 @@ def _recall_tables(measured: Mapping[str, Any]) -> list[str]:
 def _verdict_table(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
     asked = next(iter(verdicts.values()))["queries"]
     names = ("precision", "recall", "said wrongly")
-    lines = [f'"No close match" in %: {asked:,} queries, each with its target there and left out']
+    lines = [f'"No close match" in %, of {asked:,} queries with their targets and without']
     lines.append(" " * LABEL + "".join(f"{name:>{2 * CELL}}" for name in names))
     for way, told in verdicts.items():
         shares = (told["precision"], told["recall"], told["said_with_target"] / told["queries"])

@@ -79,8 +79,8 @@ def test_the_verdict_is_asked_with_the_target_and_without():
 
     lists = [hits(True, False), hits(True, True), hits(False, False), hits(True, True), [], hits(None, None)]
     targets = ["0", "0", "1", None, "0", "0"]
-    # With their targets the third and the fifth, which finds nothing at all; without them the first, too.
-    expected = {"queries": 4, "said_with_target": 2, "said_without_target": 3, "precision": 3 / 5, "recall": 3 / 4}
+    # With its target the third; without it the first, too. The others have no target, find nothing, or are not told.
+    expected = {"queries": 3, "said_with_target": 1, "said_without_target": 2, "precision": 2 / 3, "recall": 2 / 3}
     assert no_close_match(lists, targets) == expected
     assert no_close_match(lists[1:2], targets[1:2]) == {
         **{"queries": 1, "said_with_target": 0, "said_without_target": 0, "precision": None, "recall": 0}

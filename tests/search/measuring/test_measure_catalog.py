@@ -21,6 +21,7 @@ from lrvsf.search.commands import KS
 from lrvsf.search.measuring import latency
 from lrvsf.search.measuring.asked_queries import CONDITIONED, products_named
 from lrvsf.search.measuring.measure_catalog import WAYS
+from lrvsf.search.measuring.measured_table import as_tables
 from lrvsf.search.vectors import Selection
 from lrvsf.search.verdicts.standing import Scale
 
@@ -130,6 +131,7 @@ def test_photos_of_one_product_are_one_item(tmp_path, indexed, measured):
     assert products_named(Catalog.open(catalog), ["photo 5", "p5", "photo 12"]) == ["p2", "p5", None]
     assert found["target_recall"]["filter"]["1"] == pytest.approx(1 / 3), "all are called Bags, and a third is asked so"
     assert found["not_measured"][0].endswith("a filter finds none: Feet 2, Neck 2.")
+    assert found["no_close_match"] is None
 
 
 def test_what_an_approximate_index_loses_is_told_way_by_way(tmp_path, indexed, measured, monkeypatch):
@@ -173,7 +175,7 @@ def test_queries_that_cannot_be_read_are_skipped_and_named(tmp_path, indexed, me
     }
     assert queries["asked"] == 9 and "Skipped row 2 of the products (not an image" in caplog.text
     step("measure", catalog, "--testset", test_set)
-    assert "2 not an image (row 2, row 7); 1 empty (row 5)" in " ".join(capsys.readouterr().out.split())
+    assert "unreadable not an image 2 (row 2, row 7) empty 1 (row 5)" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(TooMuchDamage, match="3 in a row"):
         many = write_test_set(tmp_path / "many", 12, 20, {"COMPLEX_IMG": dict.fromkeys(range(3, 9), b"<html>")})
         step("measure", catalog, "--testset", many, "--max_bad_in_a_row", 3)
@@ -233,12 +235,12 @@ def test_the_verdict_is_that_of_searches_without_the_target(tmp_path, indexed, m
     assert told["queries"] == 24 and said["without"] == 12
     assert set(everything["no_close_match"]) == {"condition", "both"} and not everything["not_measured"]
     step("measure", tmp_path / "catalog", "--testset", test_set)
-    assert '"No close match" in %: 24 queries' in capsys.readouterr().out
+    assert '"No close match" in %, of 24 queries' in capsys.readouterr().out
 
 
 def test_json_has_all_numbers_and_the_tables_fit(tmp_path, telling_model, measured, step, capsys, monkeypatch):
     shutil.copytree(telling_model, tmp_path / "tiny")
-    monkeypatch.chdir(tmp_path)  # a line takes a path as long as it is
+    monkeypatch.chdir(tmp_path)
     write_test_set(tmp_path / "test", 6, 60)
     step("index", "tiny", "test", "catalog", "--factory", "HNSW4")
     capsys.readouterr()
@@ -254,8 +256,24 @@ def test_json_has_all_numbers_and_the_tables_fit(tmp_path, telling_model, measur
     words = [word for k in (1, 2, 3, 5, 10, 100, 1000) for word in ("--k", k)]
     step("measure", "catalog", "--testset", "test", *words)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in lines if line and line.split()[0] in WAYS] == 2 * list(WAYS)
+    lines += as_tables(_of_a_large_catalog(found)).splitlines()
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+    assert [line.split()[0] for line in lines if line and line.split()[0] in WAYS] == 4 * list(WAYS) + ["both"]
+
+
+def _of_a_large_catalog(measured):
+    """The same with numbers as wide as they come."""
+    machine = {"cores": 128, "threads": 128, "gpu": "NVIDIA H100 80GB HBM3"}
+    counts = dict.fromkeys(("asked", "in_test_set", "with_target_in_catalog", "without_target_in_catalog"), 1_000_000)
+    verdict = {"queries": 1_000_000, "said_with_target": 0, "precision": None, "recall": 1.0}
+    times = measured["latency_ms"] | {"32": {name: {"p50": 54321.0, "p95": 54321.0} for name in latency.STAGES}}
+    times["32"]["rounds"] = 100
+    return measured | {
+        "machine": machine,
+        "queries": measured["queries"] | counts,
+        "no_close_match": {"both": verdict},
+        "latency_ms": times,
+    }
 
 
 @pytest.mark.parametrize(
