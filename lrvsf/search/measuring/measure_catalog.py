@@ -97,11 +97,11 @@ def _ways(catalog: Catalog, queries: AskedQueries) -> tuple[list[str], list[str]
     if column is None or nameless:
         ways = [way for way in ways if not WAYS[way][1]]
         if column is None:
-            notes.append("The catalog has no column `category`, so nothing is filtered by it.")
+            notes.append("The catalog has no column `category` of texts, so nothing is filtered by it.")
         else:
             notes.append(f"{nameless:,} queries have no category, so nothing is filtered by it.")
     else:
-        there = set(pc.unique(items_left(catalog)[column].cast(pa.string())).to_pylist())
+        there = set(pc.unique(items_left(catalog)[column]).to_pylist())
         if foreign := Counter(name for name in queries.categories if name not in there):
             names = ", ".join(f"{name} {count:,}" for name, count in foreign.most_common())
             notes.append(
@@ -111,8 +111,9 @@ def _ways(catalog: Catalog, queries: AskedQueries) -> tuple[list[str], list[str]
 
 
 def category_column(catalog: Catalog) -> str | None:
-    """The catalog's column of categories, as a filter names it."""
-    return next((name for name in catalog.metadata.column_names if name.lower() == "category"), None)
+    """The catalog's column of categories, as a filter names it; None where there is none, or it holds no texts."""
+    texts = (field.name for field in catalog.metadata.schema if pa.types.is_string(field.type))
+    return next((name for name in texts if name.lower() == "category"), None)
 
 
 def _recalls(catalog: Catalog, queries: AskedQueries, ways: list[str], ks: Sequence[int]) -> dict[str, Any]:

@@ -115,7 +115,16 @@ def test_a_catalog_of_something_else_has_no_recall_of_targets(tmp_path, shop, st
     step("measure", shop / "catalog", "--testset", test_set)
     told = " ".join(capsys.readouterr().out.split())
     assert "0 are in the catalog, 6 are not" in told and "No R@K" in told and "end to end" in told
-    assert "no column `category`, so nothing is filtered" in told and "filtered search" not in told
+    assert "no column `category` of texts, so nothing is filtered" in told and "filtered search" not in told
+
+
+def test_a_column_of_numbers_is_no_column_of_categories(tmp_path, indexed, measured):
+    rows = [(f"p{row}", f"{row}.jpg", row) for row in range(6)]
+    for row in range(6):
+        write_file(tmp_path / f"{row}.jpg", squares(row))
+    catalog = indexed(write_csv(tmp_path / "shop.csv", rows, ("id", "image", "category")))
+    found = measured(catalog, write_test_set(tmp_path / "test", 6, 8))
+    assert list(found["target_recall"]) == ["condition", "neither"]
 
 
 def test_photos_of_one_product_are_one_item(tmp_path, indexed, measured):
@@ -206,11 +215,12 @@ def test_other_categories_are_refused(tmp_path, indexed, step):
 
 def test_a_model_without_conditions_is_asked_without(tmp_path, measured, step, capsys):
     tiny_condvit(condition="none").save_pretrained(tmp_path / "plain")
-    test_set = write_test_set(tmp_path / "test", 6, 8)
+    test_set = write_test_set(tmp_path / "test", 6, 8, same=True)
+    edit_rows(test_set / "products.parquet", lambda rows: rows[0].update(CATEGORY="Men's shoes"))
     step("index", tmp_path / "plain", test_set, tmp_path / "catalog")
     capsys.readouterr()
     found = measured(tmp_path / "catalog", test_set)
-    assert list(found["target_recall"]) == ["filter", "neither"]
+    assert list(found["target_recall"]) == ["filter", "neither"] and found["target_recall"]["filter"]["5"] == 1
     assert found["not_measured"] == ["The model knows no conditions, so nothing is asked under one."]
     edit_rows(test_set / "products.parquet", lambda rows: rows[1].update(CATEGORY=None))
     found = measured(tmp_path / "catalog", test_set)
