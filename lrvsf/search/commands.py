@@ -97,7 +97,8 @@ def index(
 ) -> dict[str, Any]:
     """Make a catalog of pictures, or the next generation of one beside that which answers.
 
-    A build that was killed goes on where it stopped, by the same command.
+    A build that was killed goes on where it stopped, by the same command. Pictures that the catalog has embedded by
+    this model are not embedded again, whatever else has changed in their table.
     """
     how, kind = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device), IndexKind(factory, storage, seed)
     check_model(model)
@@ -212,7 +213,7 @@ def query(
     where: Where = None,
     k: Annotated[int, Option(help="how many hits")] = 10,
     every_photo: Annotated[bool, Option(help="let every photo of a product be a hit of its own")] = False,
-    fold: Annotated[bool, Option(help="take pictures that nearly coincide for one hit")] = False,
+    fold: Annotated[bool, Option(help="take copies of one picture, in other sizes too, for one hit")] = False,
     html: Annotated[Path | None, Option(help="write a page with pictures to this file")] = None,
     as_json: Annotated[bool, Option("--json", help="print JSON instead of a table")] = False,
     model: Model = None,
