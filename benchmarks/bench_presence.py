@@ -9,10 +9,13 @@ stands the AUC of the best score that the shop's items reach under the condition
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.mini.shop import ITEMS, read_scenes
 from lrvsf.search.catalog import load_encoder

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +31,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.vectors import Selection, Vectors
