@@ -193,7 +193,7 @@ def calibrate(
     max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
     device: Device = None,
 ) -> dict[str, Any]:
-    """Learn from scenes to tell whether a thing is in a picture, for `query --all` and the page."""
+    """Learn from scenes to tell whether a thing is in a picture, and whether a catalog has anything like it."""
     if not model.is_dir():
         raise FileNotFoundError(f"{model} is no folder; name a model's folder, download one from the Hub first")
     check_model(str(model))

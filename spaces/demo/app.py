@@ -193,6 +193,8 @@ def read(photo: str) -> bytes:
 def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
     """The page of a catalog."""
     page, conditions = Page(catalog), catalog.conditions
+    for name in conditions:  # now, as in a large catalog it takes seconds
+        catalog.scale(name)
     with gr.Blocks(title="Search by photo and condition") as blocks:
         gr.Markdown(ABOUT)
         # By the name under which the catalog was made: a Space calls every model's folder "model".

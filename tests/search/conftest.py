@@ -2,8 +2,10 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from made import squares, tiny_condvit, write_csv, write_file
+from pairs import pairs_of, unit
 
 import search_catalog
 from lrvsf.embedding.encoder import Encoder
@@ -54,3 +56,30 @@ def embedded(monkeypatch):
 
     monkeypatch.setattr(Encoder, "embed", counted)
     return sizes
+
+
+@pytest.fixture
+def own_shop(shop, model, step):
+    """The shop's catalog by a copy of the model that may be changed."""
+    shutil.copytree(model, shop / "tiny")
+    shutil.rmtree(shop / "catalog")
+    step("index", shop / "tiny", shop / "shop.csv", shop / "catalog")
+    return shop
+
+
+@pytest.fixture
+def calibrated(own_shop, monkeypatch):
+    """`calibrated(true)`: the shop's catalog, with known pairs of that score under "Bags"; nothing is near anything."""
+    from lrvsf.search.catalog import Catalog  # here, as tests without the search extra's packages read this file, too
+
+    monkeypatch.setattr("lrvsf.search.catalog.NEAR", 2.0)  # a random model's embeddings nearly coincide
+
+    def calibrated(true):
+        catalog = Catalog.open(own_shop / "catalog")
+        scenes = catalog.embed([squares(100 + number) for number in range(25)], ["Bags"])
+        others = unit(np.random.default_rng(0).normal(size=scenes.shape))
+        others = unit(others - (others * scenes).sum(1, keepdims=True) * scenes)
+        pairs_of(catalog, scenes, true * scenes + (1 - true**2) ** 0.5 * others).save(own_shop / "tiny")
+        return Catalog.open(own_shop / "catalog")
+
+    return calibrated

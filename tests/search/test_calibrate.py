@@ -20,15 +20,6 @@ def few_are_enough(monkeypatch):
     monkeypatch.setattr(calibrate, "FEWEST", 8)
 
 
-@pytest.fixture
-def own_shop(shop, model, step):
-    """The shop's catalog by a copy of the model that may be changed."""
-    shutil.copytree(model, shop / "tiny")
-    shutil.rmtree(shop / "catalog")
-    step("index", shop / "tiny", shop / "shop.csv", shop / "catalog")
-    return shop
-
-
 def test_a_catalog_tells_presence_once_its_model_is_calibrated(own_shop, step, tmp_path, capsys):
     before = Catalog.open(own_shop / "catalog").search_all(squares(1))
     assert {(answer.present, answer.presence) for answer in before.values()} == {(None, None)}

@@ -1,12 +1,12 @@
 """Standing: where a score stands among those of scenes whose thing is not in the catalog, and what is not close."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from made import squares, write_csv, write_file, write_test_set
+from pairs import pairs_of, unit
 
 from lrvsf.search import calibrate
 from lrvsf.search.catalog import NEAR, Catalog
@@ -16,43 +16,6 @@ from lrvsf.search.verdicts import presence, standing
 from lrvsf.search.verdicts.standing import KnownPairs, Scale, chosen_pairs
 
 DIM = 24
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def pairs_of(catalog, scenes, products, condition="Bags"):
-    asked = np.full(len(scenes), catalog.conditions.index(condition))
-    digest = catalog.generation.manifest["model"]["digest"]
-    return KnownPairs(
-        tuple(catalog.conditions), digest, asked, np.float16(scenes), np.float16(unit(np.asarray(products)))
-    )
-
-
-@pytest.fixture
-def own_shop(shop, model, step):
-    """The shop's catalog by a copy of the model that may be changed."""
-    shutil.copytree(model, shop / "tiny")
-    shutil.rmtree(shop / "catalog")
-    step("index", shop / "tiny", shop / "shop.csv", shop / "catalog")
-    return shop
-
-
-@pytest.fixture
-def calibrated(own_shop, monkeypatch):
-    """`calibrated(true)`: the shop's catalog, with known pairs of that score under "Bags"; nothing is near anything."""
-    monkeypatch.setattr("lrvsf.search.catalog.NEAR", 2.0)  # a random model's embeddings nearly coincide
-
-    def calibrated(true):
-        catalog = Catalog.open(own_shop / "catalog")
-        scenes = catalog.embed([squares(100 + number) for number in range(25)], ["Bags"])
-        others = unit(np.random.default_rng(0).normal(size=scenes.shape))
-        others = unit(others - (others * scenes).sum(1, keepdims=True) * scenes)
-        pairs_of(catalog, scenes, true * scenes + (1 - true**2) ** 0.5 * others).save(own_shop / "tiny")
-        return Catalog.open(own_shop / "catalog")
-
-    return calibrated
 
 
 @pytest.mark.parametrize("removed", [(), ("p0", "p5")])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import opened, rows_of, served, upload, wait_for_rows
 from drawn_shop import HOSTILE
@@ -60,6 +61,29 @@ def test_everything_in_it_and_attention(chromium, address, shop):
         page.get_by_text("What does it look at?").click()
         page.locator("#look").click()
         page.locator("#heat img").first.wait_for()
+
+
+def test_no_close_match_is_said_and_greyed(chromium, address, shop, tmp_path):
+    """A picture of nothing asks for two things; then a scene for what is in the catalog."""
+    across, down = np.meshgrid(np.arange(200), np.arange(300))
+    colours = np.stack([across, down, across * down], axis=-1) % 256
+    Image.fromarray(colours.astype(np.uint8)).save(tmp_path / "nothing.png")
+    scene = read_scenes(shop)[0]
+    name, item = max(scene["shows"].items(), key=lambda one: one[1]["share"])
+    with opened(chromium, address) as page:
+        upload(page, tmp_path / "nothing.png")
+        for asked in ("Bags", "Feet"):
+            page.locator("#conditions").get_by_label(asked, exact=True).check()
+        wait_for_rows(page, "Bags", "Feet")
+        assert page.locator("#results small", has_text="no close match").count() == 2
+        assert page.locator("#results article.faint").count() == page.locator("#results article").count() == 10
+        page.reload()
+        upload(page, scene["image"])
+        page.locator("#conditions").get_by_label(name, exact=True).check()
+        wait_for_rows(page, name)
+        found = page.locator(f'#results article[data-id="{item["id"]}"]')
+        assert found.get_attribute("class") == "hit" and page.locator("#results small").count() == 0
+        assert "find nothing as near" in found.locator(".score").get_attribute("title")
 
 
 def test_metadata_is_text_and_only_web_addresses_are_links(chromium, address, shop):

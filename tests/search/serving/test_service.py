@@ -32,6 +32,21 @@ def test_search_answers_as_query_prints(client, _shop, step, capsys):
     assert client.post("/search", files=files(squares(90)), data=asked).json() == {"results": printed}
 
 
+def test_standing_and_what_is_close_are_told(calibrated, own_shop, make_client):
+    """Also with a filter, and for questions that share a batch."""
+    catalog = calibrated(true=0.1)
+    with make_client(own_shop / "catalog") as client:
+        assert set(catalog.conditions) <= set(client.answering.catalog._scales), "ready is when all is measured"
+        for where in ({}, {"where": "price > 0"}):
+            asked = {"condition": ["Bags", "", "Feet"], "k": "3", **where}
+            bags, *others = client.post("/search", files=files(squares(90)), data=asked).json()["results"]
+            expected = catalog.search(squares(90), "Bags", k=3)
+            assert [hit["close"] for hit in bags["hits"]] == [True] * 3
+            standing = [hit.standing for hit in expected]
+            assert [hit["standing"] for hit in bags["hits"]] == pytest.approx(standing, abs=0.05)
+            assert {hit["close"] for one in others for hit in one["hits"]} == {None}
+
+
 def test_three_forms_of_a_question_are_one(client):
     form = client.post("/search", files=files(squares(3)), data={"condition": ["Bags"], "k": "2"})
     raw = client.post("/search?condition=Bags&k=2", content=squares(3), headers={"content-type": "image/jpeg"})
