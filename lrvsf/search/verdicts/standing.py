@@ -5,8 +5,8 @@ and from catalog to catalog, as a larger one has something nearer to whatever it
 pairs of a scene and the product that it was taken with. A catalog asks itself with these scenes, and sees what it
 finds where the thing is not there; what the pair itself scores is what it would find if it were.
 
-The best score is all that is looked at. What else one would think of tells the two apart less on Mini: by how much the
-best exceeds the following ones, how near the found item is to anybody, and whether the thing is in the picture.
+The best score is all that is looked at. By how much it leads the following ones tells less
+(benchmarks/bench_standing.py has both), as a catalog may hold several things like the one that is meant.
 """
 
 from __future__ import annotations
