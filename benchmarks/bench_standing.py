@@ -53,7 +53,7 @@ def main() -> None:
         for name in catalog.conditions:
             catalog.scale(name)
         print(f"{len(catalog):,} items; the scales of all conditions took {time.perf_counter() - began:.2f} s")
-        print("| condition | queries | lacking | precision | recall | greyed, but there | AUC | of its lead | standing |")
+        print("| asked | queries | lacking | precision | recall | greyed, but there | AUC | of its lead | standing |")
         print("|" + " --- |" * 9)
         lines = []
         for name in catalog.conditions:
