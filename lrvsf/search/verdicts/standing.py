@@ -26,7 +26,7 @@ from lrvsf.search.verdicts.presence import FEWEST
 FILE = "standing.safetensors"
 PAIRS = 100  # kept for each condition; with 300, Mini's verdicts are no better
 DEEP = 8  # rows that a scene's best is looked for in, as the first may show its own product (not tuned)
-FOUND = 0.8  # share of true matches that count as close, whatever else is in the catalog
+FAR = 0.2  # of the finds of things that are there: the largest share that is not called close (not tuned)
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,14 @@ class Scale:
 
 
 def _floor(missing: np.ndarray, true: np.ndarray) -> float:
-    """Where the rate of close answers to what is there exceeds the rate to what is missing most.
+    """Where the rate of close finds of what is there exceeds the rate of what is missing most.
 
-    In a catalog full of near misses that would call many a true match far. It is no help to grey what one looked for,
-    so at least FOUND of the true matches stay close.
+    In a catalog full of near misses that would grey many finds of what is there, so no more than FAR of them are.
     """
-    cuts = np.sort(np.maximum(missing, true))  # what these scenes would find if their thing were there, too
-    rates = 1 - np.arange(len(cuts)) / len(cuts)  # of what is there; of equal cuts the first has the true one
-    gain = rates - (1 - np.searchsorted(np.sort(missing), cuts, side="left") / len(missing))
-    return float(min(cuts[gain.argmax()], np.quantile(true, 1 - FOUND)))
+    cuts = np.sort(np.maximum(missing, true))  # what these scenes would find if their thing were there
+    there = 1 - np.arange(len(cuts)) / len(cuts)  # rates from each cut on; of equal cuts the first has the right one
+    gain = there - (1 - np.searchsorted(np.sort(missing), cuts, side="left") / len(missing))
+    return float(cuts[min(gain.argmax(), int(FAR * len(cuts)))])
 
 
 def best_of_others(scores: np.ndarray, products: np.ndarray, own: np.ndarray, near: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def test_standing_and_what_is_close_are_told(calibrated, own_shop, make_client):
             asked = {"condition": ["Bags", "", "Feet"], "k": "3", **where}
             bags, *others = client.post("/search", files=files(squares(90)), data=asked).json()["results"]
             expected = catalog.search(squares(90), "Bags", k=3)
-            assert [hit["close"] for hit in bags["hits"]] == [True] * 3
+            assert [hit["close"] for hit in bags["hits"]] == [hit.close for hit in expected]
             standing = [hit.standing for hit in expected]
             assert [hit["standing"] for hit in bags["hits"]] == pytest.approx(standing, abs=0.05)
             assert {hit["close"] for one in others for hit in one["hits"]} == {None}
