@@ -1,14 +1,17 @@
-"""The service under load, in batches and one request at a time; and what one query's time is spent on.
+"""The service under load, against one client and against batches of one; and what one query's time is spent on.
 
-    python benchmarks/bench_service.py [--models B/32 B/16] [--clients 32] [--seconds 60] [--items 20000] [--markdown]
+    python benchmarks/bench_service.py --models B/32 [--clients 32] [--seconds 60] [--items 5000] [--markdown]
 
 Weights are random, and so are the items' vectors: neither changes what anything costs. Pictures are JPEGs of 256 x 341
 pixels, each under one condition, ten hits each.
 
-Latency is of one thread that asks a catalog in this process, without HTTP: the median of each part. Load is
-`search_catalog.py serve` and clients on this machine, each of which sends its next request when it has the answer to
-the last; they and the service share the processors. The second line has `--batch_size 1`. Memory is the service's
-resident set, when a tenth of the time has gone and at the end.
+Latency is of one thread that asks a catalog in this process, without HTTP: the median of each part, and of all of it.
+Load is `search_catalog.py serve` and clients on this machine, each of which sends its next request when it has the
+answer to the last; they and the service share the processors. Three ways take turns, so that what else the machine does
+meets all of them: many clients, one client, and many clients of a service with `--batch_size 1`. "times" is requests a
+second by those of one client. Memory is the service's resident set, before its way's first turn and after its last.
+
+A request that fails ends the benchmark with status 1, after the tables.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from unittest import mock
@@ -48,6 +52,7 @@ from modeling_condvit import CondViTModel
 
 SCRIPT = Path(__file__).parent.parent / "search_catalog.py"
 QUERIES = 60  # of the latency, after ten that are not counted
+TURNS = 3  # of each way
 
 
 def write_model(name: str, folder: Path) -> None:
@@ -107,76 +112,99 @@ def megabytes(process: subprocess.Popen) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def load(catalog: Path, clients: int, seconds: float, pictures: list[bytes], *words: str) -> list[str]:
-    """A line of the table: requests a second, p50 and p95, errors, memory before and after."""
-    taken: list[float] = []
-    errors: list[object] = []
-    numbers, begins, ends = count(), 0.0, 0.0
+@dataclass
+class Way:
+    """How a service is asked, and what came of it in all turns."""
 
-    def ask(port: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        while (started := time.perf_counter()) < ends:
-            number = next(numbers)
-            condition = CATEGORIES[number % 10].replace(" ", "%20")
-            try:
-                connection.request("POST", f"/search?condition={condition}", pictures[number % len(pictures)])
-                answer = connection.getresponse()
-                answer.read()
-            except (OSError, http.client.HTTPException) as error:
-                errors.append(error)
-                connection.close()
-                continue
-            if answer.status != 200:
-                errors.append(answer.status)
-            elif started >= begins:
-                taken.append(time.perf_counter() - started)
+    name: str
+    clients: int
+    process: subprocess.Popen
+    port: int
+    seconds: list[float] = field(default_factory=list)  # of each answer
+    errors: list[object] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)  # megabytes, before each turn and after it
 
-    with service(catalog, *words) as (process, port):
+    def turn(self, seconds: float, pictures: list[bytes], first: int) -> None:
+        """Asks for a while. A tenth more, before it, is not counted: it warms up what the other ways have cooled."""
         begins = time.perf_counter() + seconds / 10
-        ends = begins + seconds
-        threads = [threading.Thread(target=ask, args=(port,)) for _ in range(clients)]
+        ends, numbers = begins + seconds, count(first)
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            while (started := time.perf_counter()) < ends:
+                number = next(numbers)
+                condition = CATEGORIES[number % 10].replace(" ", "%20")
+                try:
+                    connection.request("POST", f"/search?condition={condition}", pictures[number % len(pictures)])
+                    answer = connection.getresponse()
+                    answer.read()
+                except (OSError, http.client.HTTPException) as error:
+                    self.errors.append(repr(error))
+                    connection.close()
+                    continue
+                if answer.status != 200:
+                    self.errors.append(answer.status)
+                elif started >= begins:
+                    self.seconds.append(time.perf_counter() - started)
+
+        threads = [threading.Thread(target=ask) for _ in range(self.clients)]
         for thread in threads:
             thread.start()
         time.sleep(begins - time.perf_counter())
-        before = megabytes(process)
+        self.memory.append(megabytes(self.process))
         for thread in threads:
             thread.join()
-        after = megabytes(process)
-    p50, p95 = np.percentile(taken, [50, 95]) * 1000
-    return [
-        f"{len(taken) / seconds:.1f}",
-        f"{p50:.0f}",
-        f"{p95:.0f}",
-        str(len(errors)),
-        f"{before:.0f}",
-        f"{after:.0f}",
-    ]
+        self.memory.append(megabytes(self.process))
+
+
+def load(catalog: Path, clients: int, seconds: float, pictures: list[bytes]) -> list[Way]:
+    """Three ways, in turns."""
+    with service(catalog) as usual, service(catalog, "--batch_size", "1") as alone:
+        ways = [Way(f"{clients} clients", clients, *usual), Way("1 client", 1, *usual)]
+        ways.append(Way(f"{clients} clients, batches of 1", clients, *alone))
+        for turn in range(TURNS):
+            for way in ways:
+                way.turn(seconds / TURNS, pictures, turn)
+    return ways
+
+
+def rows_of(model: str, ways: list[Way], seconds: float) -> list[list[str]]:
+    """Lines of the table."""
+    rates = [len(way.seconds) / seconds for way in ways]
+    rows = []
+    for way, rate in zip(ways, rates, strict=True):
+        percentiles = np.percentile(way.seconds, [50, 95]) * 1000 if way.seconds else [np.nan, np.nan]
+        figures = [f"{rate:.1f}", f"{rate / rates[1]:.2f}", *(f"{one:.0f}" for one in percentiles)]
+        rows.append([model, way.name, *figures, len(way.errors), f"{way.memory[0]:.0f}", f"{way.memory[-1]:.0f}"])
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["B/32", "B/16"], choices=SHAPES)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each load, after a tenth more to warm up")
-    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each way, in all its turns")
+    parser.add_argument("--items", type=int, default=5_000)
     parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     args = parser.parse_args(arguments)
     pictures = photos(np.random.default_rng(0))
-    parts, loads = [], []
+    parts, loads, errors = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             model, catalog = Path(folder, name.replace("/", "")), Path(folder, f"{name.replace('/', '')}.catalog")
             write_model(name, model)
             write_catalog(model, args.items, pictures, catalog)
             parts.append([name, *(f"{milliseconds:.1f}" for milliseconds in latency(catalog, pictures))])
-            for way, words in (("batches", ()), ("one at a time", ("--batch_size", "1"))):
-                loads.append([name, way, *load(catalog, args.clients, args.seconds, pictures, *words)])
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.items:,} items, {args.clients} clients\n"
-    )
+            ways = load(catalog, args.clients, args.seconds, pictures)
+            loads += rows_of(name, ways, args.seconds)
+            errors += [error for way in ways for error in way.errors]
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {args.items:,} items, {args.seconds:g} s of each way\n")
     print(table(["model", "decode, ms", "model, ms", "search, ms", "together, ms"], parts, args.markdown), "\n")
-    header = ["model", "way", "requests/s", "p50, ms", "p95, ms", "errors", "MB, begin", "MB, end"]
+    header = ["model", "way", "requests/s", "times", "p50, ms", "p95, ms", "errors", "MB, begin", "MB, end"]
     print(table(header, loads, args.markdown), flush=True)
+    if errors:
+        sys.exit(f"{len(errors)} requests failed, the first with {errors[0]}")
 
 
 if __name__ == "__main__":
