@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,30 @@ def test_a_name_that_is_damaged_is_mended_by_switch(shop, step):
         step("info", shop / "catalog")
     step("switch", shop / "catalog", "g-000001")
     assert Catalog.open(shop / "catalog").search(squares(1), k=1)[0].id == "x1"
+
+
+@pytest.mark.survives("a catalog is copied while it grows", "the copy answers, or names what `switch` lets answer")
+def test_a_copy_of_a_catalog_that_grows(shop, step, tmp_path, monkeypatch):
+    catalog, copies, replace = shop / "catalog", [], os.replace
+    write_file(tmp_path / "more/new.jpg", squares(100))
+
+    def copied(part, path):
+        replace(part, path)
+        copies.append(shutil.copytree(catalog, tmp_path / f"copy {len(copies)}"))
+
+    monkeypatch.setattr(os, "replace", copied)
+    step("add", tmp_path / "more", catalog)
+    monkeypatch.undo()
+    assert len(copies) > 3
+    for copy in copies:
+        best = Catalog.open(copy).search(squares(100), k=1)[0].id
+        assert (best == "new.jpg") == (Generations(copy).current_name() == "g-000002")
+    late = copies[0]  # its folders were copied before the new generation was there, CURRENT afterwards
+    shutil.copy(catalog / "CURRENT", late / "CURRENT")
+    with pytest.raises(FileNotFoundError, match="names 'g-000002', and there is g-000001; let one answer with"):
+        Catalog.open(late)
+    step("switch", late, "g-000001")
+    assert Catalog.open(late).search(squares(1), k=1)[0].id == "x1"
 
 
 @pytest.mark.survives(

@@ -18,7 +18,10 @@ from made import squares, tiny_condvit
 from waiting import wait_for
 
 from lrvsf.search.generations import Generations
+from lrvsf.search.serving.answering import Answering
+from lrvsf.search.serving.limits import Limits
 from lrvsf.search.serving.serve import TOKEN, read_token
+from lrvsf.search.serving.telemetry import Telemetry
 
 SCRIPT = Path(__file__).parents[3] / "search_catalog.py"
 
@@ -194,6 +197,15 @@ def test_a_damaged_generation_changes_nothing(shop, step, make_client, caplog):
         answering._again = 0.0
         answering.reload()
         assert client.get("/ready").json()["generation"] == "g-000002"
+
+
+def test_a_model_that_was_named_is_not_left_for_another(shop, model, step, tmp_path, caplog):
+    tiny_condvit(projection_dim=8).save_pretrained(tmp_path / "other")
+    answering = Answering(shop / "catalog", str(model), "cpu", Limits(), Telemetry())
+    step("index", tmp_path / "other", shop / "catalog", "--switch")
+    answering.reload()
+    assert answering.catalog.generation.name == "g-000001" and "is another model" in caplog.text
+    answering.close()
 
 
 def test_generations_of_one_model_share_it_and_another_models_do_not(shop, step, make_client, tmp_path):
