@@ -33,26 +33,29 @@ async def read_fields(request: Request, known: Collection[str], limits: Limits) 
     Raises Refused: the body is malformed, or has a field that is not known.
     """
     fields: Fields = {}
+
+    def add(name: str, *values: Any) -> None:
+        if name not in known:  # at the first one: a body may have a million
+            hint = did_you_mean(name[: limits.letters], known)
+            raise Refused(400, f"there is no field {_short(name)}; there are {', '.join(known)}.{hint}")
+        fields.setdefault(name, []).extend(values)
+
     for name, value in request.query_params.multi_items():
-        fields.setdefault(name, []).append(value)
+        add(name, value)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         # Each condition is a field of its own.
         most = {"max_files": limits.images, "max_fields": limits.conditions + len(known), "max_part_size": TEXT_BYTES}
         async with request.form(**most) as form:
             for name, value in form.multi_items():
-                fields.setdefault(name, []).append(await value.read() if isinstance(value, UploadFile) else value)
+                add(name, await value.read() if isinstance(value, UploadFile) else value)
     elif kind == "application/json":
         for name, value in _json(await request.body()).items():
             if value is not None:
-                fields.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+                add(name, *(value if isinstance(value, list) else [value]))
     # Whatever the type is called: the decoder finds out what the bytes are.
     elif body := await request.body():
-        fields.setdefault("image", []).append(body)
-    for name in fields:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise Refused(400, f"there is no field {_short(name)}; there are {', '.join(known)}.{hint}")
+        add("image", body)
     fields["image"] = [_picture(value) for value in fields.get("image", []) + fields.pop("input", [])]
     return fields
 
