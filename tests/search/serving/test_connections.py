@@ -126,3 +126,11 @@ def test_who_ends_it_at_once_leaves_a_sentence(app):
         server.force_exit = server.should_exit = True
         answer = connection.getresponse()
         assert answer.status == 503 and b"was ended before it could answer" in answer.read()
+
+
+def test_no_answer_waits_for_an_acknowledgement(app):
+    with served(app) as (server, port):
+        connection = asked(port)
+        assert connection.getresponse().read() == b"done"
+        (one,) = server.server_state.connections
+        assert one.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
