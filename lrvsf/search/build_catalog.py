@@ -152,6 +152,7 @@ def _grow(catalog: Generations, current: Generation, segment: Segment, removed: 
         grown = VectorIndex.load(current.folder, Vectors.open([one.folder for one in current.segments]))
         grown.add(Vectors.open([one.folder for one in segments]), current.total)
         grown.save(folder)
+        facts["index"] = facts["index"] | grown.about()
     return facts["name"]
 
 
@@ -199,15 +200,13 @@ def compact_catalog(out: Path, drop_previous: bool) -> dict[str, Any]:
     catalog = Generations(out)
     with locked(out, f"{SCRIPT} compact"):
         before, current = catalog.bytes(), catalog.answering()
-        if len(current.removed) or len(current.segments) > 1:
-            keep = np.ones(current.total, bool)
-            keep[current.removed] = False
-            segment = merge_segments(catalog, current.segments, keep)
+        whole = _has_whole_index(current)
+        if len(current.removed) > 0 or len(current.segments) > 1 or not whole:
             facts = {name: current.manifest[name] for name in ("model", "dims")}
             kind = IndexKind(**current.manifest["index"]["asked"])
-            catalog.switch(write_generation(catalog, facts, [segment], kind))
+            catalog.switch(write_generation(catalog, facts, [_one_segment(catalog, current)], kind))
         # After the switch: a death before it has cost space and no answer.
-        gone = catalog.sweep(keep_previous=not drop_previous)
+        gone = catalog.sweep(keep_previous=whole and not drop_previous)  # nobody goes back to a damaged index
         current = catalog.answering()
     report = {"catalog": str(out), "generation": current.name, "items": len(current)}
     report |= {"removed": ", ".join(gone) or "nothing", "megabytes before": round(before / 1e6, 1)}
@@ -215,6 +214,15 @@ def compact_catalog(out: Path, drop_previous: bool) -> dict[str, Any]:
     if kept := catalog.previous():
         report["kept for rollback"] = f"{kept}; --drop_previous frees it"
     return report
+
+
+def _one_segment(catalog: Generations, generation: Generation) -> Segment:
+    """What is left of a generation, as one segment."""
+    if len(generation.segments) == 1 and not len(generation.removed):
+        return generation.segments[0]
+    keep = np.ones(generation.total, bool)
+    keep[generation.removed] = False
+    return merge_segments(catalog, generation.segments, keep)
 
 
 class StageBars:
@@ -240,15 +248,26 @@ class StageBars:
 
 def write_generation(catalog: Generations, facts: dict[str, Any], segments: list[Segment], kind: IndexKind) -> str:
     """Builds the index over some segments; the name of the new generation, or of one that has just that."""
-    whole = np.empty(0, np.int64)
-    if there := catalog.same(segments, whole, vars(kind)):
+    nothing = np.empty(0, np.int64)
+    # The same command makes a damaged index anew, in a generation of its own.
+    if (there := catalog.same(segments, nothing, vars(kind))) and _has_whole_index(catalog.open(there)):
         return there
-    with catalog.writing(facts, segments, whole) as folder, StageBars() as bars:
+    with catalog.writing(facts, segments, nothing) as folder, StageBars() as bars:
         vectors = Vectors.open([segment.folder for segment in segments])
         built = VectorIndex.build(vectors, kind.factory, kind.storage, kind.seed, bars)
         built.save(folder)
         facts["index"] = {**built.about(), "asked": vars(kind)}
     return facts["name"]
+
+
+def _has_whole_index(generation: Generation) -> bool:
+    """Whether the index can be read, and is of the generation's rows. Raises ValueError: the rows are damaged."""
+    vectors = Vectors.open([segment.folder for segment in generation.segments])
+    try:
+        VectorIndex.load(generation.folder, vectors)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _refuse_other_types(source: Source, metadata: pa.Table) -> None:

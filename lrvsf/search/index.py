@@ -49,6 +49,7 @@ ADDED = 16_384  # rows added at a time
 TOGETHER, SCORED = 32, 256  # queries and candidates of each that are in memory at a time
 
 INDEX, ABOUT = "index.faiss", "index.json"
+REMEDY = "search_catalog.py compact makes it anew"
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
 
 
@@ -142,18 +143,25 @@ class VectorIndex:
     def load(cls, folder: Path, vectors: Vectors) -> VectorIndex:
         """Reads what `save` wrote. `vectors` are those that the index was made of.
 
-        Raises ValueError: a file is damaged, or the index is of other rows.
+        Raises:
+            FileNotFoundError: a file is gone.
+            ValueError: a file is damaged, or the index is of other rows.
         """
+        path = folder / ABOUT
         try:
-            about = json.loads((folder / ABOUT).read_text())
+            about = json.loads(path.read_text())
             factory, items = about["factory"], about["items"]
-            index = None if factory == EXACT else faiss.read_index(str(folder / INDEX))
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{folder} has a damaged index ({error}). Build it again.") from error
+            path = folder / INDEX
+            index = None if factory == EXACT else faiss.read_index(str(path))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            # Told apart here, as faiss does not: where `compact` has just removed a folder, another one answers.
+            if not path.exists():
+                raise FileNotFoundError(f"{path} is gone; {REMEDY}") from error
+            raise ValueError(f"{path} is damaged ({_reason(error)}); {REMEDY}") from error
         size = (items, vectors.shape[1]) if index is None else (index.ntotal, index.d)
         if size != vectors.shape:
             raise ValueError(
-                f"The index in {folder} is of rows {size}, the vectors are {vectors.shape}. Build it again."
+                f"The index in {folder} is of rows {size}, the vectors are {vectors.shape}; {REMEDY}"
             )
         return cls(vectors, factory, index)
 
@@ -303,8 +311,8 @@ def _train(index: faiss.Index, vectors: Vectors, factory: str, seed: int, progre
         progress("train", count, count)
 
 
-def _reason(error: RuntimeError) -> str:
-    """What faiss says, without the place in its source."""
+def _reason(error: Exception) -> str:
+    """What faiss, or JSON's reader, says, without the place in its source."""
     return re.sub(r"^(.*\.(cpp|h):\d+: )?(Error: )?", "", " ".join(str(error).split()))
 
 

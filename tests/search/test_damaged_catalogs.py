@@ -49,6 +49,41 @@ def test_a_name_that_is_damaged_is_mended_by_switch(shop, step):
     assert Catalog.open(shop / "catalog").search(squares(1), k=1)[0].id == "x1"
 
 
+@pytest.mark.survives("a catalog's index is damaged or gone", "`compact`, or the same `index`, makes it anew")
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["index.json", "index.faiss"])
+def test_a_damaged_index_is_made_anew(shop, model, step, tmp_path, file, damage, grown, embedded):
+    index = ["index", model, shop / "shop.csv", tmp_path / "out", "--factory", "HNSW8"]
+    step(*index)
+    if grown:
+        write_file(tmp_path / "more/new.jpg", squares(100))
+        step("add", tmp_path / "more", tmp_path / "out")
+    wanted = [hit.id for hit in Catalog.open(tmp_path / "out").search(squares(1))]
+    embedded.clear()
+    path = Catalog.open(tmp_path / "out").generation.folder / file
+    data = path.read_bytes()
+    path.unlink()  # never changed in place, as the generations before and after may share it
+    if DAMAGE[damage]:
+        path.write_bytes(DAMAGE[damage](data))
+    with pytest.raises((FileNotFoundError, ValueError), match=f"{file} is .*; search_catalog.py compact makes it anew"):
+        Catalog.open(tmp_path / "out")
+    step(*(["compact", tmp_path / "out"] if grown else [*index, "--switch"]))
+    mended = Catalog.open(tmp_path / "out")
+    assert sum(embedded) == 0
+    assert [hit.id for hit in mended.search(squares(1))] == wanted
+    step("compact", tmp_path / "out")  # and what is whole stays
+    assert Generations(tmp_path / "out").current_name() == mended.generation.name
+
+
+def test_compact_mends_the_index_of_one_segment_and_drops_the_damaged_one(shop, step):
+    path = shop / "catalog/generations/g-000001/index.json"
+    path.write_text("{")
+    step("compact", shop / "catalog")
+    assert Generations(shop / "catalog").names() == ["g-000002"]
+    assert Catalog.open(shop / "catalog").search(squares(1), k=1)[0].id == "x1"
+
+
 @pytest.mark.survives("a catalog is copied while it grows", "the copy answers, or names what `switch` lets answer")
 def test_a_copy_of_a_catalog_that_grows(shop, step, tmp_path, monkeypatch):
     catalog, copies, replace = shop / "catalog", [], os.replace
