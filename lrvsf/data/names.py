@@ -75,7 +75,7 @@ def identifier(cell: Any) -> str | None:
     if not name.isascii() and not appearance(name):
         raise UnusableCell("characters that show nothing; leave the cell empty")
     if not name.isprintable() and any(map(_is_control, name)):
-        raise UnusableCell("a control character; remove it")
+        raise UnusableCell("a text with a control character; remove it")
     if LIST.fullmatch(name):
         raise UnusableCell("a list that is written out (as ['Bags'] is); give one name")
     if name[0] in "+-0123456789" and (
@@ -133,7 +133,7 @@ def text(cell: Any) -> str | None:
     """
     words = _as_text(cell)
     if words and any(unicodedata.category(c) == "Cc" and c not in ORDINARY for c in words if not c.isprintable()):
-        raise UnusableCell("a control character; remove it")
+        raise UnusableCell("a text with a control character; remove it")
     return words
 
 

@@ -177,7 +177,7 @@ def remove_items(out: Path, ids: list[str] | None, where: str | None) -> dict[st
         if not len(gone):
             raise ValueError(f"{out} has no item where {where}; nothing was removed")
         if len(gone) == len(current):
-            raise ValueError(f"these are all {len(gone):,} items of {out}, and a catalog of none answers nothing")
+            raise ValueError(f"nothing of {out} would be left to answer; remove its folder instead")
         name = _without(catalog, current, np.union1d(current.removed, gone))
         catalog.switch(name)
     return {"catalog": str(out), "generation": name, "removed": len(gone), "items": len(catalog.open(name))}

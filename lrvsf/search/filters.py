@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from lrvsf.data.names import did_you_mean, printable, quoted
+from lrvsf.search.sources.metadata import INTERNAL
 
 MAX_LETTERS = 2000
 MAX_NODES = 200  # not tuned
@@ -30,7 +31,6 @@ MAX_TEXTS = 10  # parts that make a text: duckdb keeps each of 2,048 rows at onc
 MAX_NAMED = 30
 SHOWN = 120  # letters of a filter that a refusal repeats
 SECONDS = 10.0  # a filter over millions of rows takes a fraction of one
-INTERNAL = "__"  # columns that begin so are not the user's
 CONFIG = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,

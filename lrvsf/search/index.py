@@ -160,9 +160,7 @@ class VectorIndex:
             raise ValueError(f"{path} is damaged ({_reason(error)}); {REMEDY}") from error
         size = (items, vectors.shape[1]) if index is None else (index.ntotal, index.d)
         if size != vectors.shape:
-            raise ValueError(
-                f"The index in {folder} is of rows {size}, the vectors are {vectors.shape}; {REMEDY}"
-            )
+            raise ValueError(f"The index in {folder} is of rows {size}, the vectors are {vectors.shape}; {REMEDY}")
         return cls(vectors, factory, index)
 
     def about(self) -> dict[str, str | int]:

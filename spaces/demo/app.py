@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import gradio as gr
 from PIL import Image
@@ -88,7 +87,7 @@ def card(hit: Hit, faint: bool) -> str:
     known = {name: value for name, value in hit.metadata.items() if value is not None and name != "product_id"}
     head = next((str(known.pop(name)) for name in TITLES if name in known), hit.id)
     address = str(known.pop("url", ""))
-    if urlsplit(address).scheme in ("http", "https"):
+    if address.lower().startswith(("http://", "https://")):  # as parsing fails on what is no address
         head = f'<a href="{html.escape(address)}" target="_blank" rel="noopener noreferrer">{html.escape(head)}</a>'
     else:
         head = html.escape(head)
@@ -246,7 +245,10 @@ def hint(catalog: Catalog) -> str:
     columns = [name for name in catalog.metadata.column_names if name not in ("id", "product_id", "url")]
     if "price" in columns:
         return "price < 50"
-    return f"{columns[0]} = '...'" if columns else "this catalog has no columns to filter by"
+    if not columns:
+        return "this catalog has no columns to filter by"
+    quoted = columns[0].replace('"', '""')  # any name will do in double quotes
+    return f'"{quoted}" is not null'
 
 
 def main(arguments: list[str] | None = None) -> None:

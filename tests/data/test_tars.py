@@ -209,7 +209,7 @@ def test_names_that_lose_something_are_counted():
         "images whose CATEGORY is a list in place of a text": 1,
         "products whose name is a name that is not UTF-8": 2,
         "products whose name is a word for nothing (nan, None, NULL)": 1,
-        "products whose name is a control character": 1,
+        "products whose name is a text with a control character": 1,
     }
 
 

@@ -87,7 +87,7 @@ def test_remove_by_id_or_condition_and_compact(shop, more, step, capsys):
     [
         (["zz", "x1"], "has no item 'zz'; nothing was removed"),
         (["--where", "price > 1000"], "has no item where price > 1000; nothing was removed"),
-        (["--where", "price > 0"], "these are all 8 items"),
+        (["--where", "price > 0"], "nothing of .* would be left to answer; remove its folder instead"),
         ([], "by their ids, or by --where"),
         (["x1", "--where", "price > 0"], "by their ids, or by --where"),
     ],

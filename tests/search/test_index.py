@@ -274,10 +274,10 @@ def test_another_catalogs_index_and_damage_are_refused(vectors, tmp_path):
         VectorIndex.load(tmp_path, Vectors([torch.from_numpy(vectors.take(np.arange(10))).half()]))
     path = tmp_path / "index.faiss"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="damaged index"):
+    with pytest.raises(ValueError, match="index.faiss is damaged"):
         VectorIndex.load(tmp_path, vectors)
     (tmp_path / "index.json").write_text("{}")
-    with pytest.raises(ValueError, match="damaged index"):
+    with pytest.raises(ValueError, match="index.json is damaged"):
         VectorIndex.load(tmp_path, vectors)
 
 

@@ -18,7 +18,7 @@ def shop(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shops") / "shop"
     draw_shop(folder, ShopSize(items=200, scenes=12), processes=1)
     table = pq.read_table(folder / "items.parquet")
-    links = pa.array(["javascript:alert(4)", "https://shop.example/a?b=1&c=2"] * 100)
+    links = pa.array(["javascript:alert(4)", "https://shop.example/a?b=1&c=2", "http://[none", "//none]"] * 50)
     titles = [HOSTILE if number % 7 == 0 else title for number, title in enumerate(table["title"].to_pylist())]
     table = table.set_column(1, "title", pa.array(titles)).append_column("url", links)
     pq.write_table(table, folder / "items.parquet")

@@ -209,7 +209,7 @@ def test_ids_and_categories_that_lose_something_are_counted(tmp_path):
     odd = [{**simple("http://a/c.jpg", "c"), "CATEGORY": 3}]
     report = urls(str(write(tmp_path / "meta", a=rows, b=texts, c=odd)), tmp_path / "out")
     assert [reason.partition(" is ")[0] for reason in report["skipped"]] == [
-        *("PRODUCT_ID", "PRODUCT_ID", "PRODUCT_ID", "text, not its image: a control character; remove it")
+        *("PRODUCT_ID", "PRODUCT_ID", "PRODUCT_ID", "text, not its image: a text with a control character; remove it")
     ]
     found = {row["product_id"]: row["category"] for row in rows_of(tmp_path / "out/urls")}
     assert found == {"12": "Bags", "7": "Bags", "c": "3"}

@@ -260,8 +260,8 @@ def test_names_that_lose_something_are_counted(tmp_path):
     assert rows_of(tmp_path / "out/train")[0]["images"][0]["captions"] == ["fine"]
     assert {reason.partition(";")[0]: count for reason, count in report["unusable"].items()} == {
         "rows whose product_id is a word for nothing (nan, None, NULL)": 2,
-        "rows whose category is a control character": 2,
-        "text, not its image: a control character": 1,
+        "rows whose category is a text with a control character": 2,
+        "text, not its image: a text with a control character": 1,
     }
 
 
