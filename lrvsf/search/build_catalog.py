@@ -20,7 +20,7 @@ from lrvsf.command import Command, called
 from lrvsf.data.names import quoted
 from lrvsf.durable import locked
 from lrvsf.report import EXAMPLES
-from lrvsf.search.catalog import load_encoder, read_metadata, refuse_other_model
+from lrvsf.search.catalog import load_encoder, load_own_encoder, read_metadata
 from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import BUILDING, Generation, Generations, Segment
@@ -130,8 +130,7 @@ def add_images(
                 f"{len(replaced):,} items of {out} have an id that {images} has too, such as "
                 f"{', '.join(map(quoted, ids))}; remove them first, or take the new ones with --replace"
             )
-        encoder = load_encoder(model or current.manifest["model"]["name"], current.manifest["dims"], how.device)
-        refuse_other_model(current, encoder)
+        encoder = load_own_encoder(current, model, how.device)
         known = KnownPictures(catalog, current.manifest["model"]["digest"])
         segment, reused = write_segment(catalog, encoder, source, origin, known, how)
         # A replaced row is a removed one: segments never change, and their readers have them open.

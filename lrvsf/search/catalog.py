@@ -58,11 +58,27 @@ def load_encoder(model: str, dims: int | None, device: str | None, conditioned: 
     return Encoder(loaded, condition, bf16=gpu and has_fast_bf16(place), device=place, dims=dims)
 
 
-def refuse_other_model(generation: Generation, encoder: Encoder) -> None:
-    """Refuses a model by which the catalog was not made: its scores would mean nothing.
+def load_own_encoder(
+    generation: Generation, model: str | None, device: str | None, conditioned: bool = False
+) -> Encoder:
+    """The model by which a generation was made.
 
-    Raises ValueError: with both names and digests, and what differs.
+    Args:
+        model: where it is now; None: where it was.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is another one, whose scores would mean nothing; with both names, digests and what differs.
     """
+    made = generation.manifest["model"]["name"]
+    if model is None and Path(made).is_absolute() and not Path(made).is_dir():
+        raise FileNotFoundError(f"{made}, the model of {generation.name}, is gone; name its folder now with --model")
+    encoder = load_encoder(model or made, generation.manifest["dims"], device, conditioned)
+    _refuse_other_model(generation, encoder)
+    return encoder
+
+
+def _refuse_other_model(generation: Generation, encoder: Encoder) -> None:
     facts, made = model_facts(encoder), generation.manifest["model"]
     if (digest := digest_of(facts)) == made["digest"]:
         return
@@ -90,7 +106,7 @@ class Catalog:
     """
 
     def __init__(self, generation: Generation, model: str | None = None, device: str | None = None) -> None:
-        self.generation, self._model, self._device = generation, model or generation.manifest["model"]["name"], device
+        self.generation, self._model, self._device = generation, model, device
         self.metadata = read_metadata(generation)
         self.vectors = Vectors.open([segment.folder for segment in generation.segments])
         self.index = VectorIndex.load(generation.folder, self.vectors)
@@ -131,9 +147,7 @@ class Catalog:
     @cached_property
     def encoder(self) -> Encoder:
         """The model, loaded at the first question. Raises ValueError: it is not the one that made the catalog."""
-        encoder = load_encoder(self._model, self.generation.manifest["dims"], self._device, conditioned=True)
-        refuse_other_model(self.generation, encoder)
-        return encoder
+        return load_own_encoder(self.generation, self._model, self._device, conditioned=True)
 
     @cached_property
     def presence(self) -> Presence | None:
@@ -237,7 +251,7 @@ class Catalog:
     ) -> dict[str, Answer]:
         """What is found under every condition that the model knows, and whether the thing seems to be there at all."""
         if not self.conditions:
-            raise ValueError(f"{self._model} knows no condition; ask with `search`")
+            raise ValueError(f"{self.encoder.model.name_or_path} knows no condition; ask with `search`")
         rows = self.embed([image], [*self.conditions, None])  # (C + 1, dim), the last without a condition
         found = self.nearest(rows[:-1], k, where, group, near_duplicates, self.conditions)
         return {

@@ -224,6 +224,8 @@ def query(
         raise FileNotFoundError(f"there is no picture {image}")
     if all and category:
         raise ValueError("--all asks under every condition; leave --category out")
+    if html and html.is_dir():
+        raise ValueError(f"html={html} is a folder; name a file for the page, such as {html / 'sheet.html'}")
     if k < 1:
         raise ValueError(f"k={k} must be 1 or more")
     _answering(out)

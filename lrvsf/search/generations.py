@@ -163,7 +163,7 @@ class Generations:
         if name not in self.names():
             there = ", ".join(self.names()) or "none"
             raise FileNotFoundError(
-                f"{self.folder} has no generation {name}; it has {there}.{did_you_mean(name, self.names())}"
+                f"{self.folder} has no generation {quoted(name)}; it has {there}.{did_you_mean(name, self.names())}"
             )
         manifest = read_manifest(folder / MANIFEST)
         paths = [self.folder / SEGMENTS / segment for segment in manifest["segments"]]
@@ -221,7 +221,7 @@ class Generations:
     def switch_alone(self, name: str | None) -> str | None:
         """`switch` while no build is at work, or `rollback` for None. What answered before, or what answers now."""
         with locked(self.folder, "search_catalog.py switch"):
-            return self.switch(name) if name else self.rollback()
+            return self.rollback() if name is None else self.switch(name)
 
     def rollback(self) -> str:
         """Lets the generation answer that did before; called twice, things are as they were. Its name."""

@@ -180,7 +180,9 @@ def test_two_builds_at_once_are_refused(shop, more, step, locked_elsewhere):
         (["query", "nothing", "--image", "shop/1.jpg"], "nothing is no catalog"),
         (["query", "shop/catalog", "--image", "no.jpg"], "there is no picture no.jpg"),
         (["query", "shop/catalog", "--image", "shop/1.jpg", "--all", "--category", "Bags"], "leave --category out"),
-        (["switch", "shop/catalog", "g-000009"], "has no generation g-000009; it has g-000001"),
+        (["query", "shop/catalog", "--image", "shop/1.jpg", "--html", "shop"], "html=shop is a folder; name a file"),
+        (["switch", "shop/catalog", "g-000009"], "has no generation 'g-000009'; it has g-000001"),
+        (["switch", "shop/catalog", ""], "has no generation ''; it has g-000001"),
         (["rollback", "shop/catalog"], "no generation that answered before"),
         (["index", "nowhere", "shop/shop.csv", "out"], "there is no folder nowhere"),
         (["index", "{model}", "shop/shop.csv", "shop/catalog", "--dims", "99"], "dims=99 must be above 0"),
@@ -209,8 +211,9 @@ def test_matryoshka_dimensions_and_a_moved_model(shop, model, tmp_path, step, ca
     told = json.loads(manifest.read_text())
     told["model"]["name"] = str(tmp_path / "gone")
     manifest.write_text(json.dumps(told))
-    with pytest.raises(FileNotFoundError, match="there is no folder .*gone"):
-        best(tmp_path / "small", squares(1))
+    for asked in (lambda: best(tmp_path / "small", squares(1)), lambda: step("add", shop, tmp_path / "small")):
+        with pytest.raises(FileNotFoundError, match="gone, the model of g-000001, is gone; name its folder .* --model"):
+            asked()
     assert Catalog.open(tmp_path / "small", model=str(model)).search(squares(6), k=1)[0].id == "x6"
 
 
