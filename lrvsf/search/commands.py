@@ -107,7 +107,7 @@ def index(
             raise ValueError("--images_folder and --split say how IMAGES is read; a catalog knows that of its own")
         if not _is_catalog(Path(images)):
             raise ValueError(f"name the catalog's folder after {images}, which is no catalog to be embedded anew")
-        _answering(Path(images))
+        _changeable(Path(images))
         from lrvsf.search.build_catalog import index_again
 
         quiet_libraries()
@@ -133,7 +133,7 @@ def add(
 ) -> dict[str, Any]:
     """Add pictures to a catalog. An id that is there already is refused, or replaced with --replace."""
     how = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device)
-    _answering(out)
+    _changeable(out)
     from lrvsf.search.build_catalog import add_images
 
     quiet_libraries()
@@ -148,7 +148,7 @@ def remove(
     """Take items out of a catalog, by their ids or by a condition. `compact` frees their space."""
     if bool(ids) == bool(where):
         raise ValueError("name the items to remove by their ids, or by --where; one of the two")
-    _answering(out)
+    _changeable(out)
     from lrvsf.search.build_catalog import remove_items
 
     return remove_items(out, ids, where)
@@ -164,7 +164,7 @@ def compact(
     drop_previous: Annotated[bool, Option(help="also remove the generation to which `rollback` returns")] = False,
 ) -> dict[str, Any]:
     """Free what removed items take, and make one segment of all; older generations go, but for the one before."""
-    _answering(out)
+    _changeable(out)
     from lrvsf.search.build_catalog import compact_catalog
 
     return compact_catalog(out, drop_previous)
@@ -176,12 +176,13 @@ def switch(
     """Let another generation answer. What is open keeps answering as it did until it is opened anew."""
     if not _is_catalog(out):
         _answering(out)  # tells so; the name in CURRENT may be damaged, which this step mends
+    check_output(out, "OUT")
     return {"catalog": str(out), "answered before": _generations(out).switch_alone(generation), "answers": generation}
 
 
 def rollback(out: Out) -> dict[str, Any]:
     """Let the generation answer again that did before."""
-    before = _answering(out)
+    before = _changeable(out)
     return {"catalog": str(out), "answered before": before, "answers": _generations(out).switch_alone(None)}
 
 
@@ -354,3 +355,10 @@ def _generations(out: Path) -> Generations:
 def _answering(out: Path) -> str:
     """The generation that answers. Raises FileNotFoundError where none does."""
     return _generations(out).answering().name
+
+
+def _changeable(out: Path) -> str:
+    """Likewise, of a catalog that is to be changed. Raises OSError where it cannot be."""
+    answering = _answering(out)
+    check_output(out, "OUT")
+    return answering

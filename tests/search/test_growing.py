@@ -1,6 +1,7 @@
 """A catalog that changes: add, replace, remove, compact, another model, switch and rollback, readers meanwhile."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,18 @@ def test_refusals_come_with_a_remedy(shop, model, tmp_path, step, monkeypatch, w
     with pytest.raises((ValueError, OSError), match=message):
         step(*(str(word).format(model=model) for word in words))
     assert Generations("shop/catalog").names() == ["g-000001"]
+
+
+def test_a_catalog_that_may_not_be_written_answers_and_is_not_changed(shop, model, step, monkeypatch):
+    # Told, not made so: root, who may run the tests, may write anywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    catalog = shop / "catalog"
+    step("query", catalog, "--image", shop / "1.jpg")
+    step("info", catalog)
+    changes = [["add", shop, catalog], ["remove", catalog, "x1"], ["compact", catalog], ["rollback", catalog]]
+    for words in [*changes, ["switch", catalog, "g-000001"], ["index", model, catalog]]:
+        with pytest.raises(PermissionError, match="cannot be written to"):
+            step(*words)
 
 
 def test_matryoshka_dimensions_and_a_moved_model(shop, model, tmp_path, step, capsys):
