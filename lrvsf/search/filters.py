@@ -124,7 +124,8 @@ def _parsed(connection: duckdb.DuckDBPyConnection, query: str, where: str) -> di
     if tree.get("error"):
         message = " ".join(str(tree.get("error_message")).split())
         raise FilterError(
-            f"the filter {_shown(where)} is not understood: {message[:200]}. Write, say, price < 50 and brand = 'x'"
+            f"the filter {_shown(where)} is not understood: {message[:200]}. Write, say, price < 50 and brand = 'x'; "
+            'a column that has blanks, or is a word of SQL\'s own, stands in double quotes: "when" is null'
         )
     plain = _tree(connection, "select (\ntrue\n) from items")
     expressions = tree["statements"][0]["node"].get("select_list", [])

@@ -48,9 +48,9 @@ STYLE = """
 .answer h3 small { font-weight: normal; opacity: .65; margin-left: .4rem; }
 .hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.2rem, 1fr)); gap: .6rem; }
 .hit { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .5rem; font-size: .8rem;
-       overflow-wrap: anywhere; display: flex; flex-direction: column; gap: .15rem;
+       overflow-wrap: anywhere; display: flex; flex-direction: column; gap: .15rem; max-height: 24rem; overflow-y: auto;
        background: var(--background-fill-primary); }
-.hit img { width: 100%; height: 128px; object-fit: contain; background: #fff; border-radius: 4px; }
+.hit img { width: 100%; height: 128px; flex-shrink: 0; object-fit: contain; background: #fff; border-radius: 4px; }
 .hit .score { opacity: .65; }
 .hit.faint { opacity: .5; }
 .hit button { margin-top: auto; border: 1px solid var(--border-color-primary); border-radius: 4px; cursor: pointer;

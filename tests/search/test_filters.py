@@ -106,6 +106,7 @@ def test_words_that_turn_a_terminal_are_written_out():
         ("price", "neither true nor false, but double"),
         ("brand < 5", "cannot be evaluated: Cannot compare values of type VARCHAR .* brand is of type string$"),
         ("price < 50 and", "is not understood"),
+        ("when is null", "is not understood: .* stands in double quotes"),
         ("half > 1", "cannot be evaluated: .* half is of type halffloat"),
         ("cast(brand as integer) = 1", "Could not convert string 'Ada' .* brand is of type string"),
         ("length(price, 3) = 1", "cannot be evaluated"),
