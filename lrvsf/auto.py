@@ -9,7 +9,7 @@ installed classes are used instead, so that nothing from a checkpoint is ever ex
 The Hub files themselves must not do this: there it would silently replace a checkpoint's own code.
 """
 
-from transformers import AutoConfig, AutoModel, ImageFeatureExtractionPipeline, Pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, ImageFeatureExtractionPipeline, Pipeline
 
 # Not from the top level, where early 5.x offers it only if torchvision is installed.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -21,6 +21,7 @@ from processing_condvit import CondViTPipeline, CondViTProcessor
 
 AutoConfig.register("condvit", CondViTConfig)
 AutoModel.register(CondViTConfig, CondViTModel)
+AutoProcessor.register(CondViTConfig, CondViTProcessor)  # with a tokenizer it is more than an image processor
 AutoImageProcessor.register(CondViTConfig, image_processor_classes={"pil": CondViTProcessor})
 
 

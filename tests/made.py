@@ -77,6 +77,50 @@ def tiny_clip(projection_dim=16, vision=None):
     return CLIPModel(CLIPConfig(**towers, projection_dim=projection_dim)).eval()
 
 
+WORDS = ["<pad>", "</s>", "<unk>", "the", "red", "blue", "a", "photo", "of", "bag", "shoe"]
+WORDS += ["Bags", "Feet", "Hands", "Head", "Lower", "Body", "Neck"]
+
+
+def tiny_tokenizer(**options):
+    """Words by number; what is none of WORDS is unknown."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **{**special, "model_max_length": 8, **options})
+
+
+def tiny_sentence_encoder(folder, kind, pooling="mean", dense=None, normalize=True):
+    """Writes a sentence-transformers model: of a "t5" or "bert", `dense` (outputs, activation) or none."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
+        model = T5EncoderModel(T5Config(vocab_size=len(WORDS), **sizes))
+    else:
+        sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
+        model = BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes))
+    model.save_pretrained(folder / "plain")
+    tiny_tokenizer().save_pretrained(folder / "plain")
+    parts = [modules.Transformer(str(folder / "plain"), max_seq_length=8)]
+    parts.append(modules.Pooling(24, pooling_mode=pooling))
+    if dense:
+        parts.append(
+            modules.Dense(24, dense[0], bias=dense[1] is not torch.nn.Identity, activation_function=dense[1]())
+        )
+    if normalize:
+        parts.append(modules.Normalize())
+    made = SentenceTransformer(modules=parts)
+    made.save(str(folder / "sentences"))
+    return made, folder / "sentences"
+
+
 def as_flags(**values):
     """The words of a command line: `as_flags(seed=3, gallery_sizes=[5, 9])` -> --seed 3 --gallery_sizes 5 9."""
     several = {name: value if isinstance(value, list) else [value] for name, value in values.items()}

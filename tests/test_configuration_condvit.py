@@ -42,8 +42,7 @@ def test_defaults_are_saved_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"condition": "text"}, "'text' is not supported .text is planned.. Use category or none"),
-        ({"condition": "colour"}, "'colour' is not supported"),
+        ({"condition": "colour"}, "'colour' is not supported. Use category, text or none"),
         ({"num_condition_tokens": 0}, "num_condition_tokens=0"),
         ({"num_condition_tokens": 10**6}, "num_condition_tokens=1000000 is not from 1 to 1000"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000 is not from 1 to 1000"),
