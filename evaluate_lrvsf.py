@@ -80,7 +80,8 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
     settings_of_store = {"batch_size": args.batch_size, "tolerance": tolerance, "dtype": args.store_dtype}
     data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, **settings_of_store))
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
-        write_attention(encoder, test_set, pictures.attention, pictures.attention_categories, output / "attention.png")
+        shown = pictures.attention_categories, output / "attention.png", pictures.attention_texts
+        write_attention(encoder, test_set, pictures.attention, *shown)
         print(f"Wrote {output / 'attention.png'}.")
     if pictures.conditioning_page:
         check_conditions(data, args.allow_unmatched_categories)

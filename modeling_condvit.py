@@ -250,6 +250,10 @@ class CondViTModel(CLIPPreTrainedModel):
             self._fetched.append(CondViTTextEncoder.from_pretrained(about["name"], about, revision=about["revision"]))
         return self._fetched[0].to(self.visual_projection.weight.device)
 
+    def forget_sentence_encoder(self) -> None:
+        """Frees an encoder that was fetched; the next text fetches it again."""
+        self._fetched.clear()
+
     def condition_tokens(self, category_indices: torch.Tensor) -> torch.Tensor:
         """The tokens (B, C, D) of categories (B,), position added: learned ones, or those of their texts."""
         if self.config.condition == "none":

@@ -40,18 +40,15 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from lrvsf.data.images import Tolerance
-from lrvsf.data.products import ProductShards
 from lrvsf.data.stream import check_shared_memory
 from lrvsf.hub.card import write_training_card
 from lrvsf.hub.push_model import open_repository, push_model
 from lrvsf.processes import alone_in
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.resuming import evaluation_of, final_evaluation
-from lrvsf.training.source import training_folder, validation_set
-from lrvsf.training.start import start_model
+from lrvsf.training.source import caption_store, training_folder, training_products, validation_set
+from lrvsf.training.start import start_model, start_processor
 from lrvsf.training.trainer import CondViTTrainer
-from processing_condvit import CondViTProcessor
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,11 +74,11 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     check_shared_memory()
     set_seed(training.seed)
     model = start_model(args)
-    categories = model.config.categories if model.config.condition == "category" else None
-    shards = ProductShards.scan(folder, categories, Tolerance(training.max_bad_fraction))
+    shards = training_products(folder, training, model.config)
     validation = validation_set(args.data, training.output_dir) if training.eval_strategy != "no" else None
-    processor = CondViTProcessor(categories=model.config.categories, size=model.config.image_size)
-    trainer = CondViTTrainer(model, training, shards, validation, processing_class=processor)
+    processor = start_processor(args, model)
+    texts = caption_store(training, args.data, model, processor.tokenizer, validation)
+    trainer = CondViTTrainer(model, training, shards, validation, texts, processing_class=processor)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     folder = trainer.finish(getattr(torch, args.save_dtype))
     if trainer.is_world_process_zero():

@@ -8,6 +8,8 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
+from lrvsf.data.wording import Wording
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TRAINING = ("train", "TRAIN")  # ours, and the published layout's
@@ -18,6 +20,7 @@ def check_training(asked: Namespace) -> None:
     """Refuses what train_hf.py cannot read or write. What lies behind a URL is left to be tried."""
     check_model(asked.model)
     _check_categories(asked.categories or [])
+    Wording.parse(asked.text_from)
     if "://" not in asked.data and not any(Path(asked.data, name).is_dir() for name in TRAINING):
         raise FileNotFoundError(no_training_folder(asked.data))
     validation = Path(asked.data, "validation")

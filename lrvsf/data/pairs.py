@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lrvsf.data.images import BadImage, BadImageCounter, TooMuchDamage, decode_image
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.data.sharing import marks
+from lrvsf.data.wording import Wording, text_hash
 
 CROP = (0.8, 1.0)  # of an image's area
 
@@ -63,12 +64,12 @@ def augment(image: Image.Image, size: int, rng: np.random.Generator) -> torch.Te
     return pixels.flip(-1) if rng.random() < 0.5 else pixels
 
 
-def picture_numbers(row: dict, condition: int) -> list[int]:
+def picture_numbers(row: dict, condition: int | str | None) -> list[int]:
     """Distinct numbers of a product's pictures: products with one in common are one thing (see lrvsf.data.sharing).
 
     Args:
         row: a product row.
-        condition: index of the category that the pair is conditioned on, -1 without one.
+        condition: the category that the pair is asked by: its index, -1 without one, or its name if words ask.
     """
     cells = [(image["type"], image["image"]["bytes"]) for image in row["images"] if image and image["image"]]
     return sorted({m for kind, data in cells if data for m in marks(hashlib.sha256(data).digest(), kind, condition)})
@@ -79,18 +80,20 @@ class PairMaker:
 
     Args:
         image_size: pixels a side.
-        categories: the model's conditions in index order, or None to train without condition.
+        categories: the model's conditions in index order, or None to train without them.
         seed: of every draw, with the epoch and the product's id.
+        wording: how words ask, for a model that reads texts.
     """
 
-    def __init__(self, image_size: int, categories: list[str] | None, seed: int):
-        self.image_size, self.categories, self.seed = image_size, categories, seed
+    def __init__(self, image_size: int, categories: list[str] | None, seed: int, wording: Wording | None = None):
+        self.image_size, self.categories, self.seed, self.wording = image_size, categories, seed, wording
 
     def batch(self, epoch: int, rows: list[dict], spares: list[dict]) -> dict[str, Any]:
         """Pairs of `rows`; a product without a readable pair is replaced by the next spare: B never changes.
 
         Returns:
-            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,);
+            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,),
+            or `text_hashes`, uint64 (B,) of numpy, whose texts the loader turns into `text_embeds`;
             `pictures`: int64 (B, P) numbers of all pictures of each product, 0 where it has fewer than P;
             `product_ids`: their ids, list of B; `tried`: for `count_images`, a list of (product id, None or why it
             cannot be used), one for each image in the order in which they were decoded. Where the spares do not suffice
@@ -109,15 +112,18 @@ class PairMaker:
             pairs.append(pair)
             ids.append(row["product_id"])
             pictures.append(torch.tensor(picture_numbers(row, pair[2])))
-        queries, targets, indices = zip(*pairs, strict=True)
+        queries, targets, _, conditions = zip(*pairs, strict=True)
         batch: dict[str, Any] = {"pixel_values": torch.stack(queries), "target_pixel_values": torch.stack(targets)}
         batch |= {"product_ids": ids, "pictures": pad_sequence(pictures, batch_first=True)}  # (B, P), 0 is no number
         if self.categories is not None:
-            batch["category_indices"] = torch.tensor(indices)
+            batch["category_indices"] = torch.tensor(conditions)
+        if self.wording is not None:
+            batch["text_hashes"] = np.array(conditions, np.uint64)
         return {**batch, "tried": tried}
 
     def pair(self, row: dict, epoch: int, tried: list[tuple[str, str | None]]):
-        """(query, target, category index) of one product, or None if no scene or no SIMPLE image can be read."""
+        """One product's query, target, category (see `picture_numbers`) and condition, the category's index or a text's
+        hash; None if no scene or no SIMPLE image can be read."""
         if not row["images"]:
             tried.append((row["product_id"], "lost in a damaged shard"))
             return None
@@ -128,15 +134,21 @@ class PairMaker:
         simples = [image for image in known if image["type"] == SIMPLE]
         if self.categories is not None:  # a target of another category could not be asked for
             simples = [image for image in simples if image["category"] in self.categories]
+        if self.wording is not None:
+            simples = [image for image in simples if self.wording.drawable(image)]
         chosen = [self._first_readable(row, images, rng, tried) for images in (scenes, simples)]
         if None in chosen:
             return None
-        (query, _), (target, category) = chosen
+        (query, _), (target, cell) = chosen
         pixels = [augment(image, self.image_size, rng) for image in (query, target)]
-        return *pixels, self.categories.index(category) if self.categories is not None else -1
+        if self.wording is not None:  # after the crops, which are those of a model without words
+            # The category says what is one thing, as two captions of one picture are one question.
+            return *pixels, cell["category"], text_hash(self.wording.draw(cell, rng))
+        index = self.categories.index(cell["category"]) if self.categories is not None else -1
+        return *pixels, index, index
 
     def _first_readable(self, row: dict, images: list[dict], rng: np.random.Generator, tried: list):
-        """(image, category) of the first readable one in random order."""
+        """The first readable one in random order, decoded and as it is in the row."""
         # A damaged picture costs itself: the product is lost only if all of a kind are damaged.
         for index in rng.permutation(len(images)):
             try:
@@ -145,7 +157,7 @@ class PairMaker:
                 tried.append((row["product_id"], error.reason))
             else:
                 tried.append((row["product_id"], None))
-                return image, images[index]["category"]
+                return image, images[index]
         return None
 
 

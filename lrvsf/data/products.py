@@ -15,10 +15,12 @@ import math
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec
@@ -43,18 +45,33 @@ UNDECODED = datasets.Features(
 )
 STRUCTURE = ["product_id", "images.list.element.type", "images.list.element.category"]
 IMAGE_BYTES = "images.list.element.image.bytes"
-TEXTS = {*STRUCTURE, "images.list.element.image.path", "images.list.element.captions.list.element"}
+CAPTIONS = "images.list.element.captions.list.element"
+TEXTS = {*STRUCTURE, "images.list.element.image.path", CAPTIONS}
 NOT_ASKED_FOR = "no SIMPLE image of a known category"
 NO_CATEGORY = "no SIMPLE image that has a category"
+NO_WORDS = "no SIMPLE image that has a caption or a category"
 SCAN_ROWS = 1024  # a row is some hundred bytes here: its images stay unread
 SCAN_THREADS = 16  # files scanned at once: what counts on a remote store is the number of requests under way
 
-# (product_id, types, categories) of one row
-Structure = tuple[str, list[str], list[str | None]]
+
+class Structure(NamedTuple):
+    """What the scan keeps of a row: its id, and of each image the type, the category and whether it has a caption."""
+
+    product_id: str
+    types: list[str]
+    categories: list[str | None]
+    captioned: list[bool]
 
 
-def why_no_pair(types: list[str], categories: list[str | None], known: list[str] | None) -> str | None:
-    """Why a product gives no training pair, or None if it does. `known`: the categories to condition on, if any."""
+def why_no_pair(
+    types: list[str], categories: list[str | None], known: list[str] | None, captioned: list[bool] | None = None
+) -> str | None:
+    """Why a product gives no training pair, or None if it does.
+
+    Args:
+        known: the categories to condition on, if any.
+        captioned: which images have a caption, if words are to ask.
+    """
     if len(types) > MAX_IMAGES:
         return f"more than {MAX_IMAGES:,} images"
     if SIMPLE not in types:
@@ -65,6 +82,10 @@ def why_no_pair(types: list[str], categories: list[str | None], known: list[str]
         found = set(simple_categories(types, categories))
         if found.isdisjoint(known):
             return NO_CATEGORY if found == {None} else NOT_ASKED_FOR
+    if captioned is not None:
+        images = zip(types, categories, captioned, strict=True)
+        if not any(kind == SIMPLE and (has_caption or (name or "").strip()) for kind, name, has_caption in images):
+            return NO_WORDS
     return None
 
 
@@ -101,12 +122,15 @@ class ProductShards:
         return len(self.rows)
 
     @classmethod
-    def scan(cls, folder: str, categories: list[str] | None = None, tolerance: Tolerance = USUAL) -> ProductShards:
+    def scan(
+        cls, folder: str, categories: list[str] | None = None, tolerance: Tolerance = USUAL, words: bool = False
+    ) -> ProductShards:
         """Reads the structure of FOLDER/*.parquet; FOLDER may be a URL that fsspec knows.
 
         Args:
             categories: conditions that the model knows; None for training without a condition.
             tolerance: of unreadable files, and of products that give no pair.
+            words: whether texts are the conditions, captions or, where there is none, categories' names.
 
         Raises:
             FileNotFoundError: no shards.
@@ -115,7 +139,7 @@ class ProductShards:
         """
         files = product_files(folder)
         with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            scanned = list(zip(files, pool.map(_structure, files), strict=True))
+            scanned = list(zip(files, pool.map(partial(_structure, words=words), files), strict=True))
         damaged = {file: found for file, found in scanned if isinstance(found, Exception)}
         if len(damaged) > tolerance.fraction * len(files):
             listed = "\n".join(f"  {file}: {error}" for file, error in damaged.items())
@@ -129,15 +153,17 @@ class ProductShards:
         names = [f"{file}, part {i}" for file, i, _ in groups]
         starts = np.cumsum([0, *(len(rows) for _, _, rows in groups)], dtype=np.int64)
         structure = [(file, row) for file, _, rows in groups for row in rows]
-        rows, category_codes, faulty = _usable_rows(structure, categories)
+        rows, category_codes, faulty = _usable_rows(structure, categories, words)
         if categories is not None:
             _compare_categories([row for _, row in structure], categories, tolerance, folder)
+        if words:
+            _count_uncaptioned([row for _, row in structure if row.product_id not in faulty], folder)
         if faulty:
             _report(faulty, len(structure), tolerance, folder)
         if len(rows) == 0:
             raise ValueError(f"{folder} holds no products; write product shards there with prepare_lrvsf.py")
         # A resumed run must find the same order, which follows from the ids, the row groups and what is usable.
-        identity = json.dumps([[product for product, _, _ in group] for _, _, group in groups])
+        identity = json.dumps([[row.product_id for row in group] for _, _, group in groups])
         fingerprint = hashlib.sha256(identity.encode() + rows.tobytes()).hexdigest()
         return cls(_stream(files), names, starts, rows, category_codes, faulty, fingerprint)
 
@@ -208,7 +234,7 @@ def _tar_rows(tars: list[str]) -> Iterator[dict]:
         yield from read_products(tar, Counter())
 
 
-def _structure(file: str) -> list[list[Structure]] | Exception:
+def _structure(file: str, words: bool) -> list[list[Structure]] | Exception:
     """The rows of each row group, or why the file cannot be read. (Returned: it runs in a thread of many.)"""
     try:
         if file.endswith(".tar"):
@@ -221,15 +247,41 @@ def _structure(file: str) -> list[list[Structure]] | Exception:
         with fsspec.open(file, "rb") as handle, BoundedFile(handle, pre_buffer=True) as parquet:
             if why := wrong_columns(parquet):
                 raise ValueError(f"{file} {why}. Write product shards with prepare_lrvsf.py")
-            tables = [_structures(parquet, group) for group in range(parquet.num_row_groups)]
+            columns = _columns(parquet) if words else STRUCTURE
+            tables = [_structures(parquet, group, columns) for group in range(parquet.num_row_groups)]
     except DAMAGE as error:
         return error
     return tables
 
 
-def _structures(parquet: BoundedFile, group: int) -> list[Structure]:
+def _structures(parquet: BoundedFile, group: int, columns: list[str]) -> list[Structure]:
     parquet.check_footer(group, list(UNDECODED))
-    return [_structure_of(row) for row in read_rows(parquet, STRUCTURE, SCAN_ROWS, [group])]
+    return [_structure_of(row) for row in read_rows(parquet, columns, SCAN_ROWS, [group])]
+
+
+def _columns(parquet: pq.ParquetFile) -> list[str]:
+    """STRUCTURE and, where there are such, captions."""
+    paths = (parquet.schema.column(i).path for i in range(len(parquet.schema)))
+    return [*STRUCTURE, *(path for path in paths if path == CAPTIONS)]
+
+
+def target_images(folder: str) -> Iterator[dict[str, Any]]:
+    """Category and captions of every SIMPLE image in a folder; what is damaged is passed over: the scan tells of it."""
+    for file in product_files(folder):
+        try:
+            if file.endswith(".tar"):
+                yield from _simple_images(read_products(file, Counter()))
+                continue
+            with fsspec.open(file, "rb") as handle, BoundedFile(handle, pre_buffer=True) as parquet:
+                for group in range(parquet.num_row_groups):
+                    parquet.check_footer(group, list(UNDECODED))
+                    yield from _simple_images(read_rows(parquet, _columns(parquet), SCAN_ROWS, [group]))
+        except DAMAGE:
+            continue
+
+
+def _simple_images(rows: Iterable[dict]) -> Iterator[dict[str, Any]]:
+    yield from (image for row in rows for image in row["images"] or () if image and image["type"] == SIMPLE)
 
 
 def wrong_columns(parquet: pq.ParquetFile) -> str | None:
@@ -244,23 +296,25 @@ def wrong_columns(parquet: pq.ParquetFile) -> str | None:
 
 def _structure_of(row: dict) -> Structure:
     images = [image for image in row["images"] or () if image is not None]
-    return row["product_id"], [image["type"] for image in images], [image["category"] for image in images]
+    captioned = [any(text and text.strip() for text in image.get("captions") or ()) for image in images]
+    types, categories = ([image[name] for image in images] for name in ("type", "category"))
+    return Structure(row["product_id"], types, categories, captioned)
 
 
 def _usable_rows(
-    structure: list[tuple[str, Structure]], known: list[str] | None
+    structure: list[tuple[str, Structure]], known: list[str] | None, words: bool
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """All (file, row) -> the numbers of the usable rows, the codes of their categories, product id -> why it is not."""
     seen: dict[str, str] = {}
     codes: dict[str | None, int] = {}
     rows, category_codes, faulty = [], [], {}
-    for number, (file, (product, types, names)) in enumerate(structure):
+    for number, (file, (product, types, names, captioned)) in enumerate(structure):
         if product is None:
             raise ValueError(f"a row of {file} has no product_id; give it one, or remove it")
         if product in seen:
             raise ValueError(f"product {product!r} is in {seen[product]} and again in {file}; remove one of them")
         seen[product] = file
-        if reason := why_no_pair(types, names, known):
+        if reason := why_no_pair(types, names, known, captioned if words else None):
             faulty[product] = reason
         else:
             rows.append(number)
@@ -277,7 +331,7 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
     """
     found: Counter[str] = Counter()
     lost: Counter[str] = Counter()
-    for _, types, names in rows:
+    for _, types, names, _ in rows:
         own = [name for name in simple_categories(types, names) if name is not None]
         found.update(set(own))
         if why_no_pair(types, names, asked) == NOT_ASKED_FOR:
@@ -308,13 +362,22 @@ def _compare_categories(rows: list[Structure], asked: list[str], tolerance: Tole
 def _count_unused_pictures(rows: list[Structure], asked: list[str]) -> None:
     """Says how many pictures of products that are trained on are never a target, as nobody asks for their category."""
     unused: Counter[str] = Counter()
-    for _, types, names in rows:
+    for _, types, names, _ in rows:
         if why_no_pair(types, names, asked) is None:
             unused.update(name for name in simple_categories(types, names) if name not in asked)
     if unused:
         logger.warning(
             "%d SIMPLE images of products to train on are left out, as their category was not asked for: %s.",
             *(unused.total(), _most_common(unused)),
+        )
+
+
+def _count_uncaptioned(rows: list[Structure], folder: str) -> None:
+    """Says how many products to train on no caption asks for."""
+    if without := sum((SIMPLE, True) not in zip(row.types, row.captioned, strict=True) for row in rows):
+        logger.warning(
+            "%d of %d products in %s have no caption of a SIMPLE image: the text of their category asks for them.",
+            *(without, len(rows), folder),
         )
 
 

@@ -1,7 +1,7 @@
 """The product row: one row is one product, with all its pictures (training shards, Parquet).
 
 A training pair is one SIMPLE image (the target) and one scene, COMPLEX or PARTIAL_COMPLEX (the query), conditioned by
-the SIMPLE image's category. Captions are kept; no model is conditioned by them yet.
+the SIMPLE image's category or by one of its captions.
 """
 
 from __future__ import annotations

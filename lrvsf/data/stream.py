@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +42,7 @@ TRAINER_SEEN_EVERY = 1.0  # seconds after which a loading process looks whether 
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else a stream's end sleeps for seconds
 
 Batch = tuple[int, list[dict], list[dict]]  # epoch, rows, spares
+RowsOfTexts = Callable[[np.ndarray], Tensor]  # hashes of texts, uint64 (B,) -> their sentence embeddings (B, E)
 
 
 class ProductBatches:
@@ -183,15 +184,18 @@ class RowReader:
 class _Pairs(Dataset):
     """Lets DataLoader's workers turn the sampler's rows into batches."""
 
-    def __init__(self, maker: PairMaker, products: int):
-        self.maker, self.products = maker, products
+    def __init__(self, maker: PairMaker, products: int, rows_of_texts: RowsOfTexts | None):
+        self.maker, self.products, self.rows_of_texts = maker, products, rows_of_texts
 
     def __len__(self) -> int:
         """Trainer asks for it, to know how long an epoch is."""
         return self.products
 
     def __getitems__(self, item: tuple[int, list[dict], list[dict]]) -> dict[str, Any]:
-        return _beyond_dev_shm(self.maker.batch(*item))
+        batch = self.maker.batch(*item)
+        if (hashes := batch.pop("text_hashes", None)) is not None:
+            batch["text_embeds"] = self.rows_of_texts(hashes)  # (B, E)
+        return _beyond_dev_shm(batch)
 
 
 def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
@@ -277,12 +281,20 @@ def explained_stall() -> Iterator[None]:
 class PairLoader(DataLoader):
     """The finished loader of one process. Trainer must not prepare it a second time: it is already split."""
 
-    def __init__(self, batches: ProductBatches, maker: PairMaker, num_workers: int = 0, **options: Any):
-        """`options` are DataLoader's; those of loading processes count only where there are such."""
+    def __init__(
+        self,
+        batches: ProductBatches,
+        maker: PairMaker,
+        num_workers: int = 0,
+        rows_of_texts: RowsOfTexts | None = None,
+        **options: Any,
+    ):
+        """`options` are DataLoader's; those of loading processes count only where there are such. A `maker` whose pairs
+        ask in words needs `rows_of_texts`."""
         if num_workers == 0:
             options = {**options, "prefetch_factor": None, "persistent_workers": False}
         super().__init__(
-            _Pairs(maker, batches.shards.usable),
+            _Pairs(maker, batches.shards.usable, rows_of_texts),
             batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=num_workers,

@@ -105,6 +105,29 @@ class ProductTestSet:
         """The category of every product, in row order; None where there is none. No image is read."""
         return [_name(cell) for cell in self._files["products"][0].column("CATEGORY")]
 
+    def captions(self) -> list[str | None]:
+        """The caption of every product, in row order; None where there is none that says something."""
+        cells = self._files["products"][0].column("blip2_caption1")
+        return [str(cell) if cell is not None and str(cell).strip() else None for cell in cells]
+
+    def texts(self, template: str = "{}") -> list[str]:
+        """What asks for every product in words, in row order: its caption or, where it has none, its category's text.
+
+        Args:
+            template: the text of a category, "{}" for its name.
+
+        Raises ValueError: a product has neither.
+        """
+        words = zip(self.captions(), self.categories(), strict=True)
+        named = [caption or (None if name is None else template.format(name)) for caption, name in words]
+        if without := [row for row, text in enumerate(named) if text is None]:
+            others = f" So it is with {len(without) - 1} other products." if without[1:] else ""
+            raise ValueError(
+                f"{self.files['products'][0]}, row {without[0]}: there is neither a caption (blip2_caption1) nor a "
+                f"category, so no words ask for it.{others} Fill one, or evaluate with --conditioning none."
+            )
+        return named
+
     def check_categories(self, known: list[str]) -> None:
         """Refuses, before anything is embedded, a test set with a category that the model has never heard of."""
         unknown = [(row, name) for row, name in enumerate(self.categories()) if name not in known]

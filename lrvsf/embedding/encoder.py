@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PretrainedConfig
+from transformers.utils import cached_file
 
 from lrvsf.data.images import decode_image
 from lrvsf.embedding.baselines import Baseline, load_baseline
 from lrvsf.paths import check_model
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
+from text_condvit import load_tokenizer
 
 # A config.json may name an attention kernel of a stranger, which transformers would fetch and run.
 _LOADING = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+# What a model can be asked by, whose configuration has this `condition`: a text model knows the names of categories.
+ASKED_BY = {"category": ("category", "none"), "text": ("text", "category", "none"), "none": ("none",)}
 
 
 def load_model(path: str) -> CondViTModel | Baseline:
@@ -56,17 +62,33 @@ def runs_in_bf16(asked: bool | None, protocol: str, device: torch.device) -> boo
     return has_fast_bf16(device) and protocol == "bootstrap" if asked is None else asked
 
 
+def tokenizer_of(about: dict[str, Any] | None, folder: str | None = None) -> Any:
+    """A text encoder's tokenizer: the one in a text model's folder or Hub repository, or else the encoder's own.
+
+    Raises:
+        ValueError: the model has no text encoder: it only reads embeddings.
+        OSError: the tokenizer is not where the encoder is.
+    """
+    if about is None:
+        raise ValueError(f"{folder} has no text encoder, so it reads no words. Train one with --text_encoder.")
+    if folder and cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
+        return load_tokenizer(folder, about)
+    return load_tokenizer(about["name"], about, revision=about["revision"])
+
+
 class Encoder:
     """A model on a device that turns uint8 pixels into embeddings.
 
     Args:
         model: put into evaluation mode and on `device`.
-        conditioning: "category" or "none"; it decides for queries only, targets and distractors never have a condition.
+        conditioning: what queries are asked by: "category", a name; "text", any words; or "none". Targets and
+            distractors never have a condition.
         bf16: run the tower under bfloat16 autocast. Embeddings are normalised and returned in float32 all the same.
         dims: how many first dimensions to keep, renormalised, for a model trained with `matryoshka_dims`; None: all.
+        sentences: n texts -> their sentence embeddings (n, E); by default the model's text encoder computes them.
 
     Raises:
-        ValueError: conditioning by category asked of a model that has none, more dimensions than it has.
+        ValueError: a conditioning that the model does not know, more dimensions than it has.
     """
 
     def __init__(
@@ -76,17 +98,13 @@ class Encoder:
         bf16: bool = False,
         device: torch.device | None = None,
         dims: int | None = None,
+        sentences: Callable[[list[str]], Tensor] | None = None,
     ) -> None:
-        if conditioning not in ("category", "none"):
-            raise ValueError(f'conditioning={conditioning!r} is unknown. Use "category" or "none".')
-        if conditioning == "category" and model.config.condition != "category":
-            raise ValueError(
-                f'conditioning="category" was asked of a model with condition={model.config.condition!r}. '
-                'Use conditioning="none", or a model that was trained with categories.'
-            )
+        _check_conditioning(conditioning, model)
         self.device = device or torch.device("cpu")
         self.model = model.eval().to(self.device)
         self.conditioning, self.bf16 = conditioning, bf16
+        self.sentences = sentences or self._embed_sentences
         self.image_size: int = model.config.image_size
         self.dim: int = model.config.projection_dim if dims is None else dims
         if not 0 < self.dim <= model.config.projection_dim:
@@ -103,24 +121,55 @@ class Encoder:
         """A decoded RGB image -> (3, S, S) uint8, for whoever needs the image for something else too."""
         return np.asarray(pad_and_resize(image, self.image_size)).transpose(2, 0, 1)
 
+    def asked_by(self, conditioning: str) -> Encoder:
+        """The same model on the same device, whose queries are asked by something else. Raises ValueError."""
+        _check_conditioning(conditioning, self.model)
+        other = copy.copy(self)
+        other.conditioning = conditioning
+        return other
+
+    def condition(self, asked: list[str] | None) -> dict[str, Tensor]:
+        """The model's inputs for what B queries are asked by, names or texts; none at all for no condition."""
+        if asked is None or self.conditioning == "none":
+            return {}
+        if self.conditioning == "text":
+            return {"text_embeds": self.sentences(asked).to(self.device)}  # (B, E)
+        known = self.model.config.categories
+        return {"category_indices": torch.tensor([known.index(name) for name in asked], device=self.device)}  # (B,)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return tokenizer_of(self.model.config.text_encoder, self.model.name_or_path)
+
+    def _embed_sentences(self, texts: list[str]) -> Tensor:
+        return self.model.sentence_encoder().embed(texts, self._tokenizer)
+
     @torch.inference_mode()
-    def embed(self, pixels: list[np.ndarray], categories: list[str] | None = None) -> Tensor:
+    def embed(self, pixels: list[np.ndarray], asked: list[str] | None = None) -> Tensor:
         """B arrays (3, S, S) -> (B, dim) float32 unit rows on the CPU.
 
-        `categories` are the queries' (B names); left out for targets and distractors, and unused without conditioning.
+        `asked` is what the queries are asked by (B names or texts); left out for targets and distractors, and unused
+        without conditioning.
         """
         batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
-        indices = None
-        if categories is not None and self.conditioning == "category":
-            known = self.model.config.categories
-            indices = torch.tensor([known.index(name) for name in categories], device=self.device)  # (B,)
+        condition = self.condition(asked)  # before autocast: what a text means has float32's precision
         # Normalised on the device: bytes travel there, a quarter of what float32 takes.
         with _exact_convolution(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            embeds = self.model(pixel_values=(batch - self._mean) / self._std, category_indices=indices).image_embeds
+            embeds = self.model(pixel_values=(batch - self._mean) / self._std, **condition).image_embeds
         # A Matryoshka model is trained on its first dimensions as embeddings of their own, so of length 1 again.
         if self.dim < embeds.shape[1]:
             embeds = torch.nn.functional.normalize(embeds[:, : self.dim], dim=1)
         return embeds.float().cpu()
+
+
+def _check_conditioning(conditioning: str, model: CondViTModel | Baseline) -> None:
+    if conditioning not in ASKED_BY["text"]:
+        raise ValueError(f"conditioning={conditioning!r} is unknown. Use {', '.join(ASKED_BY['text'])}.")
+    if conditioning not in (known := ASKED_BY[model.config.condition]):
+        raise ValueError(
+            f'conditioning="{conditioning}" was asked of a model with condition={model.config.condition!r}. '
+            f"Use {' or '.join(known)}, or a model that was trained with it."
+        )
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from lrvsf.embedding.baselines import Baseline
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Part
 
+ASKED = {"category": "data.categories", "text": "data.texts"}  # a conditioning -> the fact on what queries are asked by
+
 
 def fingerprint(encoder: Encoder, parts: Sequence[Part]) -> dict[str, Any]:
     """Name -> value, of JSON's types; equal for equal embeddings, but for their last bits.
@@ -39,8 +41,8 @@ def fingerprint(encoder: Encoder, parts: Sequence[Part]) -> dict[str, Any]:
         "embedding_dim": encoder.dim,
     }
     facts |= {f"data.{part.what}": part.describe() for part in parts}
-    if encoder.conditioning == "category":  # exactly, as swapped ones may leave a file's size as it was
-        facts["data.categories"] = _digest(repr([name for part in parts for name in part.conditions()]).encode())
+    if (name := ASKED.get(encoder.conditioning)) is not None:  # exactly: swapped ones may leave a file's size as it was
+        facts[name] = _digest(repr([asked for part in parts for asked in part.conditions(encoder)]).encode())
     return facts
 
 
@@ -71,4 +73,16 @@ def describe_model(config: PretrainedConfig) -> dict[str, Any]:
     fields = config.to_dict()
     own = {"model_type", "categories", "condition", "num_condition_tokens", "projection_dim", "hidden_size"}
     own |= {"intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act"}
+    if config.condition == "text":
+        own |= {"text_dim", "text_template", "text_encoder"}
+        fields["text_encoder"] = _about_encoder(config)
     return {f"model.{name}": fields[name] for name in sorted(own)}
+
+
+def _about_encoder(config: PretrainedConfig) -> dict[str, Any]:
+    """What makes another text encoder of it, but for the weights: those in the checkpoint are digested with it, and
+    those that are fetched go by name and revision."""
+    unsaid = ("name", "revision") if config.text_encoder_in_checkpoint else ()
+    about = {name: value for name, value in (config.text_encoder or {}).items() if name not in unsaid}
+    tower = {name: value for name, value in about.get("config", {}).items() if name != "transformers_version"}
+    return {**about, "config": tower}

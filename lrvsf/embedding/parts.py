@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from configuration_condvit import CondViTConfig
 from lrvsf.data.parquet import describe_files
 from lrvsf.data.testset import Origin, ProductTestSet
 from lrvsf.embedding.encoder import Encoder
@@ -59,8 +60,8 @@ class Part(ABC):
     def describe(self) -> str:
         """The data, wherever they lie: another text for other data, as far as can be seen without reading images."""
 
-    def conditions(self) -> list[str | None]:
-        """What each row is conditioned by, if the encoder conditions; none at all for a part without conditions."""
+    def conditions(self, encoder: Encoder) -> list[str | None]:
+        """What each row is asked by, if the encoder conditions; none at all for a part without conditions."""
         return []
 
     def pack(self, rows: list[int], extras: list[Any]) -> bytes:
@@ -80,9 +81,11 @@ class _TestSetPart(Part):
 
 
 class Products(_TestSetPart):
-    """The products of a test set: a scene as "query", under the product's category, and its picture as "target"."""
+    """The products of a test set: its picture as "target", and a scene as "query", asked by the product's category or
+    caption."""
 
     what, kinds = "products", ("query", "target")
+    _texts: list[str] | None = None
 
     @cached_property  # not at once: a store whose arguments are wrong must be refused before a file is read
     def _categories(self) -> list[str | None]:
@@ -95,11 +98,25 @@ class Products(_TestSetPart):
     def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
         queries, targets = pixels
         # Only queries are conditioned: a gallery is embedded once, whatever it is asked for.
-        categories = [self._categories[row] for row in rows]
-        return {"query": encoder.embed(queries, categories), "target": encoder.embed(targets)}
+        conditions = self.conditions(encoder)
+        asked = [conditions[row] for row in rows]
+        return {"query": encoder.embed(queries, asked), "target": encoder.embed(targets)}
 
-    def conditions(self) -> list[str | None]:
-        return self._categories
+    def conditions(self, encoder: Encoder) -> list[str | None]:
+        if encoder.conditioning == "text" and self._texts is None:
+            self._texts = self.test_set.texts(encoder.model.config.text_template)
+        return self._texts if encoder.conditioning == "text" else self._categories
+
+
+def check_conditions(test_set: ProductTestSet, conditioning: str, config: CondViTConfig) -> None:
+    """Refuses, before anything is embedded, a test set whose products a model cannot be asked for.
+
+    Raises ValueError: a category that it does not know; by text, a product with neither caption nor category.
+    """
+    if conditioning == "category":
+        test_set.check_categories(config.categories)
+    elif conditioning == "text":
+        test_set.texts(config.text_template)
 
 
 class Distractors(_TestSetPart):

@@ -3,8 +3,8 @@
 A layer's heads are averaged, and half of the identity stands for the residual connection that carries a token past its
 attention; the product of all layers then says how much of each input token has flowed into each output token. Two of
 its rows are of interest: that of [CLS], which becomes the embedding, and that of the condition token. [CLS] looks at
-much of a scene under any condition, so another map shows what this condition adds to the average over all conditions
-that the model knows.
+much of a scene under any condition, so another map shows what this condition adds to the average over several: all
+categories that the model knows, or the texts that were given.
 
 It is a reading aid, not a proof: rollout knows nothing of values, of MLPs, or of heads that disagree.
 """
@@ -66,14 +66,14 @@ def eager_attention(model: CondViTModel) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def attention_maps(encoder: Encoder, scene: Image.Image) -> Tensor:
-    """An RGB image -> (categories, 3, side, side) on the CPU: `patch_maps` under each category."""
+def attention_maps(encoder: Encoder, scene: Image.Image, asked: Sequence[str]) -> Tensor:
+    """An RGB image -> (N, 3, side, side) on the CPU: `patch_maps` under each of N conditions, names or texts."""
     model, size = encoder.model, encoder.image_size
     pixels = torch.from_numpy(to_pixel_values(pad_and_resize(scene, size))).to(encoder.device)
-    categories = torch.arange(len(model.config.categories), device=encoder.device)
+    condition = encoder.condition(list(asked))
     with eager_attention(model):
-        batch = pixels.expand(len(categories), -1, -1, -1)  # (C, 3, S, S), one image in memory
-        attentions = model(batch, categories, output_attentions=True).attentions
+        batch = pixels.expand(len(asked), -1, -1, -1)  # (N, 3, S, S), one image in memory
+        attentions = model(batch, **condition, output_attentions=True).attentions
     return patch_maps(attention_rollout(attentions), size // model.config.patch_size).cpu()
 
 

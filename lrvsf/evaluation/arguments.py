@@ -58,7 +58,10 @@ class EvaluateArguments:
     )
     seed: int = flag(0, "seed of all random draws; only results with equal seeds are comparable")
     conditioning: str | None = flag(
-        None, "what the queries are conditioned on; by default what the model was made for", ["category", "none"]
+        None,
+        "what the queries are conditioned on; by default what the model was made for; text is the caption "
+        "(blip2_caption1), and a text model knows the names of categories too",
+        ["category", "text", "none"],
     )
     dims: int | None = flag(
         None, "keep this many first dimensions, for a model trained with matryoshka_dims; by default all"
@@ -88,6 +91,7 @@ class PictureArguments:
 
     attention: list[int] = flag([], "rows of products.parquet: attention.png shows what their queries look at")
     attention_categories: list[str] = flag([], "conditions that attention.png shows; by default all of the model's")
+    attention_texts: list[str] = flag([], "texts that attention.png shows instead, for a model that reads them")
     sheet: int = flag(0, "how many successes, and how many of the worst failures, sheet.html shows; 0: no page")
     conditioning_page: bool = flag(
         False, "write conditioning.html: does the condition help, and what does another one change?"
@@ -96,6 +100,11 @@ class PictureArguments:
     def __post_init__(self) -> None:
         if self.attention_categories and not self.attention:
             raise ValueError(f"attention_categories={self.attention_categories} needs --attention, the rows to draw.")
+        if self.attention_texts and (self.attention_categories or not self.attention):
+            raise ValueError(
+                f"attention_texts={self.attention_texts} needs --attention, the rows to draw, and no "
+                "--attention_categories."
+            )
         if self.sheet < 0:
             raise ValueError(f"sheet={self.sheet} must be at least 0.")
 

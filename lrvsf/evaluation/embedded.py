@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.parts import Distractors, Products
+from lrvsf.embedding.parts import Distractors, Products, check_conditions
 from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.columns import Categories, join_categories
@@ -56,8 +56,7 @@ class EmbeddedTestSet:
         if self._filled:
             return
         encoder, test_set, store = self.encoder, self.test_set, self._store
-        if encoder.conditioning == "category":  # or it fails in the middle of embedding
-            test_set.check_categories(encoder.model.config.categories)
+        check_conditions(test_set, encoder.conditioning, encoder.model.config)  # or it fails in the middle of embedding
         store.fill()
         self.rows: list[int] = store.rows("products").tolist()
         if not self.rows:
@@ -84,6 +83,9 @@ class EmbeddedTestSet:
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("torch", "transformers", "numpy")},
         }
+        if encoder.conditioning == "text":
+            captions = test_set.captions()
+            self.facts["queries_without_caption"] = sum(captions[row] is None for row in self.rows)
         self._filled = True
 
     @cached_property

@@ -54,7 +54,8 @@ def load_encoder(model: str, dims: int | None, device: str | None, conditioned: 
     PartialState(cpu=not gpu)  # what embeds asks it for its share: all, as this is one process
     place = torch.device("cuda" if gpu else "cpu")
     loaded = load_model(model)
-    condition = loaded.config.condition if conditioned else "none"
+    # A text model is asked by the names of its categories, too; texts come on top, see `Catalog.search`.
+    condition = "category" if conditioned and loaded.config.condition != "none" else "none"
     return Encoder(loaded, condition, bf16=gpu and has_fast_bf16(place), device=place, dims=dims)
 
 

@@ -23,9 +23,14 @@ class ModelArguments:
     data: str = flag("data/lrvsf", "folder with train/*.parquet and, to pick the best model, validation/")
     condition: str | None = flag(
         None,
-        "category, the default from CLIP, or none: the unconditioned baseline by the same recipe; a CondViT keeps its"
-        " own condition",
-        ["category", "none"],
+        "category, the default from CLIP; text: captions and categories' names; or none: the unconditioned baseline by "
+        "the same recipe; a CondViT keeps its own condition",
+        ["category", "text", "none"],
+    )
+    text_encoder: str | None = flag(
+        None,
+        "what turns texts into embeddings, with --condition text, and is not trained: clip, the default, is the text "
+        "tower of the CLIP that the run starts from; else a sentence-transformers model or CLIP, NAME or NAME@REVISION",
     )
     categories: list[str] | None = flag(
         None,
@@ -69,6 +74,16 @@ class CondViTTrainingArguments(TrainingArguments):
     """Trainer's arguments, refused early where a contrastive run would be wrong."""
 
     output_dir: str = flag("runs/condvit", "checkpoints, logs and the final model")
+    text_from: list[str] | None = flag(
+        None,
+        "what asks, with --condition text: captions, the default, categories (their names), or both in shares, such as "
+        "captions:0.7 categories:0.3; a product that lacks the one is asked for by the other",
+    )
+    caption_store: str | None = flag(
+        None,
+        "folder of the texts' embeddings, which are computed once and kept for later runs; by default captions in "
+        "DATA, or in OUTPUT_DIR where DATA is a URL",
+    )
     phase1_steps: int | None = flag(None, "steps that train projection and condition only; by default one epoch")
     categories_per_batch: int | None = flag(
         None, "draw each global batch from this many categories: harder negatives; by default from all"

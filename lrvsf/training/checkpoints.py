@@ -125,6 +125,8 @@ def run_identity(
     # `decay_matrices_only` groups the optimizer's state, too.
     asked = {name: getattr(args, name) for name in ("seed", "matryoshka_dims", "decay_matrices_only")}
     order = {"global_batch": batches.global_size, "categories_per_batch": batches.parts, "phase1_steps": phase1_steps}
+    if config.condition == "text":
+        asked["text_from"] = args.text_from or ["captions"]
     return {**asked, **order, "data": batches.shards.fingerprint, **describe_model(config)}
 
 

@@ -70,7 +70,8 @@ def decayed_names(model: CondViTModel, matrices_only: bool) -> list[str]:
 def _is_table(parameter_name: str) -> bool:
     """Whether a parameter holds tokens or positions: rows of a table, which no product shrinks, whatever its shape."""
     tables = (".embeddings.class_", ".embeddings.position_")
-    return parameter_name.startswith("condition_") or any(table in parameter_name for table in tables)
+    tokens = ("condition_embedding", "condition_position_embedding")  # a text model's projection is a matrix
+    return parameter_name in tokens or any(table in parameter_name for table in tables)
 
 
 class FreshOptimizer(TrainerCallback):

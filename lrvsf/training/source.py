@@ -1,9 +1,14 @@
-"""A data folder's parts: DATA/train, DATA/validation, and the loader of pairs. DATA may be a URL, such as hf://."""
+"""A data folder's parts, DATA/train, DATA/validation and DATA/captions, and the loader of pairs.
+
+DATA may be a URL, such as hf://.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -11,12 +16,16 @@ from accelerate import PartialState
 from configuration_condvit import CondViTConfig
 from lrvsf.data.folders import place_of
 from lrvsf.data.pairs import PairMaker
-from lrvsf.data.products import ProductShards
+from lrvsf.data.products import ProductShards, target_images
 from lrvsf.data.stream import PairLoader, ProductBatches
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.data.wording import Wording
 from lrvsf.durable import whole_folder
+from lrvsf.embedding.captions import CaptionStore, encoder_digest, sentence_embedder
 from lrvsf.paths import TRAINING, no_training_folder
+from lrvsf.processes import on_main_process
 from lrvsf.training.arguments import CondViTTrainingArguments
+from modeling_condvit import CondViTModel
 
 COPIED_FROM = "copied-from.txt"  # in a copy of a validation set: its root
 
@@ -70,16 +79,86 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
     return ProductTestSet(copy)
 
 
-def pair_loader(args: CondViTTrainingArguments, shards: ProductShards, config: CondViTConfig) -> PairLoader:
-    """This process's batches of pairs for a model, as the flags ask for them."""
+def training_products(folder: str, args: CondViTTrainingArguments, config: CondViTConfig) -> ProductShards:
+    """The shards in a folder, scanned for what a model is asked by. Raises ValueError: flags that it cannot heed."""
+    if config.condition != "text" and (args.text_from or args.caption_store):
+        name = "text_from" if args.text_from else "caption_store"
+        value = args.text_from or args.caption_store
+        raise ValueError(f"{name}={value!r}, but condition={config.condition!r}: add --condition text, or leave it out")
+    categories = config.categories if config.condition == "category" else None
+    return ProductShards.scan(folder, categories, args.tolerance, words=config.condition == "text")
+
+
+def wording_of(args: CondViTTrainingArguments, config: CondViTConfig) -> Wording | None:
+    """How a run asks in words; None for a model that reads no texts."""
+    return Wording.parse(args.text_from, config.text_template) if config.condition == "text" else None
+
+
+def caption_store(
+    args: CondViTTrainingArguments,
+    root: str,
+    model: CondViTModel,
+    tokenizer: Any,
+    validation: ProductTestSet | None,
+) -> CaptionStore | None:
+    """The embeddings of all texts that may ask, in training and validation; None for a model that reads no texts.
+
+    Texts that earlier runs left out are embedded now, by the main process; all others wait for it.
+    """
+    wording = wording_of(args, model.config)
+    if wording is None:
+        return None
+    default = Path(args.output_dir) if "://" in root else Path(root)
+    place, dim = Path(args.caption_store or default / "captions"), model.config.text_dim
+
+    def texts() -> Iterator[str]:
+        yield from [] if validation is None else validation.texts(wording.template)
+        for image in target_images(training_folder(root)):
+            yield from wording.drawable(image)
+
+    def begin() -> tuple[Path, Iterator[int]]:
+        encoder = model.sentence_encoder()
+        store = CaptionStore(place / encoder_digest(encoder, tokenizer), dim)
+        embed = sentence_embedder(encoder, tokenizer, args.device)
+        return store.folder, store.add(texts(), embed, model.config.text_encoder)
+
+    # Part by part: processes that waited for a million captions at once would take the main one for dead.
+    working: list[Iterator[int]] = []
+
+    def go_on() -> tuple[str, int | None]:
+        if not working:
+            working.extend(begin())
+        return str(working[0]), next(working[1], None)
+
+    folder, added, total = "", 0, 0
+    while added is not None:
+        folder, added = on_main_process(go_on)
+        total += added or 0
+    model.forget_sentence_encoder()  # gigabytes that no step needs
+    model.to("cpu")  # an encoder of its own went to the device alone, where Trainer brings it again
+    if total and PartialState().is_main_process:
+        print(f"embedded {total:,} texts into {folder}")
+    return CaptionStore(Path(folder), dim)
+
+
+def pair_loader(
+    args: CondViTTrainingArguments, shards: ProductShards, config: CondViTConfig, texts: CaptionStore | None = None
+) -> PairLoader:
+    """This process's batches of pairs for a model, as the flags ask for them; `texts` are a text model's."""
     state, size, parts = PartialState(), args.per_device_train_batch_size, args.categories_per_batch
     batches = ProductBatches(
         shards, size, args.seed, state.process_index, state.num_processes, parts, tolerance=args.tolerance
     )
     return PairLoader(
         batches,
-        PairMaker(config.image_size, config.categories if config.condition == "category" else None, args.seed),
+        PairMaker(
+            config.image_size,
+            config.categories if config.condition == "category" else None,
+            args.seed,
+            wording_of(args, config),
+        ),
         args.dataloader_num_workers,
+        texts,
         # Without a GPU there is nothing to pin for, and torch would warn.
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         prefetch_factor=args.dataloader_prefetch_factor,

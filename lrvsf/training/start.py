@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -10,24 +11,40 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lrvsf.data.names import did_you_mean, quoted
-from lrvsf.embedding.encoder import load_condvit
+from lrvsf.embedding.encoder import load_condvit, tokenizer_of
 from lrvsf.paths import check_model
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.fast_tower import use_patch_product
 from lrvsf.training.source import catalog_categories
 from modeling_condvit import CondViTModel
+from processing_condvit import CondViTProcessor
+from text_condvit import describe_text_encoder, text_dim_of
 
 logger = logging.getLogger(__name__)
+
+OWN_TOWER = "clip"  # the text encoder of the CLIP that a run starts from
 
 
 def start_model(args: ModelArguments) -> CondViTModel:
     """CondViT from a CLIP checkpoint, or further training of a CondViT one; float32 weights."""
-    check_model(args.model)
-    config, _ = PretrainedConfig.get_config_dict(args.model)
+    return use_patch_product(from_condvit(args) if is_condvit(args.model) else from_clip(args))
+
+
+def is_condvit(name: str) -> bool:
+    """Whether a model is a CondViT, not a CLIP. Raises ValueError: it has no configuration."""
+    check_model(name)
+    config, _ = PretrainedConfig.get_config_dict(name)
     if not config:
-        raise ValueError(f"{args.model} has no config.json; give a folder or Hub name of a CLIP or CondViT checkpoint")
-    trained = config.get("model_type") == "condvit"
-    return use_patch_product(from_condvit(args) if trained else from_clip(args))
+        raise ValueError(f"{name} has no config.json; give a folder or Hub name of a CLIP or CondViT checkpoint")
+    return config.get("model_type") == "condvit"
+
+
+def start_processor(args: ModelArguments, model: CondViTModel) -> CondViTProcessor:
+    """The processor that is saved with the model, with the tokenizer of a text model."""
+    config, tokenizer = model.config, None
+    if config.condition == "text":
+        tokenizer = tokenizer_of(config.text_encoder, args.model if is_condvit(args.model) else None)
+    return CondViTProcessor(categories=config.categories, tokenizer=tokenizer, size=config.image_size)
 
 
 def from_clip(args: ModelArguments) -> CondViTModel:
@@ -37,21 +54,43 @@ def from_clip(args: ModelArguments) -> CondViTModel:
     if args.new_category_like is not None:
         raise ValueError(f"new_category_like={args.new_category_like!r}: {args.model} is a CLIP, which has no category")
     condition, categories = args.condition or "category", args.categories
-    if categories is None and condition == "category":
+    if categories is None and condition != "none":
         categories = catalog_categories(args.data)
+    if args.text_encoder is not None and condition != "text":
+        raise ValueError(f"text_encoder={args.text_encoder!r} with condition={condition!r}: add --condition text")
     asked = {"num_condition_tokens": args.num_condition_tokens, "logit_scale_init_value": args.logit_scale_init_value}
     asked = {name: value for name, value in asked.items() if value is not None}  # the others are as published
+    if condition == "text":
+        asked |= _text_encoder(args.text_encoder or OWN_TOWER, args.model)
     model = CondViTModel.from_clip(args.model, categories=categories, condition=condition, **asked, **_loading(args))
-    if condition == "category" and args.condition_init == "published":
-        # Tokens as nn.Embedding draws them: sqrt(width) times as long as CLIP's own, as which `from_clip` starts them.
-        nn.init.normal_(model.condition_embedding)
+    if condition != "none" and args.condition_init == "published":
+        if condition == "category":
+            # As nn.Embedding draws them: sqrt(width) times as long as CLIP's own, as which `from_clip` starts them.
+            nn.init.normal_(model.condition_embedding)
         nn.init.normal_(model.condition_position_embedding, std=model.config.hidden_size**-0.5)
     return model
+
+
+def _text_encoder(name: str, clip: str) -> dict[str, object]:
+    """`from_clip`'s arguments for a text encoder: the CLIP's own tower, or another model, NAME or NAME@REVISION."""
+    if name in (OWN_TOWER, clip):
+        return {"text_encoder": clip, "text_encoder_in_checkpoint": True}  # one checkpoint, no second model to fetch
+    revision = None
+    if not Path(name).is_dir():
+        name, _, revision = name.partition("@")
+        check_model(name)
+    about = describe_text_encoder(name, **({"revision": revision} if revision else {}))
+    return {"text_encoder": about, "text_dim": text_dim_of(about)}
 
 
 def from_condvit(args: ModelArguments) -> CondViTModel:
     """A trained CondViT, with the run's categories where it names some."""
     model = load_condvit(args.model, **_loading(args))
+    if args.text_encoder is not None:
+        raise ValueError(
+            f"text_encoder={args.text_encoder!r}: {args.model} was trained with condition={model.config.condition!r} "
+            "and keeps what it reads; leave it out or start from CLIP"
+        )
     for name in ("condition", "num_condition_tokens"):
         asked, trained = getattr(args, name), getattr(model.config, name)
         if asked is not None and asked != trained:
@@ -84,8 +123,12 @@ def take_categories(model: CondViTModel, names: list[str], like: str | None = No
     model.config.validate_condition()
     # `add_categories` appends rows; a parameter of the rows that are asked for, in their order, takes their place.
     rows = torch.tensor([[*known, *new].index(name) for name in names])
-    model.condition_embedding = nn.Parameter(model.condition_embedding.detach()[rows])
-    source = "from the mean of all that it knew" if like is None else f"from the tokens of {quoted(like)}"
+    if model.config.condition == "text":
+        model.category_text_embeds = model.category_text_embeds[rows]
+    else:
+        model.condition_embedding = nn.Parameter(model.condition_embedding.detach()[rows])
+    mean = "by their names" if model.config.condition == "text" else "from the mean of all that it knew"
+    source = mean if like is None else f"from the tokens of {quoted(like)}"
     meant = "".join(f" {quoted(name)} is new.{near}" for name in new if (near := did_you_mean(name, dropped)))
     parts = (("kept", [name for name in names if name in known]), (f"new, {source}", new), ("dropped", dropped))
     told = "; ".join(f"{what}: {', '.join(map(quoted, which))}" for what, which in parts if which)

@@ -20,7 +20,9 @@ from lrvsf.data.pairs import count_images
 from lrvsf.data.products import ProductShards
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import follow_umask
+from lrvsf.embedding.captions import CaptionStore
 from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.parts import check_conditions
 from lrvsf.processes import every
 from lrvsf.training import schedule
 from lrvsf.training.arguments import CondViTTrainingArguments
@@ -48,6 +50,7 @@ class CondViTTrainer(ResumableTrainer):
         args: the flags.
         shards: the training products.
         validation: a test set; its recall is what `metric_for_best_model` names. None to do without.
+        texts: a text model's sentence embeddings, of all texts that ask in training and validation.
         kwargs: Trainer's own, such as `processing_class` and `callbacks`.
     """
 
@@ -57,11 +60,13 @@ class CondViTTrainer(ResumableTrainer):
         args: CondViTTrainingArguments,
         shards: ProductShards,
         validation: ProductTestSet | None = None,
+        texts: CaptionStore | None = None,
         **kwargs: Any,
     ):
-        if validation is not None and model.config.condition == "category":
-            validation.check_categories(model.config.categories)
-        loader = pair_loader(args, shards, model.config)
+        if validation is not None:
+            check_conditions(validation, model.config.condition, model.config)
+        loader = pair_loader(args, shards, model.config, texts)
+        self.texts = texts
         self.validation, self.dims = validation, checked_dims(args.matryoshka_dims, model.config.projection_dim)
         self.skipped = BadImageCounter("images of training products", args.tolerance)
         if args.torch_compile:
@@ -133,6 +138,7 @@ class CondViTTrainer(ResumableTrainer):
         output = model(
             pixel_values=self._normalised(inputs["pixel_values"]),
             category_indices=inputs.get("category_indices"),
+            text_embeds=inputs.get("text_embeds"),
             target_pixel_values=self._normalised(inputs["target_pixel_values"]),
         )
         return output.image_embeds, output.target_embeds
@@ -153,7 +159,8 @@ class CondViTTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """R@1, R@5 and R@10 of the validation products among each other and all distractors, on all processes; loss."""
         model = self.weights.gathered(everywhere=True)
-        encoder = Encoder(model, model.config.condition, self.args.bf16, self.args.device)
+        sentences = None if self.texts is None else self.texts.of_texts
+        encoder = Encoder(model, model.config.condition, self.args.bf16, self.args.device, sentences=sentences)
         batch_size = self.args.per_device_eval_batch_size
         # Layers that were compiled for training would be compiled anew.
         with torch.compiler.set_stance("force_eager"), self.signals.patience():

@@ -91,8 +91,10 @@ def test_bf16_stays_near_float32_and_normalised(make_test_set, tiny_model):
 def test_conditioning_must_fit_the_model(make_model):
     with pytest.raises(ValueError, match="asked of a model with condition='none'"):
         Encoder(make_model(condition="none"), "category")
-    with pytest.raises(ValueError, match="'text' is unknown"):
+    with pytest.raises(ValueError, match="conditioning=\"text\" was asked of a model with condition='category'"):
         Encoder(make_model(), "text")
+    with pytest.raises(ValueError, match="'words' is unknown. Use text, category, none"):
+        Encoder(make_model(), "words")
 
 
 def test_a_clip_folder_is_an_unconditioned_baseline(tmp_path, pixel_values):

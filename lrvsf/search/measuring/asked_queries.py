@@ -72,7 +72,7 @@ class SampledQueries(Products):
     def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, torch.Tensor]:
         embeds = {PLAIN: encoder.embed(pixels[0])}
         if CONDITIONED in self.kinds:
-            embeds[CONDITIONED] = encoder.embed(pixels[0], [self.conditions()[row] for row in rows])
+            embeds[CONDITIONED] = encoder.embed(pixels[0], [self.conditions(encoder)[row] for row in rows])
         return embeds
 
 

@@ -66,7 +66,7 @@ def test_maps_of_a_model_are_of_its_own_weights_and_leave_it_as_it_was(make_mode
     encoder = Encoder(model, "category")
     before = model.config._attn_implementation
     assert before != "eager"  # or the test would not see that it is put back
-    maps = attention_maps(encoder, decode_image(encode(noise(50, 32))))
+    maps = attention_maps(encoder, decode_image(encode(noise(50, 32))), model.config.categories)
     assert maps.shape == (10, 3, 4, 4) and maps.min() >= 0
     assert (maps[:, [0, 2]].sum((2, 3)) < 1).all()  # the rest flows from [CLS] and the condition
     assert not torch.allclose(maps[0, 2], maps[1, 2])
