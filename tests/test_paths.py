@@ -65,7 +65,7 @@ def asked(**given):
     return Namespace(
         **{
             "model": "runs/first", "data": "data", "eval_strategy": "no", "output_dir": "out", "categories": None,
-            "resume_from_checkpoint": None, **given,
+            "text_from": None, "resume_from_checkpoint": None, **given,
         }
     )  # fmt: skip
 

@@ -143,7 +143,7 @@ class CaptionStore:
         rows = np.empty((len(order), self.dim), np.float16)
         for start in range(0, len(order), AT_ONCE):
             batch = [texts[number] for number in order[start : start + AT_ONCE]]
-            rows[start : start + len(batch)] = embed(batch).float().cpu().numpy()
+            rows[start : start + len(batch)] = embed(batch).half().cpu().numpy()
             bar.update(len(batch))
         if not (finite := np.isfinite(rows).all(1)).all():
             wrong = texts[order[int(finite.argmin())]]

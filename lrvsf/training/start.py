@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.embedding.encoder import load_condvit, tokenizer_of
-from lrvsf.paths import check_model
+from lrvsf.paths import CONFIG, check_model
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.fast_tower import use_patch_product
 from lrvsf.training.source import catalog_categories
@@ -79,6 +79,8 @@ def _text_encoder(name: str, clip: str) -> dict[str, object]:
     if not Path(name).is_dir():
         name, _, revision = name.partition("@")
         check_model(name)
+    elif Path(name, CONFIG).is_file() and is_condvit(name):  # before its own code is asked for
+        raise ValueError(f"text_encoder={name!r} is a CondViT; give a sentence-transformers model or a CLIP")
     about = describe_text_encoder(name, **({"revision": revision} if revision else {}))
     return {"text_encoder": about, "text_dim": text_dim_of(about)}
 

@@ -177,7 +177,7 @@ class Page:
         except BadImage as error:
             raise gr.Error(f"This is no picture that can be read: {error}.") from error
         with self._answering:
-            maps = attention_maps(self.catalog.encoder, scene)  # (C, 3, side, side)
+            maps = attention_maps(self.catalog.encoder, scene, self.catalog.conditions)  # (C, 3, side, side)
         tile = pad_and_resize(scene, HEAT)
         names = [name for name in self.catalog.conditions if name in ticked] or self.catalog.conditions
         # The second map: what a condition adds to the average over all of them.
