@@ -126,7 +126,8 @@ class CondViTProcessor(PilBackend):
             images: one or a list of what `read_image` reads, or an array of images.
             categories: what to look for: one name for all images, or a list with one for each.
             texts: the same in words, for a text model; what is longer than it reads is cut, and warned of.
-            kwargs: SETTINGS for this call; `text` is sentence-transformers' word for `texts`, or for `categories`.
+            kwargs: SETTINGS for this call; tensors are torch's by default. `text` is sentence-transformers' word for
+                `texts`, or for `categories`.
         """
         if (text := kwargs.pop("text", None)) is not None and categories is None and texts is None:
             categories, texts = (None, text) if self.tokenizer else (text, None)
@@ -144,7 +145,7 @@ class CondViTProcessor(PilBackend):
             data["category_indices"] = np.array([self.categories.index(name) for name in names], np.int64)
         if texts is not None:
             data |= self.tokens_of(one_for_each("texts", texts, len(data["pixel_values"])))
-        return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
+        return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors", "pt"))
 
     def tokens_of(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Texts as `input_ids` and `attention_mask` (B, L)."""

@@ -44,6 +44,9 @@ class CondViTTextEncoder(nn.Module):
         self.pooling, self.normalize = about["pooling"], about["normalize"]
         config = AutoConfig.for_model(**about["config"])
         self.backbone = _class_for(config)._from_config(config)
+        # A T5's token table has two names and is saved under one: transformers asks each part of a model which.
+        tied = self.backbone.all_tied_weights_keys.items()
+        self.all_tied_weights_keys = {f"backbone.{name}": f"backbone.{twin}" for name, twin in tied}
         layers = [nn.Linear(one["in_features"], one["out_features"], one["bias"]) for one in about["dense"]]
         self.dense = nn.ModuleList(layers)
         self.activations = [ACTIVATIONS[one["activation"]]() for one in about["dense"]]

@@ -36,7 +36,7 @@ WIDTH = 80  # columns of what is printed for a person: commands, --help
 # Whose deliberate errors are refusals: ours, and those of transformers, which are about flags and model folders.
 REFUSING = {
     *("__main__", "prepare_lrvsf", "train_hf", "evaluate_lrvsf", "search_catalog", "publish_lrvsf", "lrvsf"),
-    *("configuration_condvit", "modeling_condvit", "processing_condvit", "transformers"),
+    *("configuration_condvit", "modeling_condvit", "processing_condvit", "text_condvit", "transformers"),
 }
 NETWORK = {"httpx", "httpx2", "httpcore", "httpcore2"}
 REACH = "See whether this machine reaches https://huggingface.co, and with which proxy, or name a folder instead."

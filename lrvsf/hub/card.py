@@ -52,7 +52,7 @@ print(query @ target.T)  # cosine: embeddings are unit rows
 Products are indexed once and without a condition. `SentenceTransformer(path, trust_remote_code=True).encode(...)` and
 `pipeline("image-feature-extraction", path, trust_remote_code=True)` give the same rows. An image is read as it is
 stored: turn a photo with an EXIF orientation upright before, by `PIL.ImageOps.exif_transpose`.
-
+{further}
 ## {heading}
 
 | | |
@@ -79,7 +79,21 @@ CONDITIONED = (
     "A referred visual search model: a scene and a category give one embedding of the thing meant, which finds the "
     "product in a catalog.\n\nCategories, in index order: {categories}."
 )
+BY_TEXT = (
+    "A referred visual search model: a scene and a text give one embedding of the thing meant, which finds the product "
+    "in a catalog.\n\nA category is the text of its name. Those with a number, in index order: {categories}."
+)
+SAMPLE = "the red handbag"
 UNCONDITIONED = "A visual search model: the unconditioned baseline of CondViT. It embeds an image as a whole."
+# The published snippet, for str.format. There the model returns a tensor, which the snippet then normalises.
+SNIPPET = """
+The published model's own snippet runs with one change: the embeddings are `.image_embeds`, which are unit rows already.
+
+```python
+inputs = processor(images=[scene]{condition})
+embeds = model(**inputs).image_embeds
+```
+"""
 
 
 def write_training_card(
@@ -129,23 +143,42 @@ def write_training_card(
     _write_card(folder, metadata, name, model, "Training", facts)
 
 
-def write_converted_card(folder: Path, name: str, source: str, model: CondViTModel, license: str) -> None:
+def write_converted_card(
+    folder: Path, name: str, source: str, model: CondViTModel, license: str, revision: str | None = None
+) -> None:
     """Writes README.md into the folder of the model `name`, which was converted from the checkpoint `source`."""
     metadata = ModelCardData(**ABOUT, license=license, tags=["visual-search", *TAGS])
-    facts = {"converted from": plain(source), "licence": plain(license)}
-    _write_card(folder, metadata, name, model, "Origin", facts)
+    facts = {"converted from": plain(source)}
+    facts |= {} if revision is None else {"revision": plain(revision)}
+    facts["licence"] = plain(license)
+    if about := model.config.text_encoder:
+        place = "in this folder" if model.config.text_encoder_in_checkpoint else "fetched at the first text"
+        at = f", revision {about['revision']}" if about["revision"] else ""
+        facts["text encoder"] = f"{plain(shown(about['name']) + at)}, {place}"
+    _write_card(folder, metadata, name, model, "Origin", facts, SNIPPET)
 
 
 def _write_card(
-    folder: Path, metadata: ModelCardData, name: str, model: CondViTModel, heading: str, facts: dict[str, Any]
+    folder: Path,
+    metadata: ModelCardData,
+    name: str,
+    model: CondViTModel,
+    heading: str,
+    facts: dict[str, Any],
+    further: str = "",
 ) -> None:
-    conditioned, categories = model.config.condition == "category", model.config.categories
+    condition, categories = model.config.condition, model.config.categories
+    what = {"category": CONDITIONED, "text": BY_TEXT, "none": UNCONDITIONED}[condition]
+    samples = {"category": ("categories", categories[0]), "text": ("texts", SAMPLE)}
+    word, value = samples.get(condition, ("", ""))
+    sample = python_string(value)
     card = CARD.format(
         metadata=metadata.to_yaml(),
         name=plain(name),
         path=python_string(name),
-        what=CONDITIONED.format(categories=", ".join(map(plain, categories))) if conditioned else UNCONDITIONED,
-        condition=f", categories={python_string(categories[0])}" if conditioned else "",
+        what=what.format(categories=", ".join(map(plain, categories))),
+        condition=f", {word}={sample}" if word else "",
+        further=further.format(condition=f", {word}=[{sample}]" if word else ""),
         heading=heading,
         facts="\n".join(f"| {fact} | {value} |" for fact, value in facts.items()),
     )

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lrvsf.embedding.encoder import load_model
-from lrvsf.hub.convert_checkpoint import checkpoint_in, convert
+from lrvsf.hub.checkpoint_files import checkpoint_in
+from lrvsf.hub.convert_checkpoint import convert
 from lrvsf.hub.published import from_published
 from lrvsf.hub.push_model import model_files
 from processing_condvit import CondViTProcessor
@@ -95,10 +96,10 @@ def textual(network):
         (lambda network: {**network, "epoch": 3}, r"\['epoch'\] are no tensors"),
         (clip, "vision_model.*are those of a CLIP or CondViT of transformers"),
         (lambda network: {"fc.weight": torch.zeros(2), 3: torch.zeros(1)}, "No conv1.weight.* among its 2 keys"),
-        (textual, "conditions are texts, which are not supported yet"),
+        (textual, "conditions are texts, .* no config.json here names its lm_backbone. Give .* by --text_encoder"),
         (
             lambda network: network | {"ln_pre.bias": torch.zeros(3)},
-            r"does not fit together: .*pre_layrnorm.bias .*\(3",
+            r"does not fit. Of another shape .*: ln_pre.bias \(3,\) instead of \(48,\)",
         ),
     ],
 )
@@ -116,7 +117,7 @@ def test_other_checkpoints_are_refused_in_one_line(tmp_path, checkpoint, network
 )
 def test_a_damaged_file_is_called_so(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"{name}: this file cannot be read as weights alone"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read as weights alone"):
         convert(tmp_path / name, tmp_path / "out")
 
 
@@ -124,8 +125,14 @@ def test_wrong_paths_are_told_before_anything_is_read(tmp_path, checkpoint):
     path = checkpoint()
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*checkpoint.pt \(did you mean .*checkpoint.pth"):
         convert(tmp_path / "checkpoint.pt", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="`hf download someone/condvit` prints its folder"):
-        convert(Path("someone/condvit"), tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="nor is it OWNER/NAME on the Hub"):
+        convert(Path("tests/condvit"), tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no folder .*encoder. Give that of the text encoder"):
+        convert(path, tmp_path / "out", text_encoder=tmp_path / "encoder")
+    with pytest.raises(ValueError, match="revision=v1 is for a name on the Hub"):
+        convert(path, tmp_path / "out", revision="v1")
+    with pytest.raises(ValueError, match="conditions are not texts. Leave --with_text_encoder out"):
+        convert(path, tmp_path / "out", num_attention_heads=HEADS, with_text_encoder=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty has no file that ends in .safetensors, .bin"):
         convert(tmp_path / "empty", tmp_path / "out")

@@ -57,7 +57,7 @@ def test_every_key_is_used_or_named(golden: Path) -> None:
         if name == "logit_scale":
             assert from_published(rest, heads).logit_scale.item() == pytest.approx(4.6052)
         elif name != "c_embedding.weight":
-            with pytest.raises(ValueError, match="lacks|brings nothing|No conv1.weight"):
+            with pytest.raises(ValueError, match=f"Missing .1.: {name}|No conv1.weight"):
                 from_published(rest, heads)
 
 
@@ -67,16 +67,6 @@ def test_own_categories(golden: Path) -> None:
     assert from_published(state, heads, categories=names).config.categories == names
     with pytest.raises(ValueError, match="10 categories, but 2"):
         from_published(state, heads, categories=["Mugs", "Pots"])
-
-
-def test_text_is_refused(golden: Path) -> None:
-    state, _, heads = load(golden, "category")
-    del state["c_embedding.weight"]
-    with pytest.raises(ValueError, match="texts.*not supported"):
-        from_published(state, heads)
-    beside = {f"condvit.{key}": tensor for key, tensor in state.items()} | {"text_encoder.shared.weight": torch.ones(1)}
-    with pytest.raises(ValueError, match="text_encoder.shared.weight.*not supported"):
-        from_published(beside, heads)
 
 
 def test_heads_default_to_width_over_64(golden: Path) -> None:
