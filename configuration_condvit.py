@@ -60,10 +60,8 @@ class CondViTConfig(CLIPVisionConfig):
         for name, most in limits.items():  # a config.json can say 10**6
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} is not from 1 to {most}. Correct config.json.")
-        if "{}" not in self.text_template:
-            raise ValueError(f"text_template={self.text_template!r} has no {{}}, where a category's name goes.")
-        if set("{}") & set(self.text_template.replace("{}", "")):
-            raise ValueError(f"text_template={self.text_template!r} has braces beside {{}}. Leave them out.")
+        if "{}" not in (text := self.text_template) or set("{}") & set(text.replace("{}", "")):
+            raise ValueError(f"text_template={text!r} has no {{}}, where a category's name goes, or other braces.")
         if not (names := self.categories) or len(names) > 10_000 or not all(name.strip() for name in names):
             raise ValueError(f"categories={names[:9]} is empty, above 10,000 or holds a blank. Give names, none blank.")
         if repeated := sorted({name for name in names if names.count(name) > 1}):

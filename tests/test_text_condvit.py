@@ -241,6 +241,8 @@ def test_a_model_that_is_no_text_encoder_is_refused(tmp_path):
 def test_configurations_that_cannot_be():
     with pytest.raises(StrictDataclassError, match="has no {}"):
         CondViTConfig(condition="text", text_template="a photo")
+    with pytest.raises(StrictDataclassError, match="or other braces"):
+        CondViTConfig(condition="text", text_template="a {kind} of {}")
     with pytest.raises(StrictDataclassError, match="text_dim=0 is not from 1"):
         CondViTConfig(condition="text", text_dim=0)
     assert len(WORDS) <= 20
