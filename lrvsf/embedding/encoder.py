@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from lrvsf.data.images import decode_image
@@ -72,7 +72,7 @@ def tokenizer_of(about: dict[str, Any] | None, folder: str | None = None) -> Any
     if about is None:
         raise ValueError(f"{folder} has no text encoder, so it reads no words. Train one with --text_encoder.")
     if folder and cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
-        return load_tokenizer(folder, about)
+        return PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask to run the model's own code
     return load_tokenizer(about["name"], about, revision=about["revision"])
 
 

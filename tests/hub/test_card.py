@@ -172,3 +172,14 @@ def test_results_of_an_earlier_model_do_not_stay(write, tmp_path, caplog):
     results.write_text("- value: 93.4\n")
     write(LOG)
     assert not results.exists() and "held results of the model that was there before" in caplog.text
+
+
+def test_the_card_of_a_text_model_asks_in_words(make_model, tmp_path):
+    args = ModelArguments(model=CLIP, data="data/mini")
+    training = CondViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    about = {"name": "someone/sentences", "revision": None, "dense": [], "pooling": "mean", "normalize": True}
+    model = make_model(condition="text", text_dim=9, text_encoder=about)
+    write_training_card(tmp_path, args, training, TrainerState(), model)
+    text = (tmp_path / "README.md").read_text()
+    assert 'processor(scene, texts="the red handbag", return_tensors="pt")' in text
+    assert "A category is the text of its name" in text and "Bags, Feet" in text

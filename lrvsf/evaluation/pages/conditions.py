@@ -81,7 +81,7 @@ def check_conditions(data: EmbeddedTestSet, allow_unmatched: bool = False) -> No
     if data.encoder.conditioning != "category":
         raise ValueError(
             f"The page on conditions needs a model that is asked by category; this one is asked with "
-            f"conditioning={data.encoder.conditioning!r}."
+            f"conditioning={data.encoder.conditioning!r}. A text model knows categories, too: --conditioning category."
         )
     categories = data.categories
     if not allow_unmatched:
