@@ -123,19 +123,22 @@ def caption_store(
         return store.folder, store.add(texts(), embed, model.config.text_encoder)
 
     # Part by part: processes that waited for a million captions at once would take the main one for dead.
-    working: list[Iterator[int]] = []
+    working: list[Any] = []
 
     def go_on() -> tuple[str, int | None]:
         if not working:
             working.extend(begin())
-        return str(working[0]), next(working[1], None)
+        try:
+            return str(working[0]), next(working[1], None)
+        except OSError as error:
+            raise OSError(f"{error}. If {place} cannot be written to, name a folder with --caption_store") from error
 
     folder, added, total = "", 0, 0
     while added is not None:
         folder, added = on_main_process(go_on)
         total += added or 0
     model.forget_sentence_encoder()  # gigabytes that no step needs
-    model.to("cpu")  # an encoder of its own went to the device alone, where Trainer brings it again
+    model.to("cpu")  # the main process has a tower of the model's own on the device; Trainer brings all there
     if total and PartialState().is_main_process:
         print(f"embedded {total:,} texts into {folder}")
     return CaptionStore(Path(folder), dim)

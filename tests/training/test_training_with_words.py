@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from forks import forks_of
-from made import TINY, as_flags, edit_rows, rows_of
+from made import TINY, as_flags, edit_rows, rows_of, tiny_sentence_encoder
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
@@ -173,6 +173,9 @@ def test_what_cannot_be_meant_is_refused(train, train_words, run, data, tmp_path
         train_words(tmp_path, model=run[0], text_encoder="clip")
     with pytest.raises(ValueError, match="is a CondViT; give a sentence-transformers model or a CLIP"):
         train_words(tmp_path, text_encoder=run[0])
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(OSError, match="note.txt/captions cannot be written to, name a folder with --caption_store"):
+        train_words(tmp_path / "out", caption_store=tmp_path / "note.txt/captions")
     silent = tmp_path / "silent"
     shutil.copytree(data, silent)
     edit_rows(silent / "validation/products.parquet", lambda rows: rows[3].update(blip2_caption1=" ", CATEGORY=None))
@@ -209,3 +212,21 @@ def test_two_processes_and_split_weights_train_the_same(worded, tmp_path):
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-3) and split == two
     weights = [(folder / "model/model.safetensors").read_bytes() for folder in folders[1:]]
     assert weights[0] == weights[1]
+
+
+def test_an_encoder_of_its_own_is_fetched_for_the_store_and_stays_out_of_the_checkpoint(train_words, data, tmp_path):
+    """As the published textual model: a Sentence-T5 whose embedding is the token itself."""
+    pytest.importorskip("sentence_transformers")
+    theirs, encoder = tiny_sentence_encoder(tmp_path, "t5", "mean", (32, torch.nn.Identity))
+    train_words(tmp_path / "run", text_encoder=encoder, max_steps=2)
+    weights = load_file(tmp_path / "run/model.safetensors")
+    assert not any("text_encoder" in name or name == "condition_projection.weight" for name in weights)
+    expected = theirs.encode(["Bags", "Feet"], convert_to_tensor=True).cpu()
+    torch.testing.assert_close(weights["category_text_embeds"][:2], expected, atol=1e-5, rtol=0)
+    folder = str(tmp_path / "run")
+    assert Encoder(load_model(folder), "text").sentences(["Bags"]).sub(expected[:1]).abs().max() < 1e-5
+    shutil.rmtree(encoder)
+    named = Encoder(load_model(folder), "category")
+    assert named.embed([np.zeros((3, 32, 32), np.uint8)], ["Bags"]).shape == (1, 16), "names need no encoder"
+    with pytest.raises(OSError, match="sentences"):
+        Encoder(load_model(folder), "text").sentences(["Bags"])

@@ -17,7 +17,7 @@ from processing_condvit import pad_and_resize
 
 LABELS = ("[CLS]", "[CLS], more\nthan on average\nover conditions", "condition token")
 LABEL = 120  # pixels for a line's name
-LETTERS = 18  # that fit over a column
+LETTERS = 17  # that fit over a column
 NOTE = "Attention rollout. Red: each map's largest value; no colour: its smallest, or not above the average."
 
 
