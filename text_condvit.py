@@ -42,10 +42,10 @@ class CondViTTextEncoder(nn.Module):
     def __init__(self, about: dict[str, Any]) -> None:
         super().__init__()
         self.pooling, self.normalize = about["pooling"], about["normalize"]
-        config = AutoConfig.for_model(**about["config"])
+        # Without a stranger's attention kernel, which transformers would fetch and run.
+        config = AutoConfig.for_model(**{k: v for k, v in about["config"].items() if "attn_implementation" not in k})
         self.backbone = _class_for(config)._from_config(config)
-        # A T5's token table has two names and is saved under one: transformers asks each part of a model which.
-        tied = self.backbone.all_tied_weights_keys.items()
+        tied = self.backbone.all_tied_weights_keys.items()  # a T5's table of tokens: two names, of which one is saved
         self.all_tied_weights_keys = {f"backbone.{name}": f"backbone.{twin}" for name, twin in tied}
         layers = [nn.Linear(one["in_features"], one["out_features"], one["bias"]) for one in about["dense"]]
         self.dense = nn.ModuleList(layers)
@@ -102,9 +102,9 @@ class CondViTTextEncoder(nn.Module):
         about = about or describe_text_encoder(name, **where)
         with torch.device("meta"):  # the shell only: each part below comes with its weights
             encoder = cls(about)
-        config = AutoConfig.for_model(**about["config"])
+        kind, config = type(encoder.backbone), encoder.backbone.config
         loading = {"config": config, "subfolder": about.get("subfolder", ""), "dtype": torch.float32, **where}
-        loaded, info = _class_for(config).from_pretrained(name, output_loading_info=True, **loading)
+        loaded, info = kind.from_pretrained(name, output_loading_info=True, **loading)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{name} lacks the text encoder's weights {missing[:5]}. Give its complete checkpoint.")
         encoder.backbone = loaded

@@ -238,6 +238,13 @@ def test_a_model_that_is_no_text_encoder_is_refused(tmp_path):
         describe_text_encoder(str(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_strangers_attention_kernel_is_not_fetched(clip, key):
+    about = describe_text_encoder(clip[1])
+    about["config"][key] = "stranger/kernel"
+    assert CondViTTextEncoder(about).backbone.config._attn_implementation in ("sdpa", "eager")
+
+
 def test_configurations_that_cannot_be():
     with pytest.raises(StrictDataclassError, match="has no {}"):
         CondViTConfig(condition="text", text_template="a photo")

@@ -186,6 +186,17 @@ def test_an_encoder_of_another_width_is_refused(tmp_path, golden):
         convert(tmp_path / "condvit.pth", tmp_path / "out", num_attention_heads=HEADS, text_encoder=other)
 
 
+def test_a_bert_behind_it_may_come_of_an_older_transformers(tmp_path, golden):
+    """Which saved the numbers of its positions, too."""
+    pytest.importorskip("sentence_transformers")
+    sentences, folder = tiny_sentence_encoder(tmp_path, "bert", "cls", (48, torch.nn.Tanh))
+    tensors = {f"condvit.{name}": tensor for name, tensor in textual_network(golden).items()}
+    tensors |= encoder_tensors(sentences) | {"lm.0.auto_model.embeddings.position_ids": torch.arange(16)[None]}
+    published = write_published(tmp_path / "published", tensors)
+    convert(published, tmp_path / "out", text_encoder=folder, with_text_encoder=True)
+    check_textual(embedded_afresh(tmp_path, tmp_path / "out"), golden, sentences)
+
+
 @pytest.mark.parametrize("sharded", [True, False])
 def test_a_categorical_folder_is_read_by_its_configuration(tmp_path, golden, sharded):
     network = network_of(golden)
