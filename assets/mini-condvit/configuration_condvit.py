@@ -20,8 +20,13 @@ class CondViTConfig(CLIPVisionConfig):
 
     Args:
         categories: the conditions' names, in the order of the rows of the condition table.
-        condition: "category" reads one of `categories` beside the image; "none" is CLIP, without condition tokens.
-        num_condition_tokens: learned tokens per category; the published model has one.
+        condition: "category" reads one of `categories` beside the image; "text" the embedding of a sentence, of which
+            a category's name is one; "none" is CLIP, without condition tokens.
+        num_condition_tokens: tokens per condition; the published model has one.
+        text_dim: width of the sentence embeddings that a text model reads.
+        text_encoder: how a text becomes one, as `describe_text_encoder` tells; None for embeddings that are given.
+        text_encoder_in_checkpoint: whether its weights travel with the model; otherwise they are fetched by its name.
+        text_template: the text of a category, "{}" for its name.
         logit_scale_init_value: log of the inverse temperature at the start; the published training starts at ln(100).
     """
 
@@ -30,6 +35,10 @@ class CondViTConfig(CLIPVisionConfig):
     categories: list[str] = field(default_factory=lambda: list(CATEGORIES))
     condition: str = "category"
     num_condition_tokens: int = 1
+    text_dim: int = 768
+    text_encoder: dict | None = None
+    text_encoder_in_checkpoint: bool = False
+    text_template: str = "{}"
     logit_scale_init_value: float = MAX_LOGIT_SCALE
 
     # The class that `pipeline(TASK, trust_remote_code=True)` makes. A new dict at each call: transformers changes it.
@@ -45,11 +54,14 @@ class CondViTConfig(CLIPVisionConfig):
             raise ValueError(f"image_size={image} is not a multiple of patch_size={patch}. {needed}")
 
     def validate_condition(self) -> None:
-        if self.condition not in ("category", "none"):
-            raise ValueError(f"condition={self.condition!r} is not supported (text is planned). Use category or none.")
-        for name, most in (("num_condition_tokens", 1000), ("num_hidden_layers", 1000)):  # a config.json can say 10**6
+        if self.condition not in ("category", "text", "none"):
+            raise ValueError(f"condition={self.condition!r} is not supported. Use category, text or none.")
+        limits = {"num_condition_tokens": 1000, "num_hidden_layers": 1000, "text_dim": 100_000}
+        for name, most in limits.items():  # a config.json can say 10**6
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} is not from 1 to {most}. Correct config.json.")
+        if "{}" not in (text := self.text_template) or set("{}") & set(text.replace("{}", "")):
+            raise ValueError(f"text_template={text!r} has no {{}}, where a category's name goes, or other braces.")
         if not (names := self.categories) or len(names) > 10_000 or not all(name.strip() for name in names):
             raise ValueError(f"categories={names[:9]} is empty, above 10,000 or holds a blank. Give names, none blank.")
         if repeated := sorted({name for name in names if names.count(name) > 1}):

@@ -1,11 +1,12 @@
 """CondViT: CLIP's vision tower, told what to look for (arXiv 2306.02928).
 
-- a condition is a learned token that joins the image's patches, so that every layer can attend to it; without one, the
-  tower is CLIP's, bit for bit;
+- a condition is a token that joins the image's patches, so that every layer can attend to it: a category's is learned,
+  a text's is its sentence embedding; without one, the tower is CLIP's, bit for bit;
 - CLIP's parameter names are kept, so that any CLIP checkpoint is an initialisation;
 - embeddings come out L2-normalised in float32, whatever precision the tower runs in: a dot product is a cosine.
 
-Shapes below: B images, D = hidden_size, P = projection_dim, C = num_condition_tokens, T = 1 + patches (+ C) tokens.
+Shapes below: B images, D = hidden_size, P = projection_dim, C = num_condition_tokens, E = text_dim,
+T = 1 + patches (+ C) tokens.
 """
 
 import copy
@@ -24,8 +25,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 try:
     from .configuration_condvit import CondViTConfig  # on the Hub the files are siblings in a package
+    from .text_condvit import CondViTTextEncoder, describe_text_encoder, load_tokenizer, text_dim_of
 except ImportError:
     from configuration_condvit import CondViTConfig  # in a checkout they are top-level modules
+    from text_condvit import CondViTTextEncoder, describe_text_encoder, load_tokenizer, text_dim_of
+
+WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # a file's place
 
 
 @dataclass
@@ -75,7 +80,9 @@ class CondViTVisionTower(CLIPPreTrainedModel):
         """Reads images (B, 3, H, W) and condition tokens (B, C, D); pools [CLS] into (B, D)."""
         known = ("return_dict", "output_hidden_states", "output_attentions", "use_cache")  # the last is Trainer's
         if unknown := [key for key in kwargs if key not in known and kwargs[key] is not None]:
-            raise TypeError(f"Unknown argument {unknown[0]!r}. A condition is given as category_indices.")
+            raise TypeError(
+                f"Unknown argument {unknown[0]!r}. A condition is given as category_indices or text_embeds."
+            )
         hidden = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + patches, D)
         if condition_tokens is not None:
             hidden = torch.cat([hidden, condition_tokens.to(hidden.dtype)], dim=1)  # (B, 1 + patches + C, D)
@@ -105,10 +112,21 @@ class CondViTModel(CLIPPreTrainedModel):
         self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         # Only a loss reads it. Loading a whole CLIP by `from_pretrained` brings CLIP's own; `from_clip` starts it anew.
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
-        if config.condition == "category":  # a parameter that is never used would stop distributed training
-            shape = (config.num_condition_tokens, config.hidden_size)
+        shape = (config.num_condition_tokens, config.hidden_size)
+        if config.condition != "none":  # a parameter that is never used would stop distributed training
+            self.condition_position_embedding = nn.Parameter(torch.empty(shape))  # shared by all conditions
+        if config.condition == "category":
             self.condition_embedding = nn.Parameter(torch.empty(len(config.categories), *shape))
-            self.condition_position_embedding = nn.Parameter(torch.empty(shape))  # shared by all categories
+        if config.condition == "text":
+            # The published sentence embedding is the token itself. Where it does not fit, it is projected.
+            if (config.text_dim, 1) != (config.hidden_size, config.num_condition_tokens):
+                tokens = config.num_condition_tokens * config.hidden_size
+                self.condition_projection = nn.Linear(config.text_dim, tokens, bias=False)
+            # The categories' texts, embedded once, so that they are asked for by number without an encoder.
+            self.register_buffer("category_text_embeds", torch.zeros(len(config.categories), config.text_dim))
+            if config.text_encoder_in_checkpoint:
+                self.text_encoder = CondViTTextEncoder(config.text_encoder)
+        self._fetched: list[CondViTTextEncoder] = []  # in a list, it is no part of optimizer, DDP and checkpoint
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -119,9 +137,24 @@ class CondViTModel(CLIPPreTrainedModel):
             std = self.config.hidden_size**-0.5 * factor
             init.normal_(self.visual_projection.weight, std=std)
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
-            if self.config.condition == "category":  # as CLIP starts its [CLS] token and its positions
-                init.normal_(self.condition_embedding, std=std)
+            if self.config.condition != "none":  # as CLIP starts its [CLS] token and its positions
                 init.normal_(self.condition_position_embedding, std=self.config.initializer_range * factor)
+            if self.config.condition == "category":
+                init.normal_(self.condition_embedding, std=std)
+            if self.config.condition == "text":
+                init.zeros_(self.category_text_embeds)
+                if hasattr(self, "condition_projection"):
+                    init.normal_(self.condition_projection.weight, std=std)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers' own, but that a text encoder whose weights are missing is refused, not drawn at random."""
+        model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        if missing := sorted(key for key in info["missing_keys"] if key.startswith("text_encoder.")):
+            raise ValueError(f"{name_or_path} lacks its text encoder's weights {missing[:5]}. Restore its checkpoint.")
+        if hasattr(model, "text_encoder"):
+            model.text_encoder.requires_grad_(False)  # loading makes new parameters
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_clip(cls, name_or_path: str, categories: list[str] | None = None, **kwargs: Any) -> "CondViTModel":
@@ -131,12 +164,16 @@ class CondViTModel(CLIPPreTrainedModel):
             name_or_path: a folder or a Hub repository, as for `from_pretrained`; the condition tokens are new.
             categories: the conditions' names; by default LRVS-F's ten.
             kwargs: CondViTConfig's other own fields, and `from_pretrained`'s arguments, such as `attn_implementation`.
-                `dtype` is float32 unless given, because half-precision weights do not train well.
+                `dtype` is float32 unless given, because half-precision weights do not train well. `text_encoder` may
+                also be the name of one, a sentence-transformers model or a CLIP: then texts are the conditions.
         """
         own = {key: kwargs.pop(key) for key in CondViTConfig.__annotations__ if key in kwargs}
         own |= {} if categories is None else {"categories": categories}
-        where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-        clip = AutoConfig.from_pretrained(name_or_path, **{key: kwargs[key] for key in where if key in kwargs})
+        where = {key: kwargs[key] for key in WHERE if key in kwargs}
+        if isinstance(encoder := own.get("text_encoder"), str):
+            about = describe_text_encoder(encoder, **(where if encoder == name_or_path else {}))  # a revision is CLIP's
+            own = {"condition": "text", **own, "text_encoder": about, "text_dim": text_dim_of(about)}
+        clip = AutoConfig.from_pretrained(name_or_path, **where)
         if clip.model_type not in ("clip", "clip_vision_model"):
             raise ValueError(f"{name_or_path} is a {clip.model_type!r} model. Give a CLIP or a CLIP vision model.")
         tower = getattr(clip, "vision_config", clip)
@@ -144,20 +181,28 @@ class CondViTModel(CLIPPreTrainedModel):
         shape["projection_dim"] = clip.projection_dim  # a whole CLIP goes by its own, not by its vision_config's
         config = CondViTConfig(**shape, **own)
         kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
-        model, info = cls.from_pretrained(name_or_path, **kwargs)
+        model, info = super().from_pretrained(name_or_path, **kwargs)  # the text encoder's weights come from elsewhere
         if missing := sorted(key for key in info["missing_keys"] if key.startswith("vision_model.")):
             raise ValueError(f"{name_or_path} lacks {missing}. Give a checkpoint with CLIP's complete vision tower.")
         init.constant_(model.logit_scale.detach(), config.logit_scale_init_value)  # CLIP's is between images and texts
+        if config.condition == "text" and config.text_encoder:
+            if config.text_encoder_in_checkpoint:
+                about = config.text_encoder
+                model.text_encoder = CondViTTextEncoder.from_pretrained(
+                    about["name"], about, revision=about["revision"]
+                )
+            model.embed_categories()
         return model
 
     def add_categories(self, names: list[str], like: str | None = None) -> None:
-        """Adds rows to the condition table, for training to go on with; those that are there keep every bit.
+        """Adds categories; those that are there keep every bit. Give the processor the names, too.
 
-        Do this before an optimizer is made, as the table becomes a new parameter; give the processor the names, too.
+        A category model gets rows of its condition table, for training to go on with: do this before an optimizer is
+        made, as the table becomes a new parameter. A text model embeds the names, and needs no training.
 
         Args:
             names: the new categories, whose indices follow those of the old ones.
-            like: the category whose row a new one starts as; by default the mean of all.
+            like: the category whose row a new one starts as; by default the mean of all, or in a text model its text.
         """
         known, names = self.config.categories, [names] if isinstance(names, str) else list(names)
         if self.config.condition == "none":
@@ -167,22 +212,91 @@ class CondViTModel(CLIPPreTrainedModel):
         config = copy.deepcopy(self.config)
         config.categories = [*known, *names]
         config.validate_condition()  # before anything is changed
-        table = self.condition_embedding.detach()
-        row = table.mean(dim=0) if like is None else table[known.index(like)]  # (C, D)
-        self.condition_embedding = nn.Parameter(torch.cat([table, row.expand(len(names), -1, -1)]))
+        if self.config.condition == "text":
+            table = self.category_text_embeds  # (categories, E)
+            added = self._texts_of(names) if like is None else table[known.index(like)].expand(len(names), -1)
+            self.category_text_embeds = torch.cat([table, added.to(table)])
+        else:
+            table = self.condition_embedding.detach()
+            row = table.mean(dim=0) if like is None else table[known.index(like)]  # (C, D)
+            self.condition_embedding = nn.Parameter(torch.cat([table, row.expand(len(names), -1, -1)]))
         self.config.categories = self.vision_model.config.categories = config.categories
 
+    def embed_categories(self) -> None:
+        """Embeds the texts of a text model's categories, so that they are asked for by number without an encoder."""
+        self.category_text_embeds = self._texts_of(self.config.categories).to(self.category_text_embeds)
+
+    def _texts_of(self, names: list[str]) -> torch.Tensor:
+        """(n, E), the embeddings of categories' texts."""
+        encoder, about = self.sentence_encoder(), self.config.text_encoder
+        tokenizer = load_tokenizer(about["name"], about, revision=about["revision"])
+        return encoder.embed([self.config.text_template.format(name) for name in names], tokenizer)
+
+    def sentence_encoder(self) -> CondViTTextEncoder:
+        """The text encoder, which is fetched at the first call where the checkpoint is without it.
+
+        Raises:
+            ValueError: this model reads no texts, or only embeddings of them.
+            OSError: its weights are not where the configuration says.
+        """
+        about = self.config.text_encoder
+        if self.config.condition != "text" or about is None:
+            raise ValueError(
+                f"This model has condition={self.config.condition!r} and no text encoder. Give text_embeds."
+            )
+        if hasattr(self, "text_encoder"):
+            return self.text_encoder
+        if not self._fetched:
+            self._fetched.append(CondViTTextEncoder.from_pretrained(about["name"], about, revision=about["revision"]))
+        return self._fetched[0].to(self.visual_projection.weight.device)
+
+    def forget_sentence_encoder(self) -> None:
+        """Frees an encoder that was fetched; the next text fetches it again."""
+        self._fetched.clear()
+
     def condition_tokens(self, category_indices: torch.Tensor) -> torch.Tensor:
-        """The learned tokens (B, C, D) of categories (B,), position added."""
+        """The tokens (B, C, D) of categories (B,), position added: learned ones, or those of their texts."""
         if self.config.condition == "none":
             raise ValueError('This model has condition="none". Call it without category_indices.')
-        count, tokens, _ = self.condition_embedding.shape
+        table = (
+            self.condition_embedding.flatten(1) if self.config.condition == "category" else self.category_text_embeds
+        )
         # On the CPU only: reading the values would make a GPU wait and break tracing. There the lookup itself fails.
         readable = category_indices.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and (wrong := [index for index in category_indices.tolist() if not 0 <= index < count]):
-            raise IndexError(f"category_indices holds {wrong}. This model's categories are 0 to {count - 1}.")
-        chosen = F.embedding(category_indices, self.condition_embedding.flatten(1))  # (B, C * D)
-        return chosen.unflatten(1, (tokens, -1)) + self.condition_position_embedding
+        if readable and (wrong := [index for index in category_indices.tolist() if not 0 <= index < len(table)]):
+            raise IndexError(f"category_indices holds {wrong}. This model's categories are 0 to {len(table) - 1}.")
+        chosen = F.embedding(category_indices, table)  # (B, C * D) or (B, E)
+        if self.config.condition == "text":
+            return self.text_tokens(chosen)
+        return chosen.unflatten(1, (self.config.num_condition_tokens, -1)) + self.condition_position_embedding
+
+    def text_tokens(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """The tokens (B, C, D) of sentence embeddings (B, E), projected where they do not fit, position added."""
+        if self.config.condition != "text":
+            raise ValueError(f"This model has condition={self.config.condition!r}. Call it without a text.")
+        if text_embeds.ndim != 2 or text_embeds.shape[1] != self.config.text_dim:
+            shape = f"({len(text_embeds)}, {self.config.text_dim})"
+            raise ValueError(f"text_embeds has shape {tuple(text_embeds.shape)}; this model reads {shape}.")
+        projection = getattr(self, "condition_projection", None)
+        rows = text_embeds if projection is None else projection(text_embeds.to(projection.weight.dtype))  # (B, C * D)
+        return rows.unflatten(1, (self.config.num_condition_tokens, -1)) + self.condition_position_embedding
+
+    def _tokens(self, batch: tuple[int, ...], **given: torch.Tensor | None) -> torch.Tensor | None:
+        """The condition's tokens (B, C, D) from the one form in which it is given; None for no condition."""
+        mask = given.pop("attention_mask")
+        named = [name for name, value in given.items() if value is not None]
+        if mask is not None and named != ["input_ids"]:
+            raise ValueError("attention_mask was given without the input_ids that it speaks of.")
+        if not named:
+            return None
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} were given. An image has one condition: give one of them.")
+        name, value = named[0], given[named[0]]
+        if (value.shape if name == "category_indices" else value.shape[:1]) != batch:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, but the batch of images {tuple(batch)}.")
+        if name == "category_indices":
+            return self.condition_tokens(value)
+        return self.text_tokens(self.sentence_encoder()(value, mask) if name == "input_ids" else value)
 
     @can_return_tuple
     def forward(
@@ -191,6 +305,9 @@ class CondViTModel(CLIPPreTrainedModel):
         category_indices: torch.Tensor | None = None,
         target_pixel_values: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        text_embeds: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CondViTOutput:
         """Embeds images, targets or both; both in one call, because distributed training wants one forward per step.
@@ -200,16 +317,15 @@ class CondViTModel(CLIPPreTrainedModel):
             category_indices: (B,) integers, what to look for in each image; without it, images are embedded as a whole.
             target_pixel_values: (B', 3, H, W), product images, embedded as a whole.
             interpolate_pos_encoding: accept any H and W, by interpolating the learned positions.
+            text_embeds: (B, E) sentence embeddings, what to look for in each image, for a text model.
+            input_ids, attention_mask: (B, L) tokens of such sentences, which the model embeds itself.
             kwargs: `return_dict`; `output_hidden_states` and `output_attentions`, which speak of `pixel_values`.
         """
         if pixel_values is None and target_pixel_values is None:
             raise ValueError("There is nothing to embed. Give pixel_values, target_pixel_values or both.")
-        tokens, output = None, CondViTOutput()
-        if category_indices is not None:
-            batch = () if pixel_values is None else pixel_values.shape[:1]
-            if (got := category_indices.shape) != batch:
-                raise ValueError(f"category_indices has shape {tuple(got)}, but the batch of images {tuple(batch)}.")
-            tokens = self.condition_tokens(category_indices)
+        batch, output = () if pixel_values is None else pixel_values.shape[:1], CondViTOutput()
+        texts = {"text_embeds": text_embeds, "input_ids": input_ids, "attention_mask": attention_mask}
+        tokens = self._tokens(batch, category_indices=category_indices, **texts)
         if pixel_values is not None:
             seen = self.vision_model(pixel_values, tokens, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
             output.image_embeds = output.pooler_output = self._embed(seen.pooler_output)

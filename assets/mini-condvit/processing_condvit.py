@@ -1,4 +1,4 @@
-"""CondViT's processor: images and category names become the model's inputs.
+"""CondViT's processor: images, and category names or texts, become the model's inputs.
 
 An image is embedded as its file stores it, whichever way it comes. EXIF does not turn it, as it does not in the
 published training and evaluation. Such an image is warned of; `PIL.ImageOps.exif_transpose` turns it.
@@ -15,11 +15,12 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 from PIL import Image
-from transformers import ImageFeatureExtractionPipeline
+from transformers import ImageFeatureExtractionPipeline, PreTrainedTokenizerFast
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, infer_channel_dimension_format
+from transformers.utils import cached_file
 
 try:
     from .configuration_condvit import CATEGORIES  # on the Hub the files are siblings in a package
@@ -27,6 +28,7 @@ except ImportError:
     from configuration_condvit import CATEGORIES  # in a checkout they are top-level modules
 
 IMAGE_MEAN, IMAGE_STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
+WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # a file's place
 SETTINGS = ("size", "image_mean", "image_std", "return_tensors", "input_data_format")  # what a call may change
 FIXED = {"resample": Image.Resampling.BILINEAR, "rescale_factor": 1 / 255, "do_center_crop": False}
 # Without these two files sentence-transformers would average the last layer's tokens, which are no embedding.
@@ -83,45 +85,81 @@ def did_you_mean(word: Any, known: list[str]) -> str:
     return f" Did you mean {lower[near[0]]!r}?" if near else ""
 
 
+def one_for_each(what: str, given: str | list[str], count: int) -> list[str]:
+    """One word for all images, or a list with one for each, as such a list."""
+    words = [given] * count if isinstance(given, str) else list(given)
+    if len(words) != count:
+        raise ValueError(f"Images: {count}, {what}: {words!s:.99}. Give one for all, or one for each.")
+    return words
+
+
 class CondViTProcessor(PilBackend):
-    """`processor(images, categories=None, return_tensors="pt")` gives `pixel_values` and `category_indices`.
+    """`processor(images, categories="Bags")` gives `pixel_values` and `category_indices`.
 
     Args:
         categories: the names that the model knows, in the order of its configuration; saved with the processor.
+        tokenizer: of a text model, its encoder's; saved in the same folder.
         kwargs: `size` (the model's `image_size`), `image_mean`, `image_std`.
     """
 
     size = {"height": 224, "width": 224}
     image_mean, image_std = IMAGE_MEAN, IMAGE_STD
 
-    def __init__(self, categories: list[str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, categories: list[str] | None = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.tokenizer = tokenizer
         if isinstance(categories, str):
             raise ValueError(f"categories={categories!r} is one name. Give a list of all that the model knows.")
         self.categories = list(CATEGORIES if categories is None else categories)
 
-    def __call__(self, images: Any, categories: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Prepares a batch: `pixel_values` (B, 3, S, S) float32 and, with categories, `category_indices` (B,) int64.
+    def __call__(
+        self,
+        images: Any,
+        categories: str | list[str] | None = None,
+        texts: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares a batch: `pixel_values` (B, 3, S, S) float32, and for a condition `category_indices` (B,) int64 or
+        `input_ids` and `attention_mask` (B, L) int64.
 
         Args:
             images: one or a list of what `read_image` reads, or an array of images.
             categories: what to look for: one name for all images, or a list with one for each.
-            kwargs: SETTINGS for this call; `text` is sentence-transformers' word for `categories`.
+            texts: the same in words, for a text model; what is longer than it reads is cut, and warned of.
+            kwargs: SETTINGS for this call; tensors are torch's by default. `text` is sentence-transformers' word for
+                `texts`, or for `categories`.
         """
-        categories = kwargs.pop("text", None) if categories is None else categories
+        if (text := kwargs.pop("text", None)) is not None and categories is None and texts is None:
+            categories, texts = (None, text) if self.tokenizer else (text, None)
         if unknown := [key for key in kwargs if key not in self.valid_kwargs.__annotations__]:
-            raise TypeError(f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], ['categories', *SETTINGS])}")
+            known = ["categories", "texts", *SETTINGS]
+            raise TypeError(f"Unknown argument {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+        if categories is not None and texts is not None:
+            raise ValueError("categories and texts were given. An image has one condition: give one of them.")
         data = dict(self.preprocess(images, **{**kwargs, "return_tensors": None}))
         if categories is not None:
-            count = len(data["pixel_values"])
-            names = [categories] * count if isinstance(categories, str) else list(categories)
-            if len(names) != count:
-                raise ValueError(f"Images: {count}, categories: {names!s:.99}. Give one for all, or one for each.")
+            names = one_for_each("categories", categories, len(data["pixel_values"]))
             if unknown := [name for name in names if name not in self.categories]:
                 known = f"This model knows {self.categories}; for no condition, leave categories out."
                 raise ValueError(f"Unknown category {unknown[0]!r}.{did_you_mean(unknown[0], self.categories)} {known}")
             data["category_indices"] = np.array([self.categories.index(name) for name in names], np.int64)
-        return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors"))
+        if texts is not None:
+            data |= self.tokens_of(one_for_each("texts", texts, len(data["pixel_values"])))
+        return BatchFeature(data=data, tensor_type=kwargs.get("return_tensors", "pt"))
+
+    def tokens_of(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Texts as `input_ids` and `attention_mask` (B, L)."""
+        if self.tokenizer is None:
+            raise ValueError(f"This model reads no texts. Its conditions are categories: {self.categories}.")
+        if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
+            raise ValueError(f"texts holds {wrong[0]!r}, which says nothing. For no condition, leave texts out.")
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_attention_mask=True)
+        if any(encoding.overflowing for encoding in tokens.encodings or []):
+            most = self.tokenizer.model_max_length
+            warnings.warn(
+                f"A text is longer than the {most} tokens that this model reads; its end is cut.", stacklevel=3
+            )
+        return {key: np.array(tokens[key], np.int64) for key in ("input_ids", "attention_mask")}
 
     def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[Image.Image]:
         """One input or many as PIL images. PilBackend would turn files by EXIF, and takes neither bytes nor (H, W)."""
@@ -140,8 +178,29 @@ class CondViTProcessor(PilBackend):
         pixels = pixels or np.empty((0, 3, size.height, size.width), np.float32)
         return BatchFeature({"pixel_values": pixels}, tensor_type=kwargs.get("return_tensors"))
 
+    @classmethod
+    def from_pretrained(cls, name_or_path: Any, **kwargs: Any) -> "CondViTProcessor":
+        """As transformers' own, and with the tokenizer, where its files are in the folder."""
+        where = {key: kwargs[key] for key in WHERE if key in kwargs}
+        processor = super().from_pretrained(name_or_path, **kwargs)
+        if cached_file(name_or_path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **where):
+            processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, **where)
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds; the tokenizer has files of its own."""
+        told = super().to_dict()
+        told.pop("tokenizer", None)
+        if (
+            self.tokenizer is not None and "auto_map" in told
+        ):  # beside a tokenizer, AutoProcessor would take that for the processor
+            told["auto_map"] = {**told["auto_map"], "AutoProcessor": told["auto_map"]["AutoImageProcessor"]}
+        return told
+
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Saves the processor, and what tells sentence-transformers that `image_embeds` is the embedding."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
         saved = super().save_pretrained(save_directory, push_to_hub, **kwargs)
         for name, content in {"modules.json": [MODULE], "sentence_bert_config.json": TASK}.items():
             Path(save_directory, name).write_text(json.dumps(content, indent=2) + "\n")
