@@ -106,7 +106,7 @@ $(OLDEST)/ready: constraints-oldest.txt
 # First what the Hub files need, alone; then all that training and evaluation need.
 test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/python -m pytest tests/test_configuration_condvit.py tests/test_modeling_condvit.py \
-	  tests/test_processing_condvit.py tests/test_contract.py tests/hub/test_published.py
+	  tests/test_processing_condvit.py tests/test_text_condvit.py tests/test_contract.py tests/hub/test_published.py
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -r requirements.txt -r requirements-dev.txt
 	$(OLDEST)/bin/python -m pytest tests/test_evaluate_lrvsf.py tests/training \
 	  --ignore tests/training/test_killed_runs.py tests/data/test_images.py tests/data/test_stream.py

@@ -110,6 +110,6 @@ def test_bad_requests_are_refused_with_the_remedy(train, tmp_path):
 
 def test_the_committed_model_carries_today_s_code():
     root = Path(__file__).parents[2]
-    for name in ("configuration_condvit.py", "modeling_condvit.py", "processing_condvit.py"):
+    for name in ("configuration_condvit.py", "modeling_condvit.py", "processing_condvit.py", "text_condvit.py"):
         copy = root / "assets/mini-condvit" / name
         assert copy.read_text() == (root / name).read_text(), f"copy {name} into assets/mini-condvit again"
