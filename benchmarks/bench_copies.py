@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.mini.shop import ITEMS
-from lrvsf.search.catalog import load_encoder
 from lrvsf.search.copies import ALIKE, CELLS, grid
+from lrvsf.search.own_model import load_encoder
 from lrvsf.search.segments import thumbnail
 
 COPIED = 600  # items of which copies are made

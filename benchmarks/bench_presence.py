@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lrvsf.mini.shop import ITEMS, read_scenes
-from lrvsf.search.catalog import load_encoder
+from lrvsf.search.own_model import load_encoder
 from lrvsf.search.verdicts.presence import Presence
 
 SEEN = 0.25

@@ -16,7 +16,7 @@ from lrvsf.data.images import BadImage, BadImageCounter, Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.pipeline import prefetch_map
-from lrvsf.search.catalog import load_encoder
+from lrvsf.search.own_model import load_encoder
 from lrvsf.search.segments import digest_of, model_facts
 from lrvsf.search.verdicts.presence import FEWEST, Presence
 from lrvsf.search.verdicts.standing import KnownPairs, chosen_pairs

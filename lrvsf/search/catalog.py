@@ -16,20 +16,19 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
-from accelerate import PartialState
 from PIL import Image
 
 from lrvsf.data.foreign.shown import as_shown, decode_shown
 from lrvsf.data.images import MAX_IMAGE_BYTES
 from lrvsf.data.names import did_you_mean, quoted
-from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.search.copies import ALIKE, Copies
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.index import VectorIndex
-from lrvsf.search.segments import Thumbnails, digest_of, model_facts
+from lrvsf.search.own_model import load_own_encoder
+from lrvsf.search.segments import Thumbnails
 from lrvsf.search.vectors import Selection, Vectors
 from lrvsf.search.verdicts.presence import Presence
 from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
@@ -41,54 +40,6 @@ NEAR = 0.99
 Calibration = TypeVar("Calibration", Presence, KnownPairs)
 FILTERS = 16  # that are kept with the rows that they pass, at most 4 bytes an item each; not tuned
 DEEPER = 4  # how many times more rows are looked at where groups leave too few hits
-
-
-def load_encoder(model: str, dims: int | None, device: str | None, conditioned: bool = False) -> Encoder:
-    """A model that embeds items, or queries under its conditions.
-
-    Raises ValueError: it has fewer dimensions; there is no such device.
-    """
-    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device={device} is not here; take cpu{' or cuda' * torch.cuda.is_available()}")
-    gpu = torch.cuda.is_available() and device != "cpu"
-    PartialState(cpu=not gpu)  # what embeds asks it for its share: all, as this is one process
-    place = torch.device("cuda" if gpu else "cpu")
-    loaded = load_model(model)
-    # A text model is asked by the names of its categories, too; texts come on top, see `Catalog.search`.
-    condition = "category" if conditioned and loaded.config.condition != "none" else "none"
-    return Encoder(loaded, condition, bf16=gpu and has_fast_bf16(place), device=place, dims=dims)
-
-
-def load_own_encoder(
-    generation: Generation, model: str | None, device: str | None, conditioned: bool = False
-) -> Encoder:
-    """The model by which a generation was made.
-
-    Args:
-        model: where it is now; None: where it was.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is another one, whose scores would mean nothing; with both names, digests and what differs.
-    """
-    made = generation.manifest["model"]["name"]
-    if model is None and Path(made).is_absolute() and not Path(made).is_dir():
-        raise FileNotFoundError(f"{made}, the model of {generation.name}, is gone; name its folder now with --model")
-    encoder = load_encoder(model or made, generation.manifest["dims"], device, conditioned)
-    _refuse_other_model(generation, encoder)
-    return encoder
-
-
-def _refuse_other_model(generation: Generation, encoder: Encoder) -> None:
-    facts, made = model_facts(encoder), generation.manifest["model"]
-    if (digest := digest_of(facts)) == made["digest"]:
-        return
-    differ = sorted(name for name in {**facts, **made["facts"]} if facts.get(name) != made["facts"].get(name))
-    raise ValueError(
-        f"{generation.name} was made by {made['name']} (digest {made['digest']}), and {encoder.model.name_or_path} "
-        f"(digest {digest}) is another model; it differs in {', '.join(differ)}. Ask by the former, or make a "
-        "generation by the latter with search_catalog.py index"
-    )
 
 
 def read_metadata(generation: Generation) -> pa.Table:
@@ -203,6 +154,18 @@ class Catalog:
         pixels = [self.encoder.pixels_of(_decoded(image)) for image in images]
         return self.embed_pixels([one for one in pixels for _ in conditions], list(conditions) * len(pixels))
 
+    def embed_texts(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
+        """As `embed`, with words in place of names.
+
+        Raises ValueError: a text says nothing; the model reads no texts.
+        """
+        if wrong := [text for text in texts if not text.strip()]:
+            raise ValueError(f"text {wrong[0]!r} says nothing; for no condition, leave it out")
+        pixels = [self.encoder.pixels_of(_decoded(image)) for image in images for _ in texts]
+        if not pixels:
+            return np.empty((0, self.encoder.dim), np.float32)
+        return self.encoder.asked_by("text").embed(pixels, list(texts) * len(images)).numpy()
+
     def embed_pixels(self, pixels: Sequence[np.ndarray], conditions: Sequence[str | None]) -> np.ndarray:
         """Unit rows (B, dim), float32, of B arrays (3, S, S), each under a condition of its own or none."""
         rows = np.empty((len(pixels), self.encoder.dim), np.float32)
@@ -221,24 +184,29 @@ class Catalog:
         where: str | None = None,
         group: str | None = "product",
         near_duplicates: str = "keep",
+        text: str | Sequence[str] | None = None,
     ) -> list:
         """The best k items.
 
         Args:
             image: one, or several.
             category: a condition, None, or several of them.
+            text: the condition in words, or several, for a model that reads them.
             where: what the metadata must fulfil, as "price < 50 and brand = 'x'".
             group: "product": photos of one product (the same `product_id`, or id) are one hit, with its best photo.
             near_duplicates: "fold" takes items for one hit that show one picture, in whatever size or compression.
 
         Returns: hits, best first; a list of such lists for several conditions, and for several images a list of those.
         """
-        images = [image] if isinstance(image, Picture) else list(image)
-        conditions = [category] if category is None or isinstance(category, str) else list(category)
-        rows = self.embed(images, conditions)
-        found = self.nearest(rows, k, where, group, near_duplicates, list(conditions) * len(images))
+        if category is not None and text is not None:
+            raise ValueError("category and text were given; a question has one condition: give one of them")
+        images, asked = [image] if isinstance(image, Picture) else list(image), category if text is None else text
+        conditions = [asked] if asked is None or isinstance(asked, str) else list(asked)
+        rows = self.embed(images, conditions) if text is None else self.embed_texts(images, conditions)
+        named = conditions if text is None else [None] * len(conditions)  # no scale is known of words
+        found = self.nearest(rows, k, where, group, near_duplicates, named * len(images))
         by_image = [found[start : start + len(conditions)] for start in range(0, len(found), max(len(conditions), 1))]
-        if category is None or isinstance(category, str):
+        if asked is None or isinstance(asked, str):
             by_image = [answers[0] for answers in by_image]
         return by_image[0] if isinstance(image, Picture) else by_image
 

@@ -210,6 +210,7 @@ def query(
     out: Out,
     image: Annotated[Path, Option(help="the picture to ask with")],
     category: Annotated[list[str] | None, Option(help="what is meant, a condition; again for more")] = None,
+    text: Annotated[list[str] | None, Option(help="what is meant, in words, for a model that reads them")] = None,
     all: Annotated[bool, Option(help="ask under every condition that the model knows")] = False,
     where: Where = None,
     k: Annotated[int, Option(help="how many hits")] = 10,
@@ -223,8 +224,8 @@ def query(
     """Ask a catalog with a picture, under one condition or several or none."""
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
-    if all and category:
-        raise ValueError("--all asks under every condition; leave --category out")
+    if sum(map(bool, (category, text, all))) > 1:
+        raise ValueError("--category, --text and --all each say what is meant; give one of them")
     if html and html.is_dir():
         raise ValueError(f"html={html} is a folder; name a file for the page, such as {html / 'sheet.html'}")
     if k < 1:
@@ -236,7 +237,7 @@ def query(
     quiet_libraries()
     catalog = Catalog.open(out, model, device)
     grouping = {"group": None if every_photo else "product", "near_duplicates": "fold" if fold else "keep"}
-    return ask(catalog, image, category, k, where, html, as_json, all, **grouping)
+    return ask(catalog, image, category, k, where, html, as_json, all, text, **grouping)
 
 
 def measure(

@@ -71,7 +71,7 @@ def test_what_cannot_be_calibrated_is_refused(own_shop, step, tmp_path):
 def test_features_are_those_of_single_pictures(own_shop, tmp_path):
     from lrvsf.data.images import Tolerance
     from lrvsf.data.testset import ProductTestSet
-    from lrvsf.search.catalog import load_encoder
+    from lrvsf.search.own_model import load_encoder
 
     encoder = load_encoder(str(own_shop / "tiny"), None, "cpu", conditioned=True)
     test_set = ProductTestSet(write_test_set(tmp_path / "scenes", 20))

@@ -1,11 +1,15 @@
 """A catalog by a text model: its categories' names ask, as those of a category model do."""
 
+import json
+
 import numpy as np
 import pytest
-from made import squares, tiny_condvit, write_layout
+from made import squares, tiny_clip, tiny_condvit, tiny_tokenizer, write_layout
 
 import search_catalog
 from lrvsf.search.catalog import Catalog
+from modeling_condvit import CondViTModel
+from processing_condvit import CondViTProcessor
 
 
 @pytest.fixture
@@ -14,10 +18,55 @@ def catalog(tmp_path):
     model = tiny_condvit(condition="text", text_dim=32)
     model.category_text_embeds.normal_()
     model.save_pretrained(tmp_path / "model")
+    return indexed(tmp_path)
+
+
+def indexed(folder):
     images = [squares(number) for number in range(6)]
-    root = write_layout(tmp_path / "test", {"SIMPLE_IMG": images, "COMPLEX_IMG": images}, {"jpg": [squares(50)]})
-    search_catalog.main(["index", str(tmp_path / "model"), str(root), str(tmp_path / "out"), "--device", "cpu"])
-    return Catalog.open(tmp_path / "out", device="cpu")
+    root = write_layout(folder / "test", {"SIMPLE_IMG": images, "COMPLEX_IMG": images}, {"jpg": [squares(50)]})
+    search_catalog.main(["index", str(folder / "model"), str(root), str(folder / "out"), "--device", "cpu"])
+    return Catalog.open(folder / "out", device="cpu")
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """Made by a model that reads words by its CLIP's own text tower."""
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    tiny_tokenizer().save_pretrained(tmp_path / "clip")
+    clip = str(tmp_path / "clip")
+    model = CondViTModel.from_clip(clip, text_encoder=clip, text_encoder_in_checkpoint=True)
+    model.save_pretrained(tmp_path / "model")
+    CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "model")
+    return indexed(tmp_path)
+
+
+def test_words_ask(reader):
+    said, named = reader.embed_texts([squares(3)], ["Bags", "the red bag"]), reader.embed([squares(3)], ["Bags"])
+    np.testing.assert_allclose(said[:1], named, atol=1e-6)
+    assert not np.allclose(said[0], said[1])
+    bags, red = reader.search(squares(3), text=["Bags", "the red bag"], k=2)
+    assert [hit.rank for hit in red] == [1, 2] and red[0].standing is None
+    assert [hit.id for hit in bags] == [hit.id for hit in reader.search(squares(3), "Bags", k=2)]
+    assert [len(hits) for hits in reader.search([squares(1), squares(2)], text="bag", k=3)] == [3, 3]
+
+
+def test_words_that_cannot_be_meant_are_refused(reader):
+    with pytest.raises(ValueError, match="category and text were given"):
+        reader.search(squares(3), "Bags", text="bag")
+    with pytest.raises(ValueError, match="says nothing"):
+        reader.search(squares(3), text=["bag", " "])
+
+
+def test_query_takes_words(reader, tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(squares(3))
+    out, photo = str(tmp_path / "out"), str(tmp_path / "photo.jpg")
+    asked = ["--text", "the red bag", "--text", "shoe"]
+    capsys.readouterr()
+    search_catalog.main(["query", out, "--image", photo, *asked, "--k", "2", "--json", "--device", "cpu"])
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["condition"], len(one["hits"])) for one in told] == [("the red bag", 2), ("shoe", 2)]
+    with pytest.raises(ValueError, match="give one of them"):
+        search_catalog.main(["query", out, "--image", photo, *asked, "--category", "Bags"])
 
 
 def test_names_ask_and_other_words_are_refused(catalog):
@@ -26,5 +75,7 @@ def test_names_ask_and_other_words_are_refused(catalog):
     assert not np.allclose(bags, feet) and not np.allclose(bags, plain)
     np.testing.assert_allclose(plain, catalog.vectors.take(np.array([3]))[0], atol=2e-3)
     assert len(catalog.search(squares(3), "Bags", k=4)) == 4
+    with pytest.raises(ValueError, match="no text encoder"):
+        catalog.search(squares(3), text="the red bag")
     with pytest.raises(ValueError, match="condition 'the red bag' is not one of the model's"):
         catalog.search(squares(3), "the red bag")

@@ -16,12 +16,13 @@ from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.pages.conditions import hits_of
 from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.search import index
-from lrvsf.search.catalog import Catalog, load_encoder
+from lrvsf.search.catalog import Catalog
 from lrvsf.search.commands import KS
 from lrvsf.search.measuring import latency
 from lrvsf.search.measuring.asked_queries import CONDITIONED, products_named
 from lrvsf.search.measuring.measure_catalog import WAYS
 from lrvsf.search.measuring.measured_table import as_tables
+from lrvsf.search.own_model import load_encoder
 from lrvsf.search.vectors import Selection
 from lrvsf.search.verdicts.standing import Scale
 
