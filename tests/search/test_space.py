@@ -42,7 +42,7 @@ def test_the_folder_answers_as_the_catalog_does_wherever_it_is(shop, step, tmp_p
     moved = (tmp_path / "space").rename(tmp_path / "elsewhere")
     assert found(opened(moved)) == found(Catalog.open(shop / "catalog"))
     top = sorted(path.name for path in moved.iterdir())
-    hub = [f"{part}_condvit.py" for part in ("configuration", "modeling", "processing")]
+    hub = [f"{part}_condvit.py" for part in ("configuration", "modeling", "processing", "text")]
     assert top == sorted(
         [".gitattributes", "README.md", "app.py", "requirements.txt", "catalog", "lrvsf", "model", *hub]
     )
