@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from forks import forks_of
 from made import TINY, as_flags, edit_rows, rows_of, tiny_sentence_encoder
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
@@ -183,6 +185,10 @@ def test_what_cannot_be_meant_is_refused(train, train_words, run, data, tmp_path
         train_words(tmp_path / "out", data=silent, eval_strategy="steps")
 
 
+OLD = Version(transformers.__version__) < Version("5.9")
+
+
+@pytest.mark.skipif(OLD, reason="5.8 cannot resume several processes of a CPU (docs/using.md)")
 def test_two_processes_and_split_weights_train_the_same(worded, tmp_path):
     """One process, two, and two that split their weights; killed and resumed the other way."""
     numbers, data = count(), tmp_path / "whole"  # without damage: which spare replaces a bad product depends on ranks
