@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig
 # LRVS-F's categories (arXiv 2306.02928). Their order is part of the weights: it numbers the condition table's rows.
 CATEGORIES = ("Bags", "Feet", "Hands", "Head", "Lower Body", "Neck", "Outwear", "Upper Body", "Waist", "Whole Body")
 MAX_LOGIT_SCALE = 4.6052  # where the published training starts and clamps: ln 100, rounded as in its code
+WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # a file's place
 
 
 @strict

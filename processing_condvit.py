@@ -23,12 +23,11 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, infer_ch
 from transformers.utils import cached_file
 
 try:
-    from .configuration_condvit import CATEGORIES  # on the Hub the files are siblings in a package
+    from .configuration_condvit import CATEGORIES, WHERE  # on the Hub the files are siblings in a package
 except ImportError:
-    from configuration_condvit import CATEGORIES  # in a checkout they are top-level modules
+    from configuration_condvit import CATEGORIES, WHERE  # in a checkout they are top-level modules
 
 IMAGE_MEAN, IMAGE_STD = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
-WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # a file's place
 SETTINGS = ("size", "image_mean", "image_std", "return_tensors", "input_data_format")  # what a call may change
 FIXED = {"resample": Image.Resampling.BILINEAR, "rescale_factor": 1 / 255, "do_center_crop": False}
 # Without these two files sentence-transformers would average the last layer's tokens, which are no embedding.
@@ -156,9 +155,7 @@ class CondViTProcessor(PilBackend):
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_attention_mask=True)
         if any(encoding.overflowing for encoding in tokens.encodings or []):
             most = self.tokenizer.model_max_length
-            warnings.warn(
-                f"A text is longer than the {most} tokens that this model reads; its end is cut.", stacklevel=3
-            )
+            warnings.warn(f"A text is longer than {most} tokens; its end is cut.", stacklevel=3)
         return {key: np.array(tokens[key], np.int64) for key in ("input_ids", "attention_mask")}
 
     def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[Image.Image]:
@@ -191,10 +188,9 @@ class CondViTProcessor(PilBackend):
         """What preprocessor_config.json holds; the tokenizer has files of its own."""
         told = super().to_dict()
         told.pop("tokenizer", None)
-        if (
-            self.tokenizer is not None and "auto_map" in told
-        ):  # beside a tokenizer, AutoProcessor would take that for the processor
-            told["auto_map"] = {**told["auto_map"], "AutoProcessor": told["auto_map"]["AutoImageProcessor"]}
+        if self.tokenizer is not None and (names := told.get("auto_map")):
+            # Beside a tokenizer, AutoProcessor would take that for the processor.
+            told["auto_map"] = {**names, "AutoProcessor": names["AutoImageProcessor"]}
         return told
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -208,11 +204,10 @@ class CondViTProcessor(PilBackend):
 
 
 class CondViTPipeline(ImageFeatureExtractionPipeline):
-    """`extract(images, categories="Bags")`: transformers' own class drops `categories` in silence, and obeys EXIF."""
+    """`extract(images, categories="Bags")`, or `texts=`: transformers' own drops them in silence, and obeys EXIF."""
 
-    def _sanitize_parameters(self, categories=None, image_processor_kwargs=None, return_tensors=None, pool=None):
-        said = {} if categories is None else {"categories": categories}
-        return super()._sanitize_parameters({**(image_processor_kwargs or {}), **said}, return_tensors, pool)
+    def _sanitize_parameters(self, image_processor_kwargs=None, return_tensors=None, pool=None, **asked):
+        return super()._sanitize_parameters({**(image_processor_kwargs or {}), **asked}, return_tensors, pool)
 
     def preprocess(self, image: Any, **kwargs: Any) -> BatchFeature:
         return self.image_processor(image, return_tensors="pt", **kwargs).to(self.dtype)  # integers stay integers

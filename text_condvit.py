@@ -9,20 +9,14 @@ It is never trained. Its weights are part of the checkpoint, or are fetched by n
 """
 
 import json
+import warnings
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    CLIPTextModelWithProjection,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModelWithProjection
 from transformers.utils import cached_file
 
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
@@ -64,7 +58,9 @@ class CondViTTextEncoder(nn.Module):
         known = self.backbone.config.vocab_size
         if input_ids.device.type == "cpu" and input_ids.numel() and int(input_ids.max()) >= known:
             told = f"input_ids holds {int(input_ids.max())}, but the encoder has {known} tokens"
-            raise IndexError(f"{told}: the tokenizer is another model's.")
+            raise ValueError(f"{told}: the tokenizer is another model's.")
+        device = next(self.parameters()).device  # only now, as a GPU would not say what is wrong
+        input_ids, mask = input_ids.to(device), mask.to(device)
         seen = self.backbone(input_ids=input_ids, attention_mask=mask)
         if self.pooling == "eos" and hasattr(seen, "text_embeds"):
             pooled = seen.text_embeds.float()  # CLIP's, projected
@@ -84,11 +80,13 @@ class CondViTTextEncoder(nn.Module):
         return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
     def embed(self, texts: list[str], tokenizer: Any) -> torch.Tensor:
-        """Texts to embeddings (N, text_dim) float32, on the encoder's device. Too long ones are cut."""
-        device, rows = next(self.parameters()).device, []
+        """Texts to embeddings (N, text_dim) float32, on the encoder's device. Too long ones are cut, and warned of."""
+        rows, most = [], tokenizer.model_max_length
         for start in range(0, len(texts), BATCH):
             batch = tokenizer(texts[start : start + BATCH], padding=True, truncation=True, return_tensors="pt")
-            rows.append(self(batch["input_ids"].to(device), batch["attention_mask"].to(device)))
+            if any(encoding.overflowing for encoding in batch.encodings or []):
+                warnings.warn(f"A text is longer than {most} tokens; its end is cut.", stacklevel=2)
+            rows.append(self(batch["input_ids"], batch["attention_mask"]))
         return torch.cat(rows)
 
     @classmethod
@@ -122,7 +120,7 @@ def describe_text_encoder(name: str, **where: Any) -> dict[str, Any]:
     """
     modules = _read(name, "modules.json", where)
     if modules is None:
-        kind = PreTrainedConfig.get_config_dict(name, **where)[0].get("model_type")
+        kind = (_read(name, "config.json", where) or {}).get("model_type")
         if kind not in ("clip", "clip_text_model"):
             raise ValueError(f"{name} is a {kind!r} model. Give a CLIP, or sentence-transformers' with modules.json.")
         config = AutoConfig.from_pretrained(name, **where)
@@ -151,9 +149,8 @@ def describe_text_encoder(name: str, **where: Any) -> dict[str, Any]:
     if config.model_type == "clip":
         raise ValueError(f"{name} is a CLIP of sentence-transformers. Give the CLIP itself.")
     length = (_read(name, f"{subfolder}/sentence_bert_config.json".lstrip("/"), where) or {}).get("max_seq_length")
-    return _about(name, where, config, pooling, normalize, dense, length) | (
-        {"subfolder": subfolder} if subfolder else {}
-    )
+    about = _about(name, where, config, pooling, normalize, dense, length)
+    return about | ({"subfolder": subfolder} if subfolder else {})
 
 
 def text_dim_of(about: dict[str, Any]) -> int:
@@ -166,7 +163,7 @@ def text_dim_of(about: dict[str, Any]) -> int:
 
 def load_tokenizer(name: str, about: dict[str, Any], **where: Any) -> Any:
     """The encoder's own tokenizer, which cuts texts where the encoder ends."""
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    tokenizer = AutoTokenizer.from_pretrained(name, subfolder=about.get("subfolder", ""), **where)
     tokenizer.model_max_length = min(tokenizer.model_max_length, about["max_length"])
     return tokenizer
 
@@ -179,9 +176,7 @@ def _class_for(config: Any) -> Any:
     return known._model_mapping[type(config)]
 
 
-def _about(
-    name: str, where: dict, config: Any, pooling: str, normalize: bool, dense: Any = (), length: Any = None
-) -> dict:
+def _about(name: str, where: dict, config: Any, pooling: str, normalize: bool, dense=(), length=None) -> dict:
     """The dictionary, in JSON's types. A revision is kept, so that the same weights are fetched later."""
     told = json.loads(json.dumps(config.to_diff_dict())) | {"model_type": config.model_type}
     length = length or getattr(config, "max_position_embeddings", None) or 512  # T5 has no limit of its own

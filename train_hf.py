@@ -76,7 +76,7 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     model = start_model(args)
     shards = training_products(folder, training, model.config)
     validation = validation_set(args.data, training.output_dir) if training.eval_strategy != "no" else None
-    processor = start_processor(args, model)
+    processor = start_processor(model)
     texts = caption_store(training, args.data, model, processor.tokenizer, validation)
     trainer = CondViTTrainer(model, training, shards, validation, texts, processing_class=processor)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

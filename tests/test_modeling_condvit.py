@@ -163,7 +163,9 @@ def test_input_errors(tiny_model: CondViTModel, pixel_values: torch.Tensor) -> N
 def test_unknown_arguments_are_refused(tiny_model: CondViTModel, pixel_values: torch.Tensor, name: str) -> None:
     """What is ignored is another embedding than the one asked for; the tower alone is asked by some libraries."""
     for part in (tiny_model, tiny_model.vision_model):
-        with pytest.raises(TypeError, match=f"Unknown argument '{name}'. A condition is given as category_indices"):
+        with pytest.raises(
+            TypeError, match=f"Unknown argument '{name}'. Conditions are category_indices or text_embeds"
+        ):
             part(pixel_values, **{name: INDICES})
         part(pixel_values, **{name: None}, output_hidden_states=True, output_attentions=False, return_dict=True)
     with pytest.raises(TypeError, match=name):

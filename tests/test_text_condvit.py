@@ -1,6 +1,7 @@
 """Texts as conditions: each encoder gives what its own library gives, and the image's token is what it gave."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -145,13 +146,22 @@ processor.save_pretrained(again)
 """
 
 
+def run_afresh(tmp_path, program, *words):
+    """Runs a program where nothing of this project is at hand, and no network."""
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    command = [sys.executable, "-c", program, *map(str, words)]
+    settings = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=tmp_path / "elsewhere", env=env, **settings)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_folder_opens_in_a_fresh_process_and_is_saved_again_there(text_model, tmp_path):
     model, processor = text_model
     noise().save(tmp_path / "image.png")
     model.save_pretrained(tmp_path / "0")
     processor.save_pretrained(tmp_path / "0")
     expected = embed(model, **processor([noise()] * 2, texts=["the red bag", "Feet"], return_tensors="pt"))
-    (tmp_path / "elsewhere").mkdir()
     for generation in (1, 2):
         paths = [
             tmp_path / str(generation - 1),
@@ -159,13 +169,54 @@ def test_a_folder_opens_in_a_fresh_process_and_is_saved_again_there(text_model, 
             tmp_path / "image.png",
             tmp_path / "result",
         ]
-        command = [sys.executable, "-c", FRESH, *map(str, paths)]
-        env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
-        done = subprocess.run(
-            command, cwd=tmp_path / "elsewhere", env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, done.stderr
+        run_afresh(tmp_path, FRESH, *paths)
         torch.testing.assert_close(load_file(tmp_path / "result")["embeds"], expected, atol=1e-6, rtol=0)
+
+
+ADDED = """
+import sys
+from safetensors.torch import save_file
+from transformers import AutoModel
+
+folder, result = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model.add_categories(["the red bag"])
+save_file({"embeds": model.category_text_embeds[-1:].clone()}, result)
+"""
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_a_folder_with_its_encoder_is_enough_to_add_a_category(tmp_path, clip, kind):
+    """In a fresh process, without a network, when the encoder's own folder is gone."""
+    folder = clip[1]
+    if kind == "t5":
+        pytest.importorskip("sentence_transformers")
+        folder = str(tiny_sentence_encoder(tmp_path, *KINDS["t5"])[1])
+    model = CondViTModel.from_clip(clip[1], text_encoder=folder, text_encoder_in_checkpoint=True)
+    assert model.sentence_tokenizer().model_max_length == 8, "the encoder's, not CLIP's"
+    expected = model.text_encoder.embed(["the red bag"], tiny_tokenizer())
+    model.save_pretrained(tmp_path / "saved")
+    CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "saved")
+    shutil.rmtree(folder)
+    run_afresh(tmp_path, ADDED, tmp_path / "saved", tmp_path / "result")
+    torch.testing.assert_close(load_file(tmp_path / "result")["embeds"], expected)
+
+
+def test_an_encoder_below_its_folder_is_read_with_its_tokenizer(tmp_path):
+    """Where older sentence-transformers put it."""
+    pytest.importorskip("sentence_transformers")
+    theirs, folder = tiny_sentence_encoder(tmp_path, "bert")
+    (folder / "0_Transformer").mkdir()
+    names = ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json")
+    for name in names:
+        (folder / name).rename(folder / "0_Transformer" / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    about = describe_text_encoder(str(folder))
+    encoder, tokenizer = CondViTTextEncoder.from_pretrained(str(folder)), load_tokenizer(str(folder), about)
+    expected = theirs.encode(TEXTS, convert_to_tensor=True).cpu()
+    torch.testing.assert_close(encoder.embed(TEXTS, tokenizer), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +224,8 @@ def test_a_folder_opens_in_a_fresh_process_and_is_saved_again_there(text_model, 
     [
         ({"texts": ""}, "says nothing"),
         ({"texts": ["bag", " \n"]}, "says nothing"),
-        ({"texts": ["bag", None]}, "says nothing"),
+        ({"texts": ["bag", None]}, "texts holds None, which says nothing"),
+        ({"texts": ["bag", 3]}, "texts holds 3, which says nothing"),
         ({"texts": "bag", "categories": "Feet"}, "one condition"),
         ({"texts": ["bag"]}, "Images: 2, texts"),
     ],
@@ -185,9 +237,12 @@ def test_texts_that_cannot_be_meant_are_refused(text_model, asked, told):
 
 def test_a_long_text_is_cut_and_said(text_model):
     _, processor = text_model
-    with pytest.warns(UserWarning, match="longer than the 8 tokens"):
+    with pytest.warns(UserWarning, match="longer than 8 tokens"):
         cut = processor(noise(), texts="the red bag " * 3333, return_tensors="pt")
     assert cut["input_ids"].shape == (1, 8)
+    with pytest.warns(UserWarning, match="longer than 8 tokens; its end is cut") as said:
+        text_model[0].text_encoder.embed(["bag", "the red bag " * 3333, "the blue bag " * 99], processor.tokenizer)
+    assert len(said) == 1
 
 
 def test_inputs_that_do_not_fit_are_refused(text_model, pixel_values):
@@ -200,7 +255,9 @@ def test_inputs_that_do_not_fit_are_refused(text_model, pixel_values):
         model(pixel_values, torch.zeros(3, dtype=torch.long), text_embeds=torch.zeros(3, 16))
     with pytest.raises(ValueError, match="attention_mask was given without"):
         model(pixel_values, attention_mask=torch.ones(3, 4, dtype=torch.long))
-    with pytest.raises(IndexError, match="the tokenizer is another model's"):
+    with pytest.raises(ValueError, match="text_embeds holds numbers that are not finite"):
+        model(pixel_values, text_embeds=torch.full((3, 16), torch.nan))
+    with pytest.raises(ValueError, match="the tokenizer is another model's"):
         model(pixel_values, input_ids=torch.full((3, 4), 20), attention_mask=torch.ones(3, 4, dtype=torch.long))
     for condition in ("category", "none"):
         with pytest.raises(ValueError, match="Call it without a text"):

@@ -16,21 +16,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, CLIPVisionConfig
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
+from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 try:
-    from .configuration_condvit import CondViTConfig  # on the Hub the files are siblings in a package
+    from .configuration_condvit import WHERE, CondViTConfig  # on the Hub the files are siblings in a package
     from .text_condvit import CondViTTextEncoder, describe_text_encoder, load_tokenizer, text_dim_of
 except ImportError:
-    from configuration_condvit import CondViTConfig  # in a checkout they are top-level modules
+    from configuration_condvit import WHERE, CondViTConfig  # in a checkout they are top-level modules
     from text_condvit import CondViTTextEncoder, describe_text_encoder, load_tokenizer, text_dim_of
-
-WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # a file's place
 
 
 @dataclass
@@ -80,9 +79,7 @@ class CondViTVisionTower(CLIPPreTrainedModel):
         """Reads images (B, 3, H, W) and condition tokens (B, C, D); pools [CLS] into (B, D)."""
         known = ("return_dict", "output_hidden_states", "output_attentions", "use_cache")  # the last is Trainer's
         if unknown := [key for key in kwargs if key not in known and kwargs[key] is not None]:
-            raise TypeError(
-                f"Unknown argument {unknown[0]!r}. A condition is given as category_indices or text_embeds."
-            )
+            raise TypeError(f"Unknown argument {unknown[0]!r}. Conditions are category_indices or text_embeds.")
         hidden = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # (B, 1 + patches, D)
         if condition_tokens is not None:
             hidden = torch.cat([hidden, condition_tokens.to(hidden.dtype)], dim=1)  # (B, 1 + patches + C, D)
@@ -127,6 +124,7 @@ class CondViTModel(CLIPPreTrainedModel):
             if config.text_encoder_in_checkpoint:
                 self.text_encoder = CondViTTextEncoder(config.text_encoder)
         self._fetched: list[CondViTTextEncoder] = []  # in a list, it is no part of optimizer, DDP and checkpoint
+        self._home: tuple[str, dict[str, Any]] = ("", {})  # the folder or repository that this model came from
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -154,6 +152,7 @@ class CondViTModel(CLIPPreTrainedModel):
             raise ValueError(f"{name_or_path} lacks its text encoder's weights {missing[:5]}. Restore its checkpoint.")
         if hasattr(model, "text_encoder"):
             model.text_encoder.requires_grad_(False)  # loading makes new parameters
+        model._home = str(name_or_path), {key: kwargs[key] for key in WHERE if key in kwargs}
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -186,8 +185,8 @@ class CondViTModel(CLIPPreTrainedModel):
             raise ValueError(f"{name_or_path} lacks {missing}. Give a checkpoint with CLIP's complete vision tower.")
         init.constant_(model.logit_scale.detach(), config.logit_scale_init_value)  # CLIP's is between images and texts
         if config.condition == "text" and config.text_encoder:
+            about = config.text_encoder
             if config.text_encoder_in_checkpoint:
-                about = config.text_encoder
                 model.text_encoder = CondViTTextEncoder.from_pretrained(
                     about["name"], about, revision=about["revision"]
                 )
@@ -228,9 +227,15 @@ class CondViTModel(CLIPPreTrainedModel):
 
     def _texts_of(self, names: list[str]) -> torch.Tensor:
         """(n, E), the embeddings of categories' texts."""
-        encoder, about = self.sentence_encoder(), self.config.text_encoder
-        tokenizer = load_tokenizer(about["name"], about, revision=about["revision"])
-        return encoder.embed([self.config.text_template.format(name) for name in names], tokenizer)
+        texts = [self.config.text_template.format(name) for name in names]
+        return self.sentence_encoder().embed(texts, self.sentence_tokenizer())
+
+    def sentence_tokenizer(self) -> Any:
+        """The text encoder's tokenizer: from this model's own folder or repository, or else from the encoder's."""
+        about, (home, where) = self._about_texts(), self._home
+        if home and cached_file(home, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **where):
+            return PreTrainedTokenizerFast.from_pretrained(home, **where)  # AutoTokenizer asks to run the model's code
+        return load_tokenizer(about["name"], about, revision=about["revision"])
 
     def sentence_encoder(self) -> CondViTTextEncoder:
         """The text encoder, which is fetched at the first call where the checkpoint is without it.
@@ -239,11 +244,7 @@ class CondViTModel(CLIPPreTrainedModel):
             ValueError: this model reads no texts, or only embeddings of them.
             OSError: its weights are not where the configuration says.
         """
-        about = self.config.text_encoder
-        if self.config.condition != "text" or about is None:
-            raise ValueError(
-                f"This model has condition={self.config.condition!r} and no text encoder. Give text_embeds."
-            )
+        about = self._about_texts()
         if hasattr(self, "text_encoder"):
             return self.text_encoder
         if not self._fetched:
@@ -254,19 +255,24 @@ class CondViTModel(CLIPPreTrainedModel):
         """Frees an encoder that was fetched; the next text fetches it again."""
         self._fetched.clear()
 
+    def _about_texts(self) -> dict[str, Any]:
+        """What the configuration says of the text encoder. Raises ValueError: there is none."""
+        if (condition := self.config.condition) != "text" or self.config.text_encoder is None:
+            without = "A text model without one reads text_embeds only."
+            raise ValueError(f"This model has condition={condition!r} and no text encoder. {without}")
+        return self.config.text_encoder
+
     def condition_tokens(self, category_indices: torch.Tensor) -> torch.Tensor:
         """The tokens (B, C, D) of categories (B,), position added: learned ones, or those of their texts."""
-        if self.config.condition == "none":
+        if (condition := self.config.condition) == "none":
             raise ValueError('This model has condition="none". Call it without category_indices.')
-        table = (
-            self.condition_embedding.flatten(1) if self.config.condition == "category" else self.category_text_embeds
-        )
+        table = self.category_text_embeds if condition == "text" else self.condition_embedding.flatten(1)
         # On the CPU only: reading the values would make a GPU wait and break tracing. There the lookup itself fails.
         readable = category_indices.device.type == "cpu" and not torch.compiler.is_compiling()
         if readable and (wrong := [index for index in category_indices.tolist() if not 0 <= index < len(table)]):
             raise IndexError(f"category_indices holds {wrong}. This model's categories are 0 to {len(table) - 1}.")
         chosen = F.embedding(category_indices, table)  # (B, C * D) or (B, E)
-        if self.config.condition == "text":
+        if condition == "text":
             return self.text_tokens(chosen)
         return chosen.unflatten(1, (self.config.num_condition_tokens, -1)) + self.condition_position_embedding
 
@@ -277,6 +283,9 @@ class CondViTModel(CLIPPreTrainedModel):
         if text_embeds.ndim != 2 or text_embeds.shape[1] != self.config.text_dim:
             shape = f"({len(text_embeds)}, {self.config.text_dim})"
             raise ValueError(f"text_embeds has shape {tuple(text_embeds.shape)}; this model reads {shape}.")
+        readable = text_embeds.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and not text_embeds.isfinite().all():
+            raise ValueError("text_embeds holds numbers that are not finite. Look at what embedded the texts.")
         projection = getattr(self, "condition_projection", None)
         rows = text_embeds if projection is None else projection(text_embeds.to(projection.weight.dtype))  # (B, C * D)
         return rows.unflatten(1, (self.config.num_condition_tokens, -1)) + self.condition_position_embedding

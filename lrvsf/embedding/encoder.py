@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers import PretrainedConfig
 
 from lrvsf.data.images import decode_image
 from lrvsf.embedding.baselines import Baseline, load_baseline
 from lrvsf.paths import check_model
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
-from text_condvit import load_tokenizer
 
 # A config.json may name an attention kernel of a stranger, which transformers would fetch and run.
 _LOADING = {"dtype": torch.float32, "attn_implementation": "sdpa"}
@@ -60,20 +58,6 @@ def has_fast_bf16(device: torch.device) -> bool:
 def runs_in_bf16(asked: bool | None, protocol: str, device: torch.device) -> bool:
     """Whether a protocol runs the model in bfloat16, unless asked: the published scores are of float32."""
     return has_fast_bf16(device) and protocol == "bootstrap" if asked is None else asked
-
-
-def tokenizer_of(about: dict[str, Any] | None, folder: str | None = None) -> Any:
-    """A text encoder's tokenizer: the one in a text model's folder or Hub repository, or else the encoder's own.
-
-    Raises:
-        ValueError: the model has no text encoder: it only reads embeddings.
-        OSError: the tokenizer is not where the encoder is.
-    """
-    if about is None:
-        raise ValueError(f"{folder} has no text encoder, so it reads no words. Train one with --text_encoder.")
-    if folder and cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False):
-        return PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer would ask to run the model's own code
-    return load_tokenizer(about["name"], about, revision=about["revision"])
 
 
 class Encoder:
@@ -139,10 +123,12 @@ class Encoder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return tokenizer_of(self.model.config.text_encoder, self.model.name_or_path)
+        return self.model.sentence_tokenizer()
 
     def _embed_sentences(self, texts: list[str]) -> Tensor:
-        return self.model.sentence_encoder().embed(texts, self._tokenizer)
+        different = {text: number for number, text in enumerate(dict.fromkeys(texts))}  # a batch may ask for one thing
+        rows = self.model.sentence_encoder().embed(list(different), self._tokenizer)
+        return rows[[different[text] for text in texts]]
 
     @torch.inference_mode()
     def embed(self, pixels: list[np.ndarray], asked: list[str] | None = None) -> Tensor:

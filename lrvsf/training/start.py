@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lrvsf.data.names import did_you_mean, quoted
-from lrvsf.embedding.encoder import load_condvit, tokenizer_of
+from lrvsf.embedding.encoder import load_condvit
 from lrvsf.paths import CONFIG, check_model
 from lrvsf.training.arguments import ModelArguments
 from lrvsf.training.fast_tower import use_patch_product
@@ -39,11 +39,10 @@ def is_condvit(name: str) -> bool:
     return config.get("model_type") == "condvit"
 
 
-def start_processor(args: ModelArguments, model: CondViTModel) -> CondViTProcessor:
+def start_processor(model: CondViTModel) -> CondViTProcessor:
     """The processor that is saved with the model, with the tokenizer of a text model."""
-    config, tokenizer = model.config, None
-    if config.condition == "text":
-        tokenizer = tokenizer_of(config.text_encoder, args.model if is_condvit(args.model) else None)
+    config = model.config
+    tokenizer = model.sentence_tokenizer() if config.condition == "text" else None
     return CondViTProcessor(categories=config.categories, tokenizer=tokenizer, size=config.image_size)
 
 
