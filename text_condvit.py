@@ -120,7 +120,7 @@ def describe_text_encoder(name: str, **where: Any) -> dict[str, Any]:
     """
     modules = _read(name, "modules.json", where)
     if modules is None:
-        kind = (_read(name, "config.json", where) or {}).get("model_type")
+        kind = _read(name, "config.json", where, needed=True).get("model_type")
         if kind not in ("clip", "clip_text_model"):
             raise ValueError(f"{name} is a {kind!r} model. Give a CLIP, or sentence-transformers' with modules.json.")
         config = AutoConfig.from_pretrained(name, **where)
@@ -198,9 +198,9 @@ def _pooling_of(name: str, settings: dict[str, Any]) -> str:
     return chosen[0]
 
 
-def _read(name: str, file: str, where: dict[str, Any]) -> Any:
-    """A JSON file of a folder or a Hub repository; None where it has none."""
-    path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
+def _read(name: str, file: str, where: dict[str, Any], needed: bool = False) -> Any:
+    """A JSON file of a folder or a Hub repository; None where it has none, or an OSError."""
+    path = cached_file(name, file, _raise_exceptions_for_missing_entries=needed, **where)
     if path is None:
         return None
     with open(path, encoding="utf-8") as opened:

@@ -42,6 +42,7 @@ from transformers import set_seed
 
 from lrvsf.data.stream import check_shared_memory
 from lrvsf.hub.card import write_training_card
+from lrvsf.hub.encoder_place import check_found_anywhere
 from lrvsf.hub.push_model import open_repository, push_model
 from lrvsf.processes import alone_in
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
@@ -74,6 +75,8 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     check_shared_memory()
     set_seed(training.seed)
     model = start_model(args)
+    if training.push_to_hub:  # what could not be pushed is not trained
+        check_found_anywhere(model.config.to_dict(), "leave --text_encoder_in_checkpoint out")
     shards = training_products(folder, training, model.config)
     validation = validation_set(args.data, training.output_dir) if training.eval_strategy != "no" else None
     processor = start_processor(model)

@@ -87,6 +87,11 @@ def no_training_folder(root: str) -> str:
     return f"{root} has no train/ folder{meant}; write one with prepare_lrvsf.py, or name another folder with --data"
 
 
+def public_name(source: str) -> str:
+    """A model or data set as a card names it: where a folder lies on this machine is nobody's business."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
 def near(path: Path) -> str:
     """What to say of a name like it that is there: " (did you mean ...?)"; nothing if there is none."""
     there = [str(other) for other in path.parent.iterdir() if other != path] if path.parent.is_dir() else []

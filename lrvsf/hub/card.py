@@ -17,6 +17,7 @@ from lrvsf.durable import whole_file
 from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.hub.leaderboard import DATASET as LRVSF
 from lrvsf.hub.leaderboard import EVAL_RESULTS
+from lrvsf.paths import public_name
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.resuming import final_evaluation
 from modeling_condvit import CondViTModel
@@ -132,8 +133,9 @@ def write_training_card(
         eval_results=None if entry is None else eval_results(entry, validation, dataset),
     )
     facts = {
-        "started from": plain(shown(args.model)),
-        "data": plain(shown(args.data)),
+        "started from": plain(public_name(args.model)),
+        **encoder_row(model),
+        "data": plain(public_name(args.data)),
         "steps": f"{state.global_step} of {training.per_device_train_batch_size * training.world_size} pairs",
         "peak learning rate": training.learning_rate,
         "seed": training.seed,
@@ -151,11 +153,17 @@ def write_converted_card(
     facts = {"converted from": plain(source)}
     facts |= {} if revision is None else {"revision": plain(revision)}
     facts["licence"] = plain(license)
-    if about := model.config.text_encoder:
-        place = "in this folder" if model.config.text_encoder_in_checkpoint else "fetched at the first text"
-        at = f", revision {about['revision']}" if about["revision"] else ""
-        facts["text encoder"] = f"{plain(shown(about['name']) + at)}, {place}"
-    _write_card(folder, metadata, name, model, "Origin", facts, SNIPPET)
+    _write_card(folder, metadata, name, model, "Origin", facts | encoder_row(model), SNIPPET)
+
+
+def encoder_row(model: CondViTModel) -> dict[str, str]:
+    """A text model's encoder as a row of the card's table; no row for another model."""
+    about = model.config.text_encoder
+    if model.config.condition != "text" or about is None:
+        return {}
+    place = "in this folder" if model.config.text_encoder_in_checkpoint else "fetched at the first text"
+    at = f", revision {about['revision']}" if about["revision"] else ""
+    return {"text encoder": f"{plain(public_name(about['name']) + at)}, {place}"}
 
 
 def _write_card(
@@ -198,11 +206,6 @@ def python_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable()).replace("<", "\\u003c")
 
 
-def shown(source: str) -> str:
-    """A model or data set as the card names it: where a folder lies on this machine is nobody's business."""
-    return Path(source).resolve().name if Path(source).exists() else source
-
-
 def is_lrvsf(data: str, dataset: str | None) -> bool:
     """Whether a run's data is LRVS-Fashion: by its name on the Hub or, of a folder without one, by the folder's."""
     return dataset.lower() == LRVSF.lower() if dataset else Path(data).name.lower().startswith("lrvsf")
@@ -212,7 +215,7 @@ def license_of(args: ModelArguments, dataset: str | None) -> tuple[str | None, d
     """The card's licence, and its row in the table: the owner's word, or else what data or start bind the model to."""
     # The data's licence before the start's: both may bind, and LRVS-F's is the one that is known for certain.
     lrvsf, start = is_lrvsf(args.data, dataset), start_license(args.model)
-    bound, source = (LRVSF_LICENSE, "LRVS-Fashion") if lrvsf else (start, shown(args.model))
+    bound, source = (LRVSF_LICENSE, "LRVS-Fashion") if lrvsf else (start, public_name(args.model))
     if args.license is None and bound is not None:
         return bound, {"licence": f"{plain(bound)}, because {plain(source)} has it"}
     if bound is not None and not binds(args.license):

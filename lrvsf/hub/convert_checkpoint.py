@@ -117,10 +117,13 @@ def _textual(
     with_text_encoder: bool,
     text_template: str | None,
 ) -> Converted:
+    from lrvsf.hub.encoder_place import check_found_anywhere
     from lrvsf.hub.published import from_published
     from lrvsf.hub.published_text import TextSource, weights_of
 
     source, misfits = TextSource(network["settings"], text_encoder), Misfits()
+    remedy = "take it along by --with_text_encoder, or name its repository, lm_backbone, in a config.json beside this"
+    check_found_anywhere({"text_encoder": source.about, "text_encoder_in_checkpoint": with_text_encoder}, remedy)
     encoder = source.encoder(tensors, misfits)
     fields = {"text_encoder": source.about, "text_template": text_template or "{}"}
     model = from_published(tensors, **network, misfits=misfits, **fields)

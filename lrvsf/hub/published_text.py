@@ -15,6 +15,7 @@ import torch
 
 from lrvsf.hub.misfits import Misfits
 from lrvsf.hub.published import TEXT_ENCODER, Tensors, check_tensor
+from lrvsf.paths import public_name
 from modeling_condvit import CondViTModel
 from text_condvit import CondViTTextEncoder, describe_text_encoder, load_tokenizer
 
@@ -64,8 +65,7 @@ class TextSource:
                 "by --text_encoder."
             ) from error
         # What is on the Hub is found there from any machine, a folder only here.
-        known = {"name": name, "revision": revision} if name else {"name": str(folder and folder.resolve())}
-        self.about = about | known
+        self.about = about | {"name": name or str(folder), "revision": revision if name else None}
 
     def encoder(self, tensors: Tensors, misfits: Misfits) -> CondViTTextEncoder | None:
         """The encoder of the checkpoint's own weights, or the repository's if it has none.
@@ -95,6 +95,7 @@ class TextSource:
         if inside:
             model.text_encoder = encoder
             model.config.text_encoder_in_checkpoint = True
+            model.config.text_encoder = self.about | {"name": public_name(self.about["name"])}
 
 
 def weights_of(tensors: Tensors) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
 from typer import Argument, Option
 
 from lrvsf.command import called, fold
+from lrvsf.hub.checkpoint_files import CONFIG, json_object
+from lrvsf.hub.encoder_place import check_found_anywhere, put_encoder_into
 
 # What a model repository is made of. All else stays here: checkpoints, optimizers, pickles, a copied validation set.
 PUSHED = (
@@ -36,8 +38,14 @@ def push(
     repo: Annotated[str, Argument(help="OWNER/NAME, or NAME in your account; made if it is not there")],
     private: Annotated[bool | None, Option(help="of a new repository; by default the account's choice")] = None,
     revision: Annotated[str | None, Option(help="a branch that exists; main by default")] = None,
+    with_text_encoder: Annotated[
+        bool, Option("--with_text_encoder", help="put the weights of a text model's encoder into FOLDER first")
+    ] = False,
 ) -> str:
     """Commit a finished model folder to its repository on the Hub."""
+    if with_text_encoder:
+        model_files(folder)
+        put_encoder_into(folder)
     return push_model(folder, repo, private, revision=revision)
 
 
@@ -69,8 +77,10 @@ def push_model(
 
     Raises:
         PushError: for whatever reason, and with the command that repeats the push.
+        ValueError: the text encoder of the model would be fetched from a folder of this machine.
     """
     paths = model_files(folder)  # before anything is asked of the Hub
+    check_found_anywhere(json_object(folder / CONFIG), "put it into the model's own by --with_text_encoder")
     try:
         api = _api(token)
         repo = api.create_repo(repo, private=private, exist_ok=True).repo_id

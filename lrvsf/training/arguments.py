@@ -30,7 +30,13 @@ class ModelArguments:
     text_encoder: str | None = flag(
         None,
         "what turns texts into embeddings, with --condition text, and is not trained: clip, the default, is the text "
-        "tower of the CLIP that the run starts from; else a sentence-transformers model or CLIP, NAME or NAME@REVISION",
+        "tower of the CLIP that the run starts from; else a sentence-transformers model or CLIP, a folder, NAME or "
+        "NAME@REVISION",
+    )
+    text_encoder_in_checkpoint: bool | None = flag(
+        None,
+        "whether the text encoder's weights travel with the model, or are fetched at its first text; by default those "
+        "of a folder and of the CLIP's own tower travel, and those of a NAME are fetched",
     )
     categories: list[str] | None = flag(
         None,

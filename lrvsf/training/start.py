@@ -55,12 +55,13 @@ def from_clip(args: ModelArguments) -> CondViTModel:
     condition, categories = args.condition or "category", args.categories
     if categories is None and condition != "none":
         categories = catalog_categories(args.data)
-    if args.text_encoder is not None and condition != "text":
-        raise ValueError(f"text_encoder={args.text_encoder!r} with condition={condition!r}: add --condition text")
+    for name in ("text_encoder", "text_encoder_in_checkpoint"):
+        if (value := getattr(args, name)) is not None and condition != "text":
+            raise ValueError(f"{name}={value!r} with condition={condition!r}: add --condition text")
     asked = {"num_condition_tokens": args.num_condition_tokens, "logit_scale_init_value": args.logit_scale_init_value}
     asked = {name: value for name, value in asked.items() if value is not None}  # the others are as published
     if condition == "text":
-        asked |= _text_encoder(args.text_encoder or OWN_TOWER, args.model)
+        asked |= _text_encoder(args.text_encoder or OWN_TOWER, args.model, args.text_encoder_in_checkpoint)
     model = CondViTModel.from_clip(args.model, categories=categories, condition=condition, **asked, **_loading(args))
     if condition != "none" and args.condition_init == "published":
         if condition == "category":
@@ -70,10 +71,12 @@ def from_clip(args: ModelArguments) -> CondViTModel:
     return model
 
 
-def _text_encoder(name: str, clip: str) -> dict[str, object]:
-    """`from_clip`'s arguments for a text encoder: the CLIP's own tower, or another model, NAME or NAME@REVISION."""
-    if name in (OWN_TOWER, clip):
-        return {"text_encoder": clip, "text_encoder_in_checkpoint": True}  # one checkpoint, no second model to fetch
+def _text_encoder(name: str, clip: str, inside: bool | None) -> dict[str, object]:
+    """`from_clip`'s arguments for a text encoder: the CLIP's own tower, a folder, NAME or NAME@REVISION."""
+    if name in (OWN_TOWER, clip):  # by default one checkpoint, and no second model to fetch
+        return {"text_encoder": clip, "text_encoder_in_checkpoint": inside is not False}
+    if inside is None:
+        inside = Path(name).is_dir()  # which other machines do not find
     revision = None
     if not Path(name).is_dir():
         name, _, revision = name.partition("@")
@@ -81,17 +84,18 @@ def _text_encoder(name: str, clip: str) -> dict[str, object]:
     elif Path(name, CONFIG).is_file() and is_condvit(name):  # before its own code is asked for
         raise ValueError(f"text_encoder={name!r} is a CondViT; give a sentence-transformers model or a CLIP")
     about = describe_text_encoder(name, **({"revision": revision} if revision else {}))
-    return {"text_encoder": about, "text_dim": text_dim_of(about)}
+    return {"text_encoder": about, "text_dim": text_dim_of(about), "text_encoder_in_checkpoint": inside}
 
 
 def from_condvit(args: ModelArguments) -> CondViTModel:
     """A trained CondViT, with the run's categories where it names some."""
     model = load_condvit(args.model, **_loading(args))
-    if args.text_encoder is not None:
-        raise ValueError(
-            f"text_encoder={args.text_encoder!r}: {args.model} was trained with condition={model.config.condition!r} "
-            "and keeps what it reads; leave it out or start from CLIP"
-        )
+    for name in ("text_encoder", "text_encoder_in_checkpoint"):
+        if (value := getattr(args, name)) is not None:
+            raise ValueError(
+                f"{name}={value!r}: {args.model} was trained with condition={model.config.condition!r} and keeps what "
+                "it reads; leave it out or start from CLIP"
+            )
     for name in ("condition", "num_condition_tokens"):
         asked, trained = getattr(args, name), getattr(model.config, name)
         if asked is not None and asked != trained:

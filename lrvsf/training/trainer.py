@@ -23,6 +23,7 @@ from lrvsf.durable import follow_umask
 from lrvsf.embedding.captions import CaptionStore
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import check_conditions
+from lrvsf.paths import public_name
 from lrvsf.processes import every
 from lrvsf.training import schedule
 from lrvsf.training.arguments import CondViTTrainingArguments
@@ -181,6 +182,9 @@ class CondViTTrainer(ResumableTrainer):
     def finish(self, dtype: torch.dtype = torch.float32) -> Path:
         """Saves a Hub repository: weights in `dtype`, code, processor. Adds up all processes' bad images."""
         folder, model = Path(self.args.output_dir), self.weights.gathered(everywhere=False)
+        if model.config.text_encoder_in_checkpoint:
+            about = model.config.text_encoder
+            model.config.text_encoder = about | {"name": public_name(about["name"])}
         if self.is_world_process_zero():  # not by Trainer, which adds a pickle that nobody should have to trust
             model.to(dtype).save_pretrained(folder)
             self.processing_class.save_pretrained(folder)

@@ -163,8 +163,16 @@ def test_without_its_encoder_a_textual_model_fetches_it(tmp_path, golden, senten
 def test_a_textual_network_alone_takes_the_encoder_of_a_folder(tmp_path, golden, sentences):
     torch.save(textual_network(golden), tmp_path / "condvit.pth")
     options = {"num_attention_heads": HEADS, "text_encoder": sentences[1]}
-    said = convert(tmp_path / "condvit.pth", tmp_path / "out", **options)
-    assert str(sentences[1]) in said and "Left out" not in said
+    with pytest.raises(
+        ValueError, match="would be fetched from .*sentences, a folder that other machines lack: take it"
+    ):
+        convert(tmp_path / "condvit.pth", tmp_path / "out", **options)
+    said = convert(tmp_path / "condvit.pth", tmp_path / "out", **options, with_text_encoder=True)
+    assert str(tmp_path) not in said.partition(": ")[2] and "Left out" not in said
+    shutil.rmtree(sentences[1])
+    for name in ("config.json", "README.md"):
+        told = (tmp_path / "out" / name).read_text()
+        assert str(tmp_path) not in told and "sentences" in told
     check_textual(embedded_afresh(tmp_path, tmp_path / "out"), golden, sentences[0])
 
 
@@ -183,7 +191,8 @@ def test_an_encoder_of_another_width_is_refused(tmp_path, golden):
     _, other = tiny_sentence_encoder(tmp_path, "bert")
     torch.save(textual_network(golden), tmp_path / "condvit.pth")
     with pytest.raises(ValueError, match="gives embeddings of 24 numbers, the network reads 48"):
-        convert(tmp_path / "condvit.pth", tmp_path / "out", num_attention_heads=HEADS, text_encoder=other)
+        options = {"num_attention_heads": HEADS, "text_encoder": other, "with_text_encoder": True}
+        convert(tmp_path / "condvit.pth", tmp_path / "out", **options)
 
 
 def test_a_bert_behind_it_may_come_of_an_older_transformers(tmp_path, golden):
@@ -264,7 +273,7 @@ def test_all_that_does_not_fit_is_named_at_once(tmp_path, textual, sentences):
     tensors["condvit.class_embedding"] = torch.ones(48, dtype=torch.int64)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError) as refused:
-        convert(folder, tmp_path / "out", text_encoder=sentences[1])
+        convert(folder, tmp_path / "out", text_encoder=sentences[1], with_text_encoder=True)
     told = str(refused.value)
     for says in (
         "Unknown to the text encoder (1): lm.7.extra.",

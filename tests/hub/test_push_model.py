@@ -24,6 +24,7 @@ LEFT = [
     "checkpoint-3/trainer_state.json", "checkpoint-3/optimizer.pt", "validation/products.parquet",
     "validation/model.json", "runs/a/notes.pkl", "__pycache__/modeling_condvit.cpython-311.pyc",
 ]  # fmt: skip
+CONFIG = b'{"model_type": "condvit"}'
 EVENTS = "runs/Nov25_host/events.out.tfevents.1.host.1.0"
 
 
@@ -39,11 +40,15 @@ def hub(monkeypatch):
     hub.close()
 
 
+def bytes_of(name):
+    return CONFIG if name == "config.json" else f"the bytes of {name}".encode()
+
+
 @pytest.fixture
 def folder(tmp_path):
     for name in [*MODEL, *LEFT, EVENTS]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"the bytes of {name}")
+        (tmp_path / name).write_bytes(bytes_of(name))
     return tmp_path
 
 
@@ -58,7 +63,7 @@ def waits(monkeypatch):
 def test_one_commit_has_the_model_whole_and_nothing_else(hub, folder):
     url = push.push_model(folder, "bags", private=True, token=TOKEN)
     assert hub.repositories == {"me/bags": True}
-    assert hub.commits == [{name: f"the bytes of {name}".encode() for name in [*MODEL, EVENTS]}]
+    assert hub.commits == [{name: bytes_of(name) for name in [*MODEL, EVENTS]}]
     assert url.startswith(f"{hub.url}/me/bags/commit/") and hub.asked["upload"] == 2
 
 

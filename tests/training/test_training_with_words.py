@@ -220,19 +220,44 @@ def test_two_processes_and_split_weights_train_the_same(worded, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_an_encoder_of_its_own_is_fetched_for_the_store_and_stays_out_of_the_checkpoint(train_words, data, tmp_path):
+def test_an_encoder_of_its_own_is_fetched_for_the_store_and_stays_out_of_the_checkpoint(
+    train_words, tmp_path, monkeypatch
+):
     """As the published textual model: a Sentence-T5 whose embedding is the token itself."""
     pytest.importorskip("sentence_transformers")
     theirs, encoder = tiny_sentence_encoder(tmp_path, "t5", "mean", (32, torch.nn.Identity))
-    train_words(tmp_path / "run", text_encoder=encoder, max_steps=2)
+    local = {"text_encoder": encoder, "text_encoder_in_checkpoint": False, "max_steps": 2}
+    with pytest.raises(ValueError, match="a folder that other machines lack: leave --text_encoder_in_checkpoint out"):
+        monkeypatch.setattr("train_hf.open_repository", lambda repo, *_: f"me/{repo}")
+        train_words(tmp_path / "none", push_to_hub=True, **local)
+    assert not (tmp_path / "none/checkpoint-2").exists()
+    train_words(tmp_path / "run", **local)
     weights = load_file(tmp_path / "run/model.safetensors")
     assert not any("text_encoder" in name or name == "condition_projection.weight" for name in weights)
     expected = theirs.encode(["Bags", "Feet"], convert_to_tensor=True).cpu()
     torch.testing.assert_close(weights["category_text_embeds"][:2], expected, atol=1e-5, rtol=0)
     folder = str(tmp_path / "run")
     assert Encoder(load_model(folder), "text").sentences(["Bags"]).sub(expected[:1]).abs().max() < 1e-5
+    assert "sentences, fetched at the first text |" in (tmp_path / "run/README.md").read_text()
     shutil.rmtree(encoder)
     named = Encoder(load_model(folder), "category")
     assert named.embed([np.zeros((3, 32, 32), np.uint8)], ["Bags"]).shape == (1, 16), "names need no encoder"
     with pytest.raises(OSError, match="sentences"):
         Encoder(load_model(folder), "text").sentences(["Bags"])
+
+
+def test_a_folder_s_encoder_travels_in_the_checkpoint_and_a_killed_run_goes_on_with_it(train_words, tmp_path):
+    """It has a weight of two names, one of which is saved; no file says where on this machine it lay."""
+    pytest.importorskip("sentence_transformers")
+    theirs, encoder = tiny_sentence_encoder(tmp_path, "t5", "mean", (32, torch.nn.Identity))
+    flags = {"text_encoder": encoder, "text_from": "categories", "save_steps": 2, "max_steps": 4}
+    losses = train_words(tmp_path / "run", **flags)
+    checkpoint = tmp_path / "run/checkpoint-2"
+    assert train_words(tmp_path / "again", **flags, resume_from_checkpoint=checkpoint) == losses
+    shutil.rmtree(encoder)
+    for name in ("config.json", "README.md"):
+        told = (tmp_path / "run" / name).read_text()
+        assert str(tmp_path) not in told and "sentences" in told
+    expected = theirs.encode(["the red bag"], convert_to_tensor=True).cpu()
+    found = Encoder(load_model(str(tmp_path / "run")), "text").sentences(["the red bag"])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
