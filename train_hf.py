@@ -28,7 +28,8 @@ def read(arguments: list[str] | None = None) -> tuple[list[str], Namespace]:
     parser = FlagParser("%(prog)s [RECIPE.yaml] [--flag value ...]", __doc__, *classes)
     flags, asked = read_arguments(parser, sys.argv[1:] if arguments is None else arguments)
     check_numbers(asked)
-    check_training(asked)
+    if not command.several_machines():  # else all look together: none then waits for one that has refused
+        check_training(asked)
     return flags, asked
 
 
@@ -46,6 +47,7 @@ from lrvsf.hub.encoder_place import check_found_anywhere
 from lrvsf.hub.push_model import open_repository, push_model
 from lrvsf.processes import alone_in
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+from lrvsf.training.launch.start_check import check_processes, check_shared, warn_of_slow_gradients
 from lrvsf.training.resuming import evaluation_of, final_evaluation
 from lrvsf.training.source import caption_store, training_folder, training_products, validation_set
 from lrvsf.training.start import start_model, start_processor
@@ -53,24 +55,26 @@ from lrvsf.training.trainer import CondViTTrainer
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args, training = parse_classes((ModelArguments, CondViTTrainingArguments), *read(arguments), machine=True)
+    flags, asked = read(arguments)
+    args, training = parse_classes((ModelArguments, CondViTTrainingArguments), flags, asked, machine=True)
     command.quiet_libraries()
-    run(args, training)
+    run(args, training, check_processes(asked, args, training))
     # Drop every reference to the process group before the interpreter exits; otherwise it is destroyed during shutdown
     # and its threads abort.
     gc.collect()
     PartialState().destroy_process_group()
 
 
-def run(args: ModelArguments, training: CondViTTrainingArguments) -> None:
+def run(args: ModelArguments, training: CondViTTrainingArguments, rate: float | None) -> None:
     if training.push_to_hub and training.process_index == 0:  # what the Hub will refuse, it refuses before the work
         repo = training.hub_model_id or Path(training.output_dir).resolve().name
         training.hub_model_id = open_repository(repo, training.hub_private_repo, training.hub_token)
     with alone_in(Path(training.output_dir), "a training"):
-        train(args, training)
+        check_shared(Path(training.output_dir))
+        train(args, training, rate)
 
 
-def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
+def train(args: ModelArguments, training: CondViTTrainingArguments, rate: float | None) -> None:
     folder = training_folder(args.data)
     check_shared_memory()
     set_seed(training.seed)
@@ -81,6 +85,7 @@ def train(args: ModelArguments, training: CondViTTrainingArguments) -> None:
     validation = validation_set(args.data, training.output_dir) if training.eval_strategy != "no" else None
     processor = start_processor(model)
     texts = caption_store(training, args.data, model, processor.tokenizer, validation)
+    warn_of_slow_gradients(rate, model)
     trainer = CondViTTrainer(model, training, shards, validation, texts, processing_class=processor)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     folder = trainer.finish(getattr(torch, args.save_dtype))

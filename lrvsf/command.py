@@ -204,6 +204,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def several_machines() -> bool:
+    """Whether processes of this launch may run on other machines, before torch can be asked."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    return world != "1" and os.environ.get("LOCAL_WORLD_SIZE") != world
+
+
 def _raised_by(error: BaseException) -> str:
     """The package whose `raise` statement an error comes from; "" where Python or compiled code raised it."""
     place = error.__traceback__

@@ -25,6 +25,7 @@ from lrvsf.embedding.captions import CaptionStore, encoder_digest, sentence_embe
 from lrvsf.paths import TRAINING, no_training_folder
 from lrvsf.processes import on_main_process
 from lrvsf.training.arguments import CondViTTrainingArguments
+from lrvsf.training.launch.agreement import check_same
 from modeling_condvit import CondViTModel
 
 COPIED_FROM = "copied-from.txt"  # in a copy of a validation set: its root
@@ -80,13 +81,20 @@ def validation_set(root: str, cache: str | Path) -> ProductTestSet:
 
 
 def training_products(folder: str, args: CondViTTrainingArguments, config: CondViTConfig) -> ProductShards:
-    """The shards in a folder, scanned for what a model is asked by. Raises ValueError: flags that it cannot heed."""
+    """The shards in a folder, scanned for what a model is asked by.
+
+    Raises ValueError: flags that it cannot heed, or processes that find other products.
+    """
     if config.condition != "text" and (args.text_from or args.caption_store):
         name = "text_from" if args.text_from else "caption_store"
         value = args.text_from or args.caption_store
         raise ValueError(f"{name}={value!r}, but condition={config.condition!r}: add --condition text, or leave it out")
     categories = config.categories if config.condition == "category" else None
-    return ProductShards.scan(folder, categories, args.tolerance, words=config.condition == "text")
+    shards = ProductShards.scan(folder, categories, args.tolerance, words=config.condition == "text")
+    # Files may be as large and hold other rows: each process would read its share of another order.
+    found = f"{shards.usable:,} products ({shards.fingerprint[:8]})"
+    check_same("content of data", found, "All machines need the same files: copy them anew")
+    return shards
 
 
 def wording_of(args: CondViTTrainingArguments, config: CondViTConfig) -> Wording | None:
