@@ -12,7 +12,6 @@ import gc
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from lrvsf import command
 from lrvsf.bounds import check_numbers
@@ -48,7 +47,7 @@ from lrvsf.hub.push_model import open_repository, push_model
 from lrvsf.processes import alone_in
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 from lrvsf.training.launch.start_check import check_processes, check_shared, warn_of_slow_gradients
-from lrvsf.training.resuming import evaluation_of, final_evaluation
+from lrvsf.training.resuming import of_step
 from lrvsf.training.source import caption_store, training_folder, training_products, validation_set
 from lrvsf.training.start import start_model, start_processor
 from lrvsf.training.trainer import CondViTTrainer
@@ -96,25 +95,10 @@ def train(args: ModelArguments, training: CondViTTrainingArguments, rate: float 
             print(images.summary() if images.bad else f"{images.good} images, none bad")
         else:
             print("the run had ended before; no step was taken now")
-        print(f"trained {trainer.state.global_step} steps; the model{of_step(trainer, training)} is in {folder}")
+        print(f"trained {trainer.state.global_step} steps; the model{of_step(trainer.state, training)} is in {folder}")
         if training.push_to_hub:
             hub = (training.hub_private_repo, training.hub_token, training.hub_revision)
             print(f"pushed: {push_model(folder, training.hub_model_id, *hub)}")
-
-
-def of_step(trainer: CondViTTrainer, training: CondViTTrainingArguments) -> str:
-    """Which step's weights are left, which need not be the last one's, with their score and that of the start."""
-    entry, start = final_evaluation(trainer.state, training), evaluation_of(trainer.state, 0)
-    if entry is None:
-        return ""
-    metric = training.metric_for_best_model
-    before = "" if start is None else f" ({shown(start, metric)} before the first step)"
-    return f" of step {entry['step']}, validation {metric} {shown(entry, metric)}{before},"
-
-
-def shown(entry: dict[str, Any], metric: str) -> str:
-    value = entry[f"eval_{metric}"]
-    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
 
 
 if __name__ == "__main__":

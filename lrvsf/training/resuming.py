@@ -60,6 +60,21 @@ def final_evaluation(state: TrainerState, args: TrainingArguments) -> dict[str, 
     return evaluation_of(state, state.best_global_step if best else state.global_step)
 
 
+def of_step(state: TrainerState, args: TrainingArguments) -> str:
+    """Which step's weights are left, which need not be the last one's, with their score and that of the start."""
+    entry, start = final_evaluation(state, args), evaluation_of(state, 0)
+    if entry is None:
+        return ""
+    metric = args.metric_for_best_model
+    before = "" if start is None else f" ({_shown(start, metric)} before the first step)"
+    return f" of step {entry['step']}, validation {metric} {_shown(entry, metric)}{before},"
+
+
+def _shown(entry: dict[str, Any], metric: str) -> str:
+    value = entry[f"eval_{metric}"]
+    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.1f} %"
+
+
 def evaluation_is_due(state: TrainerState, args: TrainingArguments, steps_per_epoch: int) -> bool:
     """Whether the step of a checkpoint should have been evaluated, and was not when it was saved."""
     step, last = state.global_step, state.global_step >= total_steps(args, steps_per_epoch)
