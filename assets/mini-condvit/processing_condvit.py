@@ -86,7 +86,7 @@ def did_you_mean(word: Any, known: list[str]) -> str:
 
 def one_for_each(what: str, given: str | list[str], count: int) -> list[str]:
     """One word for all images, or a list with one for each, as such a list."""
-    words = [given] * count if isinstance(given, str) else list(given)
+    words = [given] * count if isinstance(given, str) or not hasattr(given, "__iter__") else list(given)
     if len(words) != count:
         raise ValueError(f"Images: {count}, {what}: {words!s:.99}. Give one for all, or one for each.")
     return words

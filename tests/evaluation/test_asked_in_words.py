@@ -13,6 +13,7 @@ from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.parts import Products
 from lrvsf.embedding.pipeline import embed_share
 from lrvsf.evaluation.embedded import EmbeddedTestSet
+from lrvsf.evaluation.pages.conditions import BY_TEXT, measure_conditions, write_conditions
 from modeling_condvit import CondViTModel
 from processing_condvit import CondViTProcessor
 
@@ -85,6 +86,30 @@ def test_every_protocol_asks_by_text(model, root, tmp_path, protocol, capsys):
         page = (tmp_path / "out/sheet.html").read_text()
         assert page.count("asked by <b>") >= 2 and any(f"asked by <b>{caption}</b>" in page for caption in CAPTIONS)
     assert "custom code" not in capsys.readouterr().out, "a model's own folder is no stranger's"
+
+
+def test_the_page_on_conditions_asks_by_captions_and_by_names(model, root, make_store, tmp_path):
+    """Against full matrices; the model has no number for a category of the test set, as its name is enough."""
+    loaded = load_model(str(model))
+    loaded.config.categories = ["Feet", "Bags"]
+    data = EmbeddedTestSet(make_store(Encoder(loaded, "text"), ProductTestSet(root)))
+    found = measure_conditions(data, batch_size=5)
+    assert found["categories"] == ["Feet", "Bags", "Neck"] and list(found["ways"]) == list(BY_TEXT)
+    encoder, products = data.encoder, list(data.test_set.products())
+    pixels = [encoder.pixels(product.query_image) for product in products]
+    items = torch.cat([data.targets, *(embeds for embeds, _ in data.blocks())]).double()
+    for way, asked in (
+        (BY_TEXT[0], [product.caption or product.category for product in products]),
+        (BY_TEXT[1], [product.category for product in products]),
+        (BY_TEXT[2], None),
+    ):
+        scores = encoder.embed(pixels, asked).double() @ items.T
+        ranks = 1 + (scores > scores.diagonal()[:, None]).sum(1)
+        assert found["ways"][way]["recall"]["10"] == pytest.approx((ranks <= 10).double().mean().item())
+    assert list(found["gain"]) == list(BY_TEXT[1:]) and list(found["confusion"]) == list(BY_TEXT[:3])
+    write_conditions(json.loads(json.dumps(found)), tmp_path / "page.html", "words")
+    page = (tmp_path / "page.html").read_text()
+    assert "Four ways to ask" in page and "gained by the caption" in page and "with every category, by its name" in page
 
 
 def test_attention_is_drawn_under_texts_or_names(model, root, tmp_path):

@@ -1,9 +1,9 @@
 """Does conditioning help? What a model does with its condition, in one gallery of all products and all distractors.
 
 Three ways to ask are compared: with the condition; without it; and without it but among items of the target's category
-only, the published "filter", which needs to know the category of every item in the catalog. And every query is asked
-with every other category too: a model that heeds its condition answers with that category, one that does not gives the
-same answer.
+only, the published "filter", which needs to know the category of every item in the catalog. A model that is asked by
+captions is asked in a fourth way, by the category's name alone. And every query is asked with every other category too:
+a model that heeds its condition answers with that category, one that does not gives the same answer.
 
 Queries are embedded once more, under each condition, from images decoded once. The gallery is the embedding store's,
 read block by block; items are kept ten to a query.
@@ -28,14 +28,17 @@ from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.processes import every, own_share
 
 WAYS = ("with the condition", "without", "without, filtered by category")
+BY_TEXT = ("by the caption", "by the category's name", *WAYS[1:])
+CAPTION = 0  # in place of a category: each query is asked by its own text
 
 
 def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmatched: bool = False) -> dict[str, Any]:
-    """Measures a model conditioned by category. Every process must call it; all get the same results.
+    """Measures a model that is asked by category or text. Every process must call it; all get the same results.
 
     Returns, of JSON's types, with categories in the order of `categories`:
-        ways[WAY]: recall (K -> 0..1, None where K reaches the gallery) and recall_at_1_by_category (name -> 0..1)
-        gain[WAY]: difference, low, high of R@1 with the condition over this way, 95 % over products
+        ways[WAY]: recall (K -> 0..1, None where K reaches the gallery) and recall_at_1_by_category (name -> 0..1); of
+            WAYS or, of a model that is asked by text, BY_TEXT
+        gain[WAY]: difference, low, high of R@1 the first way over this one, 95 % over products
         swap: answers[own][asked], the share of queries whose first item is of the category asked for;
             asked_for, same: this share, and the share of unchanged first items, over all other categories asked for
         confusion[WAY][own][found]: shares of the first ten items; the remainder to 1 has no known category
@@ -46,23 +49,27 @@ def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmat
     """
     check_conditions(data, allow_unmatched)
     data.fill()
-    names = data.categories.names
-    asked = [name for name in data.encoder.model.config.categories if name in names]
+    names, by_text = data.categories.names, data.encoder.conditioning == "text"
+    known = [name for name in data.encoder.model.config.categories if name in names]
+    asked = known + [name for name in names if name not in known]  # which only a model that reads texts may meet
     numbers = [names.index(name) for name in asked]
     asking = queries_under(data, asked, batch_size)  # condition -> (P, dim)
     own = data.product_categories  # (P,)
     meant = torch.stack([asking[names[number]][row] for row, number in enumerate(own.tolist())])  # (P, dim)
-    asked_so = ((meant, False), (asking[None], False), (asking[None], True))
-    hits = {way: hits_of(data, queries, filtered) for way, (queries, filtered) in zip(WAYS, asked_so, strict=True)}
+    asked_so = [*([asking.pop(CAPTION)] if by_text else []), meant, asking[None]]
+    unfiltered = dict(zip((BY_TEXT if by_text else WAYS)[:-1], asked_so, strict=True))  # way -> (P, dim)
+    hits = {way: hits_of(data, queries, False) for way, queries in unfiltered.items()}
+    hits[WAYS[-1]] = hits_of(data, asking[None], True)
     found = {condition: top_of(data, queries) for condition, queries in asking.items()}  # each (P, 10) twice
     items = [int((own == n).sum() + (data.distractor_categories == n).sum()) for n in numbers]
-    gallery = dict(zip(WAYS, (2 * [len(own) + data.n_distractors]) + [max(items)], strict=True))  # the largest
+    gallery = dict.fromkeys(unfiltered, len(own) + data.n_distractors) | {WAYS[-1]: max(items)}  # the largest
     ways = {}
     for way, hit in hits.items():
         by_category = {name: _mean(hit[own == number, 0]) for name, number in zip(asked, numbers, strict=True)}
         recall = {str(k): hit[:, at].mean().item() if k < gallery[way] else None for at, k in enumerate(FIRST_KS)}
         ways[way] = {"recall": recall, "recall_at_1_by_category": by_category}
-    as_meant = torch.stack([found[names[number]][1][row] for row, number in enumerate(own.tolist())])
+    confusion = {way: _confusion(top_of(data, queries)[1], own, numbers) for way, queries in unfiltered.items()}
+    first, *others = hits
     return {
         "categories": asked,
         "queries": [int((own == number).sum()) for number in numbers],
@@ -70,18 +77,18 @@ def measure_conditions(data: EmbeddedTestSet, batch_size: int = 256, allow_unmat
         "unmatched": data.categories.facts(),
         "n_distractors": data.n_distractors,
         "ways": ways,
-        "gain": {way: _gain(hits[WAYS[0]], hits[way]) for way in WAYS[1:]},
+        "gain": {way: _gain(hits[first], hits[way]) for way in others},
         "swap": _swap(found, asked, numbers, own),
-        "confusion": {WAYS[0]: _confusion(as_meant, own, numbers), WAYS[1]: _confusion(found[None][1], own, numbers)},
+        "confusion": confusion,
     }
 
 
 def check_conditions(data: EmbeddedTestSet, allow_unmatched: bool = False) -> None:
     """Raises ValueError, before anything is embedded, where `measure_conditions` would."""
-    if data.encoder.conditioning != "category":
+    if data.encoder.conditioning == "none":
         raise ValueError(
-            f"The page on conditions needs a model that is asked by category; this one is asked with "
-            f"conditioning={data.encoder.conditioning!r}. A text model knows categories, too: --conditioning category."
+            "The page on conditions needs a model that is asked by category or text; this one is asked with "
+            "conditioning='none'. Leave --conditioning_page out, or evaluate a model that was trained with a condition."
         )
     categories = data.categories
     if not allow_unmatched:
@@ -89,19 +96,27 @@ def check_conditions(data: EmbeddedTestSet, allow_unmatched: bool = False) -> No
 
 
 def queries_under(data: EmbeddedTestSet, conditions: list[str], batch_size: int) -> dict[str | None, Tensor]:
-    """Each condition, and None for no condition -> the queries (P, dim), in the order of `data.rows`, on the device."""
+    """Each condition, None for no condition and, by text, CAPTION -> the queries (P, dim), in the order of `data.rows`,
+    on the device."""
     encoder, (start, stop) = data.encoder, own_share(len(data.rows))
     rows = data.rows[start:stop]
+    said = {name: [name] * len(rows) for name in conditions} | {None: None}  # condition -> what each query is asked by
+    if encoder.conditioning == "text":
+        template = encoder.model.config.text_template
+        texts = data.test_set.texts(template)
+        said |= {name: [template.format(name)] * len(rows) for name in conditions}
+        said |= {CAPTION: [texts[row] for row in rows]}
     # One read from the first row to the last; those between that cannot be read are passed over.
     wanted, products = set(rows), data.test_set.products(rows[0], rows[-1] + 1) if rows else ()
     images = ((product.row, product.query_image) for product in products if product.row in wanted)
-    parts: dict[str | None, list[Tensor]] = {name: [torch.empty(0, encoder.dim)] for name in [*conditions, None]}
+    parts = {name: [torch.empty(0, encoder.dim)] for name in said}
     batch: list[np.ndarray] = []
     for place, (_, future) in enumerate(prefetch_map(lambda item: encoder.pixels(item[1]), images, ahead=2 * THREADS)):
         batch.append(future.result())
         if len(batch) == batch_size or place == len(rows) - 1:
+            these = slice(place + 1 - len(batch), place + 1)
             for name, embeds in parts.items():
-                embeds.append(encoder.embed(batch, None if name is None else [name] * len(batch)))
+                embeds.append(encoder.embed(batch, said[name] and said[name][these]))
             batch = []
     share = {name: torch.cat(embeds) for name, embeds in parts.items()}
     everywhere = every(share)  # in the order of the slices

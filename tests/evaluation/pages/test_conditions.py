@@ -113,7 +113,7 @@ def test_a_k_that_reaches_the_gallery_has_no_figure(make_test_set, tiny_model, m
 
 
 def test_a_model_without_conditions_is_refused(make_test_set, tiny_model, make_store):
-    with pytest.raises(ValueError, match="needs a model that is asked by category; .*conditioning='none'"):
+    with pytest.raises(ValueError, match="needs a model that is asked by category or text; .*conditioning='none'"):
         measure_conditions(EmbeddedTestSet(make_store(Encoder(tiny_model, "none"), ProductTestSet(make_test_set()))))
 
 
