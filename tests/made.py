@@ -121,6 +121,19 @@ def tiny_sentence_encoder(folder, kind, pooling="mean", dense=None, normalize=Tr
     return made, folder / "sentences"
 
 
+def write_tiny_reader(folder):
+    """Writes the folder of a tiny text model, whose texts its CLIP's own tower reads; gives it. `clip` is beside it."""
+    from processing_condvit import CondViTProcessor
+
+    clip = str(folder.parent / "clip")
+    tiny_clip().save_pretrained(clip)
+    tiny_tokenizer().save_pretrained(clip)
+    model = CondViTModel.from_clip(clip, text_encoder=clip, text_encoder_in_checkpoint=True)
+    model.save_pretrained(folder)
+    CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
 def as_flags(**values):
     """The words of a command line: `as_flags(seed=3, gallery_sizes=[5, 9])` -> --seed 3 --gallery_sizes 5 9."""
     several = {name: value if isinstance(value, list) else [value] for name, value in values.items()}

@@ -27,7 +27,7 @@ from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.index import VectorIndex
-from lrvsf.search.own_model import load_own_encoder
+from lrvsf.search.own_model import load_own_encoder, load_reader
 from lrvsf.search.segments import Thumbnails
 from lrvsf.search.vectors import Selection, Vectors
 from lrvsf.search.verdicts.presence import Presence
@@ -142,6 +142,17 @@ class Catalog:
         """The names under which the model can be asked; none for a model without conditions."""
         return list(self.encoder.model.config.categories) if self.encoder.conditioning == "category" else []
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the model can be asked in words: it is a text model that knows its text encoder."""
+        config = self.encoder.model.config
+        return config.condition == "text" and config.text_encoder is not None
+
+    @cached_property
+    def reader(self) -> Encoder:
+        """The model as it is asked in words, loaded at the first text. Raises as `load_reader` does."""
+        return load_reader(self.encoder)
+
     def embed(self, images: Sequence[Picture], conditions: Sequence[str | None] = (None,)) -> np.ndarray:
         """Unit rows (images x conditions, dim), float32: all conditions of the first image, then of the second, ...
 
@@ -155,25 +166,26 @@ class Catalog:
         return self.embed_pixels([one for one in pixels for _ in conditions], list(conditions) * len(pixels))
 
     def embed_texts(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
-        """As `embed`, with words in place of names.
+        """As `embed`, with words in place of names. Raises as `check_text` does."""
+        for text in texts:
+            self.check_text(text)
+        pixels = [self.encoder.pixels_of(_decoded(image)) for image in images]
+        return self.embed_pixels([one for one in pixels for _ in texts], list(texts) * len(pixels), in_words=True)
 
-        Raises ValueError: a text says nothing; the model reads no texts.
+    def embed_pixels(
+        self, pixels: Sequence[np.ndarray], conditions: Sequence[str | None], in_words: bool = False
+    ) -> np.ndarray:
+        """Unit rows (B, dim), float32, of B arrays (3, S, S), each under a condition of its own or none.
+
+        `in_words`: conditions are texts, which may be any, and not names.
         """
-        if wrong := [text for text in texts if not text.strip()]:
-            raise ValueError(f"text {wrong[0]!r} says nothing; for no condition, leave it out")
-        pixels = [self.encoder.pixels_of(_decoded(image)) for image in images for _ in texts]
-        if not pixels:
-            return np.empty((0, self.encoder.dim), np.float32)
-        return self.encoder.asked_by("text").embed(pixels, list(texts) * len(images)).numpy()
-
-    def embed_pixels(self, pixels: Sequence[np.ndarray], conditions: Sequence[str | None]) -> np.ndarray:
-        """Unit rows (B, dim), float32, of B arrays (3, S, S), each under a condition of its own or none."""
-        rows = np.empty((len(pixels), self.encoder.dim), np.float32)
+        encoder = self.reader if in_words else self.encoder
+        rows = np.empty((len(pixels), encoder.dim), np.float32)
         for named in (True, False):  # a pass each: a sequence with a condition is one token longer
             places = [place for place, name in enumerate(conditions) if (name is not None) == named]
             if places:
                 names = [conditions[place] for place in places] if named else None
-                rows[places] = self.encoder.embed([pixels[place] for place in places], names).numpy()
+                rows[places] = encoder.embed([pixels[place] for place in places], names).numpy()
         return rows
 
     def search(
@@ -341,6 +353,21 @@ class Catalog:
             raise ValueError(
                 f"condition {quoted(name)} is not one of the model's: {known}.{did_you_mean(name, self.conditions)}"
             )
+
+    def check_text(self, text: str) -> None:
+        """Raises ValueError: the model reads no texts, with the conditions that it has; a text says nothing."""
+        if not self.reads_texts:
+            known = ", ".join(self.conditions) or "none"
+            raise ValueError(
+                f"the model has no text encoder, so it reads no words; its conditions are: {known}. "
+                "Ask by one of them, or a catalog of a model that was trained with --condition text"
+            )
+        if not text.strip():
+            raise ValueError(f"text {quoted(text)} says nothing; for no condition, leave it out")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+            raise ValueError(f"text {quoted(text)} is no Unicode; write it in UTF-8") from error
 
 
 def _selection(metadata: pa.Table, left: np.ndarray, where: str | None) -> Selection:

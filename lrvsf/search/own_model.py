@@ -48,6 +48,22 @@ def load_own_encoder(
     return encoder
 
 
+def load_reader(encoder: Encoder) -> Encoder:
+    """The same model, asked in words; its text encoder is loaded now, or fetched.
+
+    Raises OSError: that is not where the model's configuration says.
+    """
+    reader, about = encoder.asked_by("text"), encoder.model.config.text_encoder
+    try:
+        reader.sentences(["a"])
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{encoder.model.name_or_path} reads texts by {about['name']}, which cannot be loaded ({error}); put it "
+            "there again, or let this machine reach the Hub once"
+        ) from error
+    return reader
+
+
 def _refuse_other_model(generation: Generation, encoder: Encoder) -> None:
     facts, made = model_facts(encoder), generation.manifest["model"]
     if (digest := digest_of(facts)) == made["digest"]:

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made import squares, tiny_condvit, write_csv, write_file
+from made import squares, tiny_condvit, write_csv, write_file, write_tiny_reader
 from pairs import pairs_of, unit
 
 import search_catalog
@@ -37,6 +37,20 @@ def _shop(tmp_path_factory, model):
 def shop(_shop, tmp_path):
     """A copy of that folder, to be changed."""
     return shutil.copytree(_shop, tmp_path / "shop")
+
+
+@pytest.fixture(scope="session")
+def words_shop(tmp_path_factory, _shop):
+    """A folder with the catalog of that shop by `reader`, a model that reads texts, calibrated for "Bags"."""
+    from lrvsf.search.catalog import Catalog  # here, as tests without the search extra's packages read this file, too
+
+    folder = tmp_path_factory.mktemp("words")
+    reader = write_tiny_reader(folder / "reader")
+    search_catalog.main(["index", str(reader), str(_shop / "shop.csv"), str(folder / "catalog")])
+    catalog = Catalog.open(folder / "catalog")
+    scenes = catalog.embed([squares(100 + number) for number in range(25)], ["Bags"])
+    pairs_of(catalog, scenes, np.random.default_rng(0).normal(size=scenes.shape)).save(reader)
+    return folder
 
 
 @pytest.fixture

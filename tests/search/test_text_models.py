@@ -4,12 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from made import squares, tiny_clip, tiny_condvit, tiny_tokenizer, write_layout
+from made import squares, tiny_condvit, write_layout, write_tiny_reader
 
 import search_catalog
 from lrvsf.search.catalog import Catalog
-from modeling_condvit import CondViTModel
-from processing_condvit import CondViTProcessor
 
 
 @pytest.fixture
@@ -31,12 +29,7 @@ def indexed(folder):
 @pytest.fixture
 def reader(tmp_path):
     """Made by a model that reads words by its CLIP's own text tower."""
-    tiny_clip().save_pretrained(tmp_path / "clip")
-    tiny_tokenizer().save_pretrained(tmp_path / "clip")
-    clip = str(tmp_path / "clip")
-    model = CondViTModel.from_clip(clip, text_encoder=clip, text_encoder_in_checkpoint=True)
-    model.save_pretrained(tmp_path / "model")
-    CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "model")
+    write_tiny_reader(tmp_path / "model")
     return indexed(tmp_path)
 
 

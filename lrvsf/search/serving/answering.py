@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Question:
     Attributes:
         pictures: encoded; one to search with, several to embed.
         conditions: None asks without one.
+        in_words: conditions are texts, for a model that reads them, and not names.
         everything: ask under every condition that the model knows instead.
     """
 
@@ -55,6 +56,13 @@ class Question:
     k: int = 10
     where: str | None = None
     everything: bool = False
+    in_words: bool = False
+
+    def check(self, catalog: Catalog) -> None:
+        """Raises ValueError: the model does not know a condition, or cannot read a text."""
+        check = catalog.check_text if self.in_words else catalog.check_condition
+        for condition in self.conditions:
+            check(condition)
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,14 @@ class ToEmbed:
     catalog: Catalog
     pixels: list[np.ndarray]  # (3, S, S) each
     conditions: list[str | None]  # one for each
+    in_words: bool
 
 
 @dataclass(frozen=True)
 class ToFind:
     catalog: Catalog
     rows: np.ndarray  # (Q, dim)
-    conditions: Sequence[str | None]  # (Q,)
+    conditions: Sequence[str | None]  # (Q,) of whose scores it is known what they mean
     k: int
 
 
@@ -103,11 +112,10 @@ class Answering:
         """Unit rows (pictures x conditions, dim): all conditions of the first picture, then of the second, ...
 
         Raises:
-            ValueError: an unknown condition.
+            ValueError: an unknown condition, a text that cannot be read.
             BadImage: a picture that cannot be read, or is larger than the limit.
         """
-        for name in question.conditions:
-            catalog.check_condition(name)
+        question.check(catalog)
         with self.telemetry.stage("decode"):
             work = [self._in(self._decoding, self._pixels, catalog, data) for data in question.pictures]
             pixels = await asyncio.gather(*work)
@@ -116,7 +124,7 @@ class Answering:
         with self.telemetry.stage("embed"):
             # In parts, so that a request of many rows is no larger a batch than others, and takes turns with them.
             parts = [slice(start, start + self.limits.batch) for start in range(0, len(pixels), self.limits.batch)]
-            jobs = [ToEmbed(catalog, pixels[part], conditions[part]) for part in parts]
+            jobs = [ToEmbed(catalog, pixels[part], conditions[part], question.in_words) for part in parts]
             futures = [self._embedding.submit(job, len(job.pixels)) for job in jobs]
             return np.concatenate(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
@@ -125,17 +133,18 @@ class Answering:
         conditions = question.conditions
         if question.everything:
             conditions = (*catalog.conditions, None)  # the last tells, with the others, what is in the picture
-        rows = await self.embed(Question(question.pictures, conditions), catalog)  # (conditions, dim)
+        rows = await self.embed(replace(question, conditions=conditions), catalog)  # (conditions, dim)
         verdicts: list[tuple[Any, Any]] = [(None, None)] * len(conditions)
         asked = rows
         if question.everything:
             conditions, verdicts, asked = conditions[:-1], catalog.verdicts(rows), rows[:-1]
+        named = [None] * len(conditions) if question.in_words else conditions  # no scale is known of words
         with self.telemetry.stage("search"):
             if question.where is None:
-                job = self._searching.submit(ToFind(catalog, asked, conditions, question.k), len(asked))
+                job = self._searching.submit(ToFind(catalog, asked, named, question.k), len(asked))
                 found = await asyncio.wrap_future(job)
             else:
-                filtered = partial(catalog.nearest, asked, question.k, question.where, conditions=conditions)
+                filtered = partial(catalog.nearest, asked, question.k, question.where, conditions=named)
                 found = await self._in(self._filtering, filtered)
         return [(name, Answer(hits, *verdict)) for name, hits, verdict in zip(conditions, found, verdicts, strict=True)]
 
@@ -175,6 +184,8 @@ class Answering:
         if own and (made["model"]["digest"], made["dims"]) == (own["model"]["digest"], own["dims"]):
             catalog.encoder = before.encoder  # one model in memory, and requests of both share batches
         catalog.search(Image.new("RGB", (8, 8)), k=1)
+        if catalog.reads_texts:
+            _ = catalog.reader
         catalog.item("")
         _ = catalog.presence
         for name in catalog.conditions:  # 0.7 s each among 100,000 rows of 512 dimensions
@@ -195,17 +206,17 @@ class Answering:
         return catalog.encoder.pixels_of(decode_image(data, shown))
 
     def _embed(self, jobs: Sequence[ToEmbed]) -> list[np.ndarray]:
-        """Rows of each job; jobs of generations that share a model are one batch."""
+        """Rows of each job; jobs of generations that share a model are one batch, but names and words are two."""
         results: dict[int, np.ndarray] = {}
         groups = defaultdict(list)
         for place, job in enumerate(jobs):
-            groups[id(job.catalog.encoder)].append(place)
-        for places in groups.values():
+            groups[id(job.catalog.encoder), job.in_words].append(place)
+        for (_, in_words), places in groups.items():
             own = [jobs[place] for place in places]
             pixels = [one for job in own for one in job.pixels]
             conditions = [name for job in own for name in job.conditions]
             self.telemetry.batch.observe(len(pixels))
-            rows = own[0].catalog.embed_pixels(pixels, conditions)
+            rows = own[0].catalog.embed_pixels(pixels, conditions, in_words)
             ends = np.cumsum([len(job.pixels) for job in own])
             results |= zip(places, np.split(rows, ends[:-1]), strict=True)
         return [results[place] for place in range(len(jobs))]

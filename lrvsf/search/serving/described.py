@@ -14,20 +14,23 @@ from lrvsf.data.foreign.shown import decode_shown
 from lrvsf.search.catalog import Catalog
 from lrvsf.search.segments import thumbnail
 
-ABOUT = """A photo, and a word for what is meant in it -> the items of a catalog that show it.
+ABOUT = """A photo, and what is meant in it, by name or in words -> the items of a catalog that show it.
 
 Pictures are in the request, never fetched. A refusal is `{"error": "One sentence."}`: 400 what was asked, 401 the
 token, 404 no such item, 408 too slow, 413 too large, 429 too many at once (see Retry-After), 504 no answer in time."""
 
 SMALL = 32  # pixels a side of the example's picture, which stands in the page as text
+WORDS = "the red one"  # of the example: there is something red in any shop
 
 TEXT, TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
 FILE = {"type": "string", "format": "binary"}
 CONDITION = {**TEXTS, "description": "what is meant, one of the model's conditions; again for more"}
+WHOSE = "for a model that reads texts, as /ready says"
+IN_WORDS = {**TEXTS, "description": f"what is meant in words, in place of condition, {WHOSE}; again for more"}
 K = {"type": "integer", "minimum": 1, "default": 10, "description": "hits under each condition"}
 WHERE = {**TEXT, "description": "what the metadata must fulfil, such as price < 50"}
 ALL = {"type": "boolean", "default": False, "description": "ask under every condition that the model knows"}
-SEARCHED = {"condition": CONDITION, "k": K, "where": WHERE, "all": ALL}
+SEARCHED = {"condition": CONDITION, "text": IN_WORDS, "k": K, "where": WHERE, "all": ALL}
 FORMAT = {"type": "string", "enum": ["float", "base64"], "default": "float"}
 
 
@@ -56,7 +59,8 @@ HIT = {
     "close": {"type": ["boolean", "null"], "description": "whether this is a close match"},
 }
 HITS = {"type": "array", "items": {"type": "object", "properties": {**HIT, "metadata": {"type": "object"}}}}
-RESULT = {"type": "object", "properties": {"condition": {"type": ["string", "null"]}, "hits": HITS}}
+MEANT = {"type": ["string", "null"], "description": "the condition, or the text"}
+RESULT = {"type": "object", "properties": {"condition": MEANT, "hits": HITS}}
 ROW = {"type": "array", "items": {"type": "number"}}
 DATA = {"type": "object", "properties": {"object": TEXT, "index": {"type": "integer"}, "embedding": ROW}}
 SEARCH = {
@@ -67,7 +71,7 @@ EMBED = {
     "requestBody": _body(
         {"type": "array", "items": FILE},
         {"type": "array", "items": BASE64},
-        {"condition": CONDITION, "encoding_format": FORMAT},
+        {"condition": CONDITION, "text": IN_WORDS, "encoding_format": FORMAT},
         "input",
     ),
     "responses": _answer(
@@ -87,11 +91,12 @@ def schema(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     paths, known = document["paths"], catalog.conditions[:1]
     # Made small, as it stands in the page as text and in each client that reads the document.
     picture = base64.b64encode(thumbnail(decode_shown(hit.thumbnail), SMALL)).decode()
-    _content(paths, "/search")["example"] = {"image": picture, "condition": known, "k": 3}
-    _content(paths, "/embed")["example"] = {"input": [picture], "condition": known}
+    meant = {"text": [WORDS]} if catalog.reads_texts else {"condition": known}
+    _content(paths, "/search")["example"] = {"image": picture, **meant, "k": 3}
+    _content(paths, "/embed")["example"] = {"input": [picture], **meant}
     for path in ("/items/{name}", "/thumbnails/{name}"):
         paths[path]["get"]["parameters"][0]["example"] = hit.id
-    fields = [word for name in known for word in ("-F", f"condition={name}")]
+    fields = [word for name, values in meant.items() for value in values for word in ("-F", f"{name}={value}")]
     lines = (
         ["curl", f"ADDRESS/thumbnails/{quote(hit.id)}", "-o", "photo.jpg"],
         [*("curl", "ADDRESS/search", "-F", "image=@photo.jpg", *fields, "-F", "k=3")],

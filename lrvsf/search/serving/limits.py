@@ -15,8 +15,8 @@ class Limits:
         body: bytes of a request.
         pixels: of a picture; a telephone takes 12 to 50 million.
         images: in one request to /embed.
-        conditions: in one request.
-        letters: of a condition, and of an id.
+        conditions: in one request, names or texts.
+        letters: of a condition, and of an id; two or three sentences.
         k: hits under each condition.
         waiting: requests that are being answered or wait for it; the next one is sent away with 429.
         seconds: from a request's first byte to its answer; a slower one gets 408 or 504.

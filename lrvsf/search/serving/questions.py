@@ -20,8 +20,8 @@ from lrvsf.search.filters import MAX_LETTERS
 from lrvsf.search.serving.answering import Question
 from lrvsf.search.serving.limits import Limits, Refused
 
-SEARCH = ("image", "condition", "k", "where", "all")
-EMBED = ("image", "input", "condition", "encoding_format", "model", "dimensions", "user")
+SEARCH = ("image", "condition", "text", "k", "where", "all")
+EMBED = ("image", "input", "condition", "text", "encoding_format", "model", "dimensions", "user")
 TEXT_BYTES = 4 * MAX_LETTERS  # of a field of a form
 
 Fields = dict[str, list[Any]]
@@ -62,27 +62,38 @@ async def read_fields(request: Request, known: Collection[str], limits: Limits) 
 
 def question_of(fields: Mapping[str, list[Any]], limits: Limits, most_images: int = 1) -> Question:
     """The question that fields ask. Raises Refused: one is missing, malformed or beyond the limits."""
-    images, conditions = fields["image"], fields.get("condition", [])
+    images, (kind, conditions) = fields["image"], _meant(fields)
     if not 1 <= len(images) <= most_images:
         most = "one is needed" if most_images == 1 else f"1 to {most_images} are needed"
         raise Refused(400, f"the request has {len(images)} pictures, and {most}, as the field image or as the body")
     if len(conditions) > limits.conditions:
-        raise Refused(400, f"the request has {len(conditions)} conditions; {limits.conditions} are the most")
-    for name in conditions:
-        if not isinstance(name, str) or len(name) > limits.letters:
-            raise Refused(400, f"a condition is a text of at most {limits.letters} letters, and {_short(name)} is not")
+        raise Refused(400, f"the request has {len(conditions)} {kind}s; {limits.conditions} are the most")
+    for asked in conditions:
+        if not isinstance(asked, str) or len(asked) > limits.letters:
+            raise Refused(400, f"a {kind} is a string of at most {limits.letters} letters, and {_short(asked)} is not")
     everything = _one(fields, "all", "false")
     if str(everything).lower() not in ("true", "false", "1", "0"):
         raise Refused(400, f"the field all is true or false, and {_short(everything)} is neither")
     everything = str(everything).lower() in ("true", "1")
     if everything and conditions:
-        raise Refused(400, "the field all asks under every condition; leave condition out")
+        raise Refused(400, f"the field all asks under every condition; leave {kind} out")
     where = _one(fields, "where", None)
     if where is not None and not isinstance(where, str):
         raise Refused(400, f"the field where is a text, and {_short(where)} is not")
+    if kind == "text":
+        return Question(tuple(images), tuple(conditions), _count(fields, limits.k), where or None, in_words=True)
     # An empty field of a form was not filled in; so is a condition that is empty.
     asked = tuple(name or None for name in conditions) or (None,)
     return Question(tuple(images), asked, _count(fields, limits.k), where or None, everything)
+
+
+def _meant(fields: Mapping[str, list[Any]]) -> tuple[str, list[Any]]:
+    """What is meant: by which field, "condition" or "text", and its values. Raises Refused: by both."""
+    if not (texts := fields.get("text")):
+        return "condition", fields.get("condition", [])
+    if any(fields.get("condition", [])):
+        raise Refused(400, "the fields condition and text each say what is meant; give one of them")
+    return "text", texts
 
 
 def _count(fields: Mapping[str, list[Any]], most: int) -> int:

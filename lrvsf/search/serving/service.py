@@ -76,7 +76,10 @@ async def _watch(answering: Answering) -> None:
 
 @router.post("/search", summary="Find the items that show the thing meant", openapi_extra=described.SEARCH)
 async def search(request: Request) -> Response:
-    """A picture, and what is meant in it: `condition`, again for more. Hits are best first, by exact cosine."""
+    """A picture, and what is meant in it: `condition`, or `text` in words where the model reads them; again for more.
+
+    Hits are best first, by exact cosine.
+    """
     answering: Answering = request.app.state.answering
     question = question_of(await read_fields(request, SEARCH, answering.limits), answering.limits)
     catalog = answering.catalog
@@ -140,8 +143,8 @@ async def health() -> Response:
 async def ready(request: Request) -> Response:
     """Asked without a token."""
     catalog = request.app.state.answering.catalog
-    generation = catalog.generation.name
-    return _json({"status": "ready", "generation": generation, "items": len(catalog), "model": _model(catalog)})
+    answering = {"generation": catalog.generation.name, "items": len(catalog), "model": _model(catalog)}
+    return _json({"status": "ready", **answering, "reads_texts": catalog.reads_texts})
 
 
 @router.get("/metrics", summary="Counters, as Prometheus reads them", responses=described.METRICS)
@@ -160,8 +163,7 @@ def _item(name: str, request: Request) -> Hit:
 
 def _check(question: Question, catalog: Catalog) -> None:
     try:
-        for name in question.conditions:
-            catalog.check_condition(name)
+        question.check(catalog)
     except ValueError as error:
         raise Refused(400, error) from error
 

@@ -33,6 +33,13 @@ def client(_shop):
         yield client
 
 
+@pytest.fixture(scope="module")
+def reading(words_shop):
+    """Likewise, of one whose model reads texts."""
+    with client_of(words_shop / "catalog") as client:
+        yield client
+
+
 def refusal(answer, status):
     """The one whole sentence of a refusal."""
     assert answer.status_code == status, answer.text

@@ -128,7 +128,7 @@ def test_health_readiness_and_metrics(client):
     client.post("/search", files=files(squares(1)))
     client.get("/items/x1")
     assert client.get("/health").json() == {"status": "ok"}
-    ready = {"status": "ready", "generation": "g-000001", "items": 8, "model": "tiny"}
+    ready = {"status": "ready", "generation": "g-000001", "items": 8, "model": "tiny", "reads_texts": False}
     assert client.get("/ready").json() == ready
     assert client.head("/ready").status_code == client.head("/items/x1").status_code == 200  # as balancers ask
     text = client.get("/metrics").text
