@@ -1,4 +1,4 @@
-"""A catalog as a page: drop a photo, tick what is meant, and see what the catalog has of it.
+"""A catalog as a page: drop a photo, tick what is meant or say it, and see what the catalog has of it.
 
     python spaces/demo/app.py CATALOG [--model FOLDER] [--examples FOLDER] [--port 7860]
 
@@ -38,13 +38,15 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 TITLES = ("title", "name")  # columns that head a hit, where a catalog has one; else its id
 STANDING = "Of photos whose thing is not in the catalog, {:.0%} find nothing as near."
 HEAT = 256  # pixels of an attention picture
+LETTERS = 200  # of what is said in words, as the service takes them
 ABOUT = """# Search a catalog by a photo and what is meant
 
-Drop a photo of somebody or pick an example, and tick what you mean. The catalog was indexed once, without conditions:
+Drop a photo of somebody or pick an example, and tick what you mean{}. The catalog was indexed once, without conditions:
 each tick asks the same photo another question.
 """
+OR_SAY = ", or say it in words"
 STYLE = """
-.answer h3 { margin: 1.1rem 0 .4rem; font-size: 1.05rem; }
+.answer h3 { margin: 1.1rem 0 .4rem; font-size: 1.05rem; overflow-wrap: anywhere; }
 .answer h3 small { font-weight: normal; opacity: .65; margin-left: .4rem; }
 .hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.2rem, 1fr)); gap: .6rem; }
 .hit { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .5rem; font-size: .8rem;
@@ -132,19 +134,24 @@ class Page:
         self.catalog = catalog
         self._answering = threading.Lock()
 
-    def search(self, photo: str | None, ticked: list[str], everything: bool, where: str, k: float) -> str:
-        """The results as HTML."""
+    def search(self, photo: str | None, ticked: list[str], said: str, everything: bool, where: str, k: float) -> str:
+        """The results as HTML: what was said in words first, then what is ticked, or everything."""
         if photo is None:
             return notice("Drop a photo first, or pick one of the examples.")
+        if len(said := said.strip()) > LETTERS:
+            return notice(f"This is {len(said):,} letters long. Say it in at most {LETTERS}.")
         try:
-            data = read(photo)
+            data, how = read(photo), (int(k), where.strip() or None)
             with self._answering:
+                rows = [answer(said, self.catalog.search(data, None, *how, text=said))] if said else []
                 if everything:
-                    answers = self.catalog.search_all(data, int(k), where.strip() or None)
-                    return "".join(self._told(name, found) for name, found in answers.items())
-                found = self.catalog.search(data, list(ticked) or [None], int(k), where.strip() or None)
-            names = ticked or ["the picture as a whole"]
-            return "".join(answer(name, hits) for name, hits in zip(names, found, strict=True))
+                    answers = self.catalog.search_all(data, *how)
+                    rows += [self._told(name, found) for name, found in answers.items()]
+                elif ticked or not said:
+                    found = self.catalog.search(data, list(ticked) or [None], *how)
+                    names = ticked or ["the picture as a whole"]
+                    rows += [answer(name, hits) for name, hits in zip(names, found, strict=True)]
+            return "".join(rows)
         except BadImage as error:
             return notice(f"This is no picture that can be read: {error}.")
         except FilterError as error:
@@ -168,20 +175,26 @@ class Page:
             return notice(str(error))
         return answer("more like this", hits)
 
-    def attention(self, photo: str | None, ticked: list[str]) -> list[tuple[Image.Image, str]]:
-        """What the query looks at under each condition that is ticked, or under all, as pictures with captions."""
+    def attention(self, photo: str | None, ticked: list[str], said: str) -> list[tuple[Image.Image, str]]:
+        """What the query looks at under what is said and each condition that is ticked, or under all, with captions."""
         if photo is None:
             raise gr.Error("Drop a photo first, or pick one of the examples.")
         try:
             scene = decode_shown(read(photo))
         except BadImage as error:
             raise gr.Error(f"This is no picture that can be read: {error}.") from error
+        names, said = self.catalog.conditions, said.strip()[:LETTERS]
+        encoder, asked = self.catalog.encoder, names
+        if said:  # a category is the text of its name to a model that reads texts, so all can be asked at once
+            template = encoder.model.config.text_template
+            encoder, asked = self.catalog.reader, [*map(template.format, names), said]
         with self._answering:
-            maps = attention_maps(self.catalog.encoder, scene, self.catalog.conditions)  # (C, 3, side, side)
+            maps = attention_maps(encoder, scene, asked)  # (C, 3, side, side), with one more of what is said
         tile = pad_and_resize(scene, HEAT)
-        names = [name for name in self.catalog.conditions if name in ticked] or self.catalog.conditions
+        shown = [name for name in names if name in ticked] or ([] if said else names)
         # The second map: what a condition adds to the average over all of them.
-        return [(draw_heat(tile, maps[self.catalog.conditions.index(name)][1]), name) for name in names]
+        heat = [(draw_heat(tile, maps[names.index(name)][1]), name) for name in shown]
+        return [(draw_heat(tile, maps[-1][1]), said), *heat] if said else heat
 
 
 def read(photo: str) -> bytes:
@@ -194,8 +207,10 @@ def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
     page, conditions = Page(catalog), catalog.conditions
     for name in conditions:  # now, as in a large catalog it takes seconds
         catalog.scale(name)
+    if catalog.reads_texts:
+        _ = catalog.reader
     with gr.Blocks(title="Search by photo and condition") as blocks:
-        gr.Markdown(ABOUT)
+        gr.Markdown(ABOUT.format(OR_SAY if catalog.reads_texts else ""))
         # By the name under which the catalog was made: a Space calls every model's folder "model".
         gr.Markdown(f"{len(catalog):,} items, model `{Path(catalog.generation.manifest['model']['name']).name}`.")
         with gr.Row(elem_id="page"):
@@ -210,6 +225,13 @@ def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
                 )
                 ticked = gr.CheckboxGroup(
                     conditions, label="What is meant", elem_id="conditions", visible=bool(conditions)
+                )
+                said = gr.Textbox(
+                    label="Or say it in words",
+                    placeholder="the red one",
+                    elem_id="said",
+                    max_length=LETTERS,
+                    visible=catalog.reads_texts,
                 )
                 everything = gr.Checkbox(label="everything in it", elem_id="everything", visible=bool(conditions))
                 where = gr.Textbox(label="Filter", placeholder=hint(catalog), elem_id="where", max_length=2000)
@@ -231,10 +253,10 @@ def build(catalog: Catalog, examples: Sequence[Path]) -> gr.Blocks:
                         heat = gr.Gallery(
                             label="Attention under each condition", columns=5, height="auto", elem_id="heat"
                         )
-                        look.click(page.attention, [photo, ticked], heat)
-        asked = [photo, ticked, everything, where, k]
+                        look.click(page.attention, [photo, ticked, said], heat)
+        asked = [photo, ticked, said, everything, where, k]
         # By default a tick that is made while an earlier one is being answered would be dropped.
-        listened = [go.click, photo.change, ticked.input, everything.input, where.submit, k.release]
+        listened = [go.click, photo.change, ticked.input, said.submit, everything.input, where.submit, k.release]
         gr.on(listened, page.search, asked, results, trigger_mode="always_last")
         results.select(page.like, [k, where], results)
     return blocks

@@ -25,14 +25,17 @@ def shop(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def catalog(chromium, shop):
-    """Its catalog, by the Mini model."""
+def index_shop(model, shop, out):
+    """Makes its catalog by a model; gives the catalog's folder."""
     from lrvsf.search.build_catalog import index_images
     from lrvsf.search.commands import HowToEmbed, IndexKind
 
-    out = shop.parent / "catalog"
-    index_images(
-        str(MODEL), str(shop / "items.parquet"), None, None, out, None, IndexKind(None, None, 0), False, HowToEmbed()
-    )
+    table, kind = str(shop / "items.parquet"), IndexKind(None, None, 0)
+    index_images(str(model), table, None, None, out, None, kind, False, HowToEmbed())
     return out
+
+
+@pytest.fixture(scope="session")
+def catalog(chromium, shop):
+    """Its catalog, by the Mini model."""
+    return index_shop(MODEL, shop, shop.parent / "catalog")
