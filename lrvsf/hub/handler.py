@@ -1,8 +1,8 @@
 """What a Hub inference endpoint runs for this model: a picture, and what is meant in it -> embeddings.
 
 The endpoint calls `EndpointHandler(path)` once, then `handler({"inputs": ..., "parameters": {"condition": ...}})` for
-each request. `publish_lrvsf.py handler` puts this file into a model folder. It needs what the other files there need:
-torch, transformers, numpy and Pillow.
+each request, or `{"text": ...}` where the model reads texts. `publish_lrvsf.py handler` puts this file into a model
+folder. It needs what the other files there need: torch, transformers, numpy and Pillow.
 """
 
 import base64
@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoProcessor
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow would start Ghostscript for a PostScript file
 MAX_PIXELS = 50_000_000  # of a picture; 200 MB when it is decoded
 MAX_PICTURES = 32  # in one request
+MAX_LETTERS = 200  # of a condition, by name or in words
 
 
 class EndpointHandler:
@@ -37,22 +38,29 @@ class EndpointHandler:
 
         Args:
             data: `inputs` is a picture or a list of them, in base64; of a body that is a picture, the endpoint itself
-                makes a Pillow image. `parameters["condition"]` is one name for all, or a list with one for each.
+                makes a Pillow image. `parameters["condition"]` is one name for all, or a list with one for each;
+                `parameters["text"]` in its place says it in words.
 
-        Returns: `[{"condition": name or None, "embedding": [...]}, ...]`, unit vectors in the order of the inputs.
+        Returns: `[{"condition": ..., "embedding": [...]}, ...]`, unit vectors in the order of the inputs; a condition is
+            the name, the text or None.
 
-        Raises ValueError: a picture cannot be read, or a condition is not known.
+        Raises ValueError: a picture cannot be read, a condition is not known, a text cannot be read or says nothing.
         """
         inputs = data.get("inputs")
         pictures = inputs if isinstance(inputs, list) else [inputs]
         if not 1 <= len(pictures) <= MAX_PICTURES:
             raise ValueError(f"There are {len(pictures)} pictures. Send 1 to {MAX_PICTURES}.")
-        condition = (data.get("parameters") or {}).get("condition")
-        names = condition if isinstance(condition, list) else [condition] * len(pictures)
+        condition, text = ((data.get("parameters") or {}).get(name) for name in ("condition", "text"))
+        if condition is not None and text is not None:
+            raise ValueError("The parameters condition and text each say what is meant. Give one of them.")
+        asked = text if condition is None else condition
+        names = asked if isinstance(asked, list) else [asked] * len(pictures)
         if len(names) != len(pictures) or len({name is None for name in names}) > 1:
             raise ValueError(f"There are {len(pictures)} pictures. Give one condition for all, or one for each.")
-        categories = None if names[0] is None else list(map(str, names))
-        batch = self.processor([_shown(one) for one in pictures], categories, return_tensors="pt")
+        if long := [name for name in names if len(str(name)) > MAX_LETTERS]:
+            raise ValueError(f"A condition has {len(str(long[0])):,} letters. {MAX_LETTERS} are the most.")
+        said = {} if names[0] is None else {"categories" if text is None else "texts": list(map(str, names))}
+        batch = self.processor([_shown(one) for one in pictures], **said, return_tensors="pt")
         rows = self.model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).image_embeds  # (B, D)
         return [{"condition": name, "embedding": row} for name, row in zip(names, rows.float().tolist(), strict=True)]
 

@@ -21,7 +21,7 @@ from lrvsf.search.catalog import Catalog
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.segments import thumbnail
 
-Answers = list[tuple[str | None, Answer]]  # a condition, and what was found under it
+Answers = list[tuple[str | None, Answer]]  # a condition, by name or in words, and what was found under it
 
 NOTHING = "nothing found"
 ABSENT = "does not seem to be in the picture"
@@ -86,7 +86,7 @@ def table(answers: Answers) -> str:
     A line stands above the hits that are no close match, which come last.
     """
     return "\n\n".join(
-        (f"{printable(condition)}{_remark(answer)}\n" if condition else "")
+        (f"{_cut(condition, WIDTH - len(_remark(answer)))}{_remark(answer)}\n" if condition else "")
         + (_rows(answer.hits) if answer.hits else f"  {NOTHING}")
         for condition, answer in answers
     )
@@ -124,6 +124,7 @@ def _cut(text: str, width: int) -> str:
     text = printable(" ".join(text.split()))
     if _width(text) <= width:
         return text
+    text = text[:width]  # no letter is narrower than a column, and a sentence may have thousands
     while _width(text) > width - 3:
         text = text[:-1]
     return text.rstrip() + "..."

@@ -221,7 +221,7 @@ def query(
     model: Model = None,
     device: Device = None,
 ) -> str:
-    """Ask a catalog with a picture, under one condition or several or none."""
+    """Ask a catalog with a picture, under one condition or several or none, by name or in words."""
     if not image.is_file():
         raise FileNotFoundError(f"there is no picture {image}")
     if sum(map(bool, (category, text, all))) > 1:
@@ -290,6 +290,8 @@ def serve(
     device: Device = None,
 ) -> None:
     """Answer over HTTP: /search, /embed, /items, /health, /ready, /metrics; /docs shows how.
+
+    Conditions are asked for by name, or in words where the model reads texts, as /ready says.
 
     A new generation answers as soon as it is switched to. SIGTERM ends the service when it has answered what it took.
     """

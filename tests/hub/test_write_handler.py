@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from made import encode, noise, squares, tiny_condvit
+from made import encode, noise, squares, tiny_condvit, write_tiny_reader
 
+import lrvsf.auto  # noqa: F401 - its classes are those of the folders, without a copy in the cache
 import publish_lrvsf
-from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.hub.card import write_converted_card
 from lrvsf.hub.handler import EndpointHandler
 from processing_condvit import CondViTProcessor
@@ -68,8 +69,6 @@ def test_an_endpoint_gives_the_rows_of_the_catalogs_encoder(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def endpoint(folder):
-    import lrvsf.auto  # noqa: F401 - its classes are those of the folder, without a copy in the cache
-
     return EndpointHandler(str(folder))
 
 
@@ -103,11 +102,30 @@ def test_a_photo_is_seen_as_a_browser_shows_it(endpoint):
         ({"inputs": coded(squares(1)), "parameters": {"condition": "Bagz"}}, "Did you mean 'Bags'"),
         ({"inputs": [coded(squares(1))] * 2, "parameters": {"condition": ["Bags"]}}, "one for each"),
         ({"inputs": [coded(squares(1))] * 2, "parameters": {"condition": ["Bags", None]}}, "one for each"),
+        ({"inputs": coded(squares(1)), "parameters": {"text": "the red bag"}}, "reads no texts. Its conditions are"),
+        ({"inputs": coded(squares(1)), "parameters": {"text": "bag", "condition": "Bags"}}, "Give one of them"),
+        ({"inputs": coded(squares(1)), "parameters": {"text": "x" * 201}}, "201 letters. 200 are the most"),
     ],
 )
 def test_what_is_wrong_is_refused(endpoint, data, told):
     with pytest.raises(ValueError, match=told):
         endpoint(data)
+
+
+def test_a_text_model_is_asked_in_words(tmp_path):
+    reader = write_tiny_reader(tmp_path / "reader")
+    pictures, words = [squares(1), squares(2)], ["the red bag", "shoe"]
+    endpoint, encoder = EndpointHandler(str(reader)), Encoder(load_model(str(reader)), "text")
+    answer = endpoint({"inputs": list(map(coded, pictures)), "parameters": {"text": words}})
+    assert [one["condition"] for one in answer] == words
+    expected = encoder.embed([encoder.pixels(one) for one in pictures], words)
+    np.testing.assert_allclose([one["embedding"] for one in answer], expected, atol=1e-5)
+    (named,) = endpoint({"inputs": coded(pictures[0]), "parameters": {"condition": "Bags"}})
+    (said,) = endpoint({"inputs": coded(pictures[0]), "parameters": {"text": "Bags"}})
+    np.testing.assert_allclose(named["embedding"], said["embedding"], atol=1e-5)
+    for text in ("", " ", ["bag", "shoe"]):
+        with pytest.raises(ValueError, match="says nothing|one for each"):
+            endpoint({"inputs": coded(pictures[0]), "parameters": {"text": text}})
 
 
 def test_a_folder_without_a_model_gets_none(tmp_path):

@@ -1,4 +1,4 @@
-"""A catalog by a text model: its categories' names ask, as those of a category model do."""
+"""A catalog by a text model: words ask, and its categories' names, as those of a category model do."""
 
 import json
 
@@ -8,6 +8,7 @@ from made import squares, tiny_condvit, write_layout, write_tiny_reader
 
 import search_catalog
 from lrvsf.search.catalog import Catalog
+from modeling_condvit import CondViTModel
 
 
 @pytest.fixture
@@ -60,6 +61,52 @@ def test_query_takes_words(reader, tmp_path, capsys):
     assert [(one["condition"], len(one["hits"])) for one in told] == [("the red bag", 2), ("shoe", 2)]
     with pytest.raises(ValueError, match="give one of them"):
         search_catalog.main(["query", out, "--image", photo, *asked, "--category", "Bags"])
+
+
+def asked(words_shop, capsys, *words):
+    """What `query` prints of the calibrated catalog."""
+    (words_shop / "asked.jpg").write_bytes(squares(90))
+    capsys.readouterr()
+    place = [str(words_shop / "catalog"), "--image", str(words_shop / "asked.jpg")]
+    search_catalog.main(["query", *place, *words, "--k", "3", "--device", "cpu"])
+    return capsys.readouterr().out
+
+
+def test_words_are_printed_in_80_columns_without_a_standing(words_shop, capsys):
+    long = "the red bag " * 5_000
+    told = asked(words_shop, capsys, "--text", "a \x1b[31mred\n bag", "--text", long, "--text", "\u9752\u8272" * 60)
+    heads = [part.split("\n")[0] for part in told.split("\n\n")]
+    assert heads[0] == "a \\x1b[31mred bag" and heads[1] == ("the red bag " * 7)[:77] + "..."
+    assert heads[2] == "\u9752\u8272" * 19 + "..."  # each takes two columns
+    assert max(map(len, told.split("\n"))) <= 80 and "no close match" not in told
+    by_name = json.loads(asked(words_shop, capsys, "--category", "Bags", "--json"))
+    in_words = json.loads(asked(words_shop, capsys, "--text", "Bags", "--json"))
+    assert None not in [hit["standing"] for hit in by_name[0]["hits"]]
+    assert {(hit["standing"], hit["close"]) for hit in in_words[0]["hits"]} == {(None, None)}
+
+
+def test_a_sheet_names_the_words_escaped(words_shop, tmp_path, capsys):
+    asked(words_shop, capsys, "--text", "<b>red</b> & blue", "--html", str(tmp_path / "sheet.html"))
+    page = (tmp_path / "sheet.html").read_text()
+    assert "<h2>&lt;b&gt;red&lt;/b&gt; &amp; blue</h2>" in page and 'class="hit far"' not in page
+
+
+def test_a_space_reads_words_and_tells_no_folder(words_shop, tmp_path):
+    search_catalog.main(["space", str(words_shop / "catalog"), str(tmp_path / "space")])
+    copy = Catalog.open(tmp_path / "space/catalog", str(tmp_path / "space/model"))
+    found = copy.search(squares(90), text="the red bag")
+    assert found == Catalog.open(words_shop / "catalog").search(squares(90), text="the red bag")
+    for path in (tmp_path / "space").rglob("*"):
+        assert path.is_dir() or str(words_shop).encode() not in path.read_bytes(), path
+
+
+def test_a_space_whose_encoder_stays_here_is_refused(words_shop, tmp_path):
+    clip = str(words_shop / "clip")
+    CondViTModel.from_clip(clip, text_encoder=clip).save_pretrained(tmp_path / "model")
+    indexed(tmp_path)
+    with pytest.raises(ValueError, match="reads texts by the folder .*clip, which is of this machine alone"):
+        search_catalog.main(["space", str(tmp_path / "out"), str(tmp_path / "space")])
+    assert not (tmp_path / "space").exists()
 
 
 def test_names_ask_and_other_words_are_refused(catalog):

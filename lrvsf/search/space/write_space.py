@@ -37,7 +37,10 @@ from lrvsf.search.segments import merge_segments, thumbnail
 DEMO = "spaces/demo"
 ROOMS = ("data", "embedding", "search")  # of the library; search knows nothing of the others
 # Not all that a model's folder holds: what a training or an evaluation left there names folders of this machine.
-MODEL_FILES = ("config.json", "*processor_config.json", "*.safetensors", "*.safetensors.index.json", "*_condvit.py")
+MODEL_FILES = (
+    *("config.json", "*processor_config.json", "*.safetensors", "*.safetensors.index.json", "*_condvit.py"),
+    *("tokenizer*.json", "special_tokens_map.json"),  # of a text model
+)
 CARD = "README.md"
 EXAMPLES, SIDE = 12, 1024  # pictures to pick from, one screen of them; pixels of their longer side
 # The Hub takes binary files by LFS only, and a Space's other files may be 1 GB together.
@@ -53,7 +56,8 @@ def write_space(out: Path, folder: Path, examples: Path | None, model: str | Non
 
     Raises:
         FileNotFoundError: there is no catalog; the model is gone.
-        ValueError: the model is another one, or has no safetensors; an example is no picture.
+        ValueError: the model is another one, has no safetensors, or reads texts by a folder of this machine; an example
+            is no picture.
         OSError: the folder cannot be written; the Hub was not reached.
     """
     catalog = Catalog.open(out, model, "cpu")
@@ -130,7 +134,15 @@ def _copy_model(source: Path, place: Path) -> None:
     for path in (path for pattern in MODEL_FILES for path in sorted(source.glob(pattern))):
         shutil.copyfile(path, place / path.name)
     config = json.loads((place / "config.json").read_text("utf-8"))
-    if config.pop("_name_or_path", None):  # older versions of transformers noted where a model was loaded from
+    changed = config.pop("_name_or_path", None)  # older versions of transformers noted where a model was loaded from
+    if (about := config.get("text_encoder")) and Path(about["name"]).is_absolute():
+        if not (config["text_encoder_in_checkpoint"] and (place / "tokenizer_config.json").is_file()):
+            raise ValueError(
+                f"{source} reads texts by the folder {about['name']}, which is of this machine alone; take a model "
+                "that has its text encoder and its tokenizer in its folder, or whose encoder is on the Hub"
+            )
+        changed = about["name"] = _public_name(about["name"])
+    if changed:
         (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
