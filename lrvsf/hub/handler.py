@@ -41,8 +41,8 @@ class EndpointHandler:
                 makes a Pillow image. `parameters["condition"]` is one name for all, or a list with one for each;
                 `parameters["text"]` in its place says it in words.
 
-        Returns: `[{"condition": ..., "embedding": [...]}, ...]`, unit vectors in the order of the inputs; a condition is
-            the name, the text or None.
+        Returns: `[{"condition": ..., "embedding": [...]}, ...]`, unit vectors in the order of the inputs; a condition
+            is a name, a text or None.
 
         Raises ValueError: a picture cannot be read, a condition is not known, a text cannot be read or says nothing.
         """
