@@ -121,7 +121,7 @@ def test_no_address_is_fetched(client, refusal, address):
         ({"files": None, "json": {"image": "%%%"}}, "neither"),
         ({"files": None, "json": {"image": "", "k": {"a": 1}}}, "is a whole number"),
         ({"files": None, "json": {"image": "", "where": 3}}, "The field where is a text"),
-        ({"files": None, "json": {"image": "", "condition": [["Bags"]]}}, "A condition is a text"),
+        ({"files": None, "json": {"image": "", "condition": [["Bags"]]}}, "A condition is a string"),
         ({"files": None, "content": b"{", "headers": HEADER}, "is no JSON"),
         ({"files": None, "content": b"[" * 100_000, "headers": HEADER}, "is no JSON"),
         ({"files": None, "content": b"x", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
