@@ -134,11 +134,16 @@ class Page:
         self.catalog = catalog
         self._answering = threading.Lock()
 
-    def search(self, photo: str | None, ticked: list[str], said: str, everything: bool, where: str, k: float) -> str:
-        """The results as HTML: what was said in words first, then what is ticked, or everything."""
+    def search(
+        self, photo: str | None, ticked: list[str], said: str | None, everything: bool, where: str, k: float
+    ) -> str:
+        """The results as HTML: what was said in words first, then what is ticked, or everything.
+
+        A box that is not on the page says None.
+        """
         if photo is None:
             return notice("Drop a photo first, or pick one of the examples.")
-        if len(said := said.strip()) > LETTERS:
+        if len(said := (said or "").strip()) > LETTERS:
             return notice(f"This is {len(said):,} letters long. Say it in at most {LETTERS}.")
         try:
             data, how = read(photo), (int(k), where.strip() or None)
@@ -175,7 +180,7 @@ class Page:
             return notice(str(error))
         return answer("more like this", hits)
 
-    def attention(self, photo: str | None, ticked: list[str], said: str) -> list[tuple[Image.Image, str]]:
+    def attention(self, photo: str | None, ticked: list[str], said: str | None) -> list[tuple[Image.Image, str]]:
         """What the query looks at under what is said and each condition that is ticked, or under all, with captions."""
         if photo is None:
             raise gr.Error("Drop a photo first, or pick one of the examples.")
@@ -183,7 +188,7 @@ class Page:
             scene = decode_shown(read(photo))
         except BadImage as error:
             raise gr.Error(f"This is no picture that can be read: {error}.") from error
-        names, said = self.catalog.conditions, said.strip()[:LETTERS]
+        names, said = self.catalog.conditions, (said or "").strip()[:LETTERS]
         encoder, asked = self.catalog.encoder, names
         if said:  # a category is the text of its name to a model that reads texts, so all can be asked at once
             template = encoder.model.config.text_template
