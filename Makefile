@@ -12,7 +12,7 @@ MODELS := category none mini-clip mini-condvit
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
 export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
 
-.PHONY: demo app leaderboard test test-app test-oldest reliability img2dataset lock clean
+.PHONY: demo app leaderboard test test-app test-oldest ray reliability img2dataset lock clean
 .SECONDARY:
 
 # torch comes last: all that it shares with others then stands, under its hash (see tools/lock.py).
@@ -90,6 +90,18 @@ test: .venv/ready
 test-app: .venv-app/ready
 	.venv-app/bin/python -m pytest -rs tests/spaces
 
+# docs/scale.md: a cluster of this machine, in an environment of its own.
+ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest -rs tests/scale
+
+# Ray and Lance come on top of what .venv has, in the same versions, but for those that they bound.
+.venv-ray/ready: requirements.lock constraints.txt requirements-ray.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --require-hashes --no-deps -r $<
+	$(@D)/bin/pip install --quiet -c constraints.txt torch -r requirements-ray.txt
+	$(@D)/bin/pip check
+	touch $@
+
 # docs/reliability.md: the faults of which a test shows what happens.
 reliability: img2dataset
 	$(BIN)/python -m pytest tests -m survives --reliability docs/reliability.md
@@ -112,4 +124,4 @@ test-oldest: $(OLDEST)/ready
 	  --ignore tests/training/test_killed_runs.py tests/data/test_images.py tests/data/test_stream.py
 
 clean:
-	rm -rf .venv .venv-app .venv-oldest .venv-img2dataset .venv-lock build
+	rm -rf .venv .venv-app .venv-oldest .venv-ray .venv-img2dataset .venv-lock build

@@ -168,19 +168,31 @@ class BadImageCounter:
             )
         self._judge_one_more(name)
 
-    def recount(self, start: int, stop: int, bad: Iterable[tuple[int, str]]) -> None:
-        """Counts the rows start to stop (excluded) once more, with their bad ones as (row, reason), ascending.
+    def count(self, start: int, stop: int, bad: Iterable[tuple[int, str]]) -> None:
+        """Counts the rows start to stop (excluded), with their bad ones as (row, reason), ascending.
 
-        The log has named them before and stays silent. Raises TooMuchDamage as `add_bad` does.
+        Raises TooMuchDamage as `add_bad` does.
         """
+        self._count(start, stop, bad, self.add_bad)
+
+    def recount(self, start: int, stop: int, bad: Iterable[tuple[int, str]]) -> None:
+        """Likewise, once more: the log has named the bad ones before and stays silent."""
+        self._count(start, stop, bad, self._add_named)
+
+    def _count(
+        self, start: int, stop: int, bad: Iterable[tuple[int, str]], add_bad: Callable[[object, str], None]
+    ) -> None:
         for row, reason in bad:
             if row > start:
                 self.add_good(row - start)
             start = row + 1
-            self.reasons[reason] += 1
-            self._judge_one_more(f"row {row} of the {self.what}")
+            add_bad(f"row {row} of the {self.what}", reason)
         if stop > start:
             self.add_good(stop - start)
+
+    def _add_named(self, name: object, reason: str) -> None:
+        self.reasons[reason] += 1
+        self._judge_one_more(name)
 
     def _judge_one_more(self, name: object) -> None:
         # A series says that a source has ended (a disk, a login), long before its share of a large run is too large.

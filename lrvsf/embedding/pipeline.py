@@ -65,9 +65,17 @@ def embed_share(encoder: Encoder, part: Part, batch_size: int, tolerance: Tolera
 
 
 def embed_ranges(
-    encoder: Encoder, part: Part, ranges: Sequence[tuple[int, int]], batch_size: int, counter: BadImageCounter
+    encoder: Encoder,
+    part: Part,
+    ranges: Sequence[tuple[int, int]],
+    batch_size: int,
+    counter: BadImageCounter,
+    quiet: bool = False,
 ) -> Iterator[Embedded]:
     """Each range of rows, (start, stop), in the order given. What follows it is decoded while the model is at work.
+
+    Args:
+        quiet: show no progress, as one of many processes that another one counts.
 
     Raises TooMuchDamage as soon as the counter does.
     """
@@ -79,7 +87,7 @@ def embed_ranges(
     items = (item for start, stop in _joined(ranges) for item in part.items(start, stop))
     decoded = prefetch_map(decode, items, ahead=BATCHES_AHEAD * batch_size)
     total = sum(stop - start for start, stop in ranges)
-    silent = not total or not PartialState().is_main_process
+    silent = quiet or not total or not PartialState().is_main_process
     with closing(decoded), tqdm(desc=part.what, total=total, unit="row", disable=silent) as bar:
         for start, stop in ranges:
             # islice, as it ends without taking the first row of the next range.

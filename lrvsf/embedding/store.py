@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ MANIFEST = "manifest.json"
 DTYPES = {"float16": (torch.float16, "F16"), "float32": (torch.float32, "F32")}  # torch's, safetensors' name
 Range = tuple[int, int]  # rows of a part: start, stop (excluded)
 Bad = list[tuple[int, str]]  # rows that could not be read, ascending, with reasons
+# Embeds ranges of a store's part and stores them, as `EmbeddingStore.embed_and_save` does: gives something for each
+# range, in their order, when it is stored and its bad rows are counted.
+Embed = Callable[["EmbeddingStore", Part, list[Range], BadImageCounter], Iterator[object]]
 
 
 class DamagedShard(ValueError):
@@ -85,12 +88,16 @@ class EmbeddingStore:
     ) -> None:
         self.folder, self.encoder, self.parts, self.data_root = Path(folder), encoder, tuple(parts), data_root
         self.batch_size, self.tolerance, self.dtype, self.remedy = batch_size, tolerance, dtype, remedy
+        self.shard_rows = ROWS
         self._part_of = {kind: part for part in self.parts for kind in part.kinds}
         self._stock: dict[str, tuple[Tensor, Bad]] = {}  # of each part
         self.made_with: dict[str, Any] = {}
 
-    def fill(self) -> None:
+    def fill(self, embed: Embed | None = None) -> None:
         """Embeds what is missing, on all processes together. Every process must call it; a second call does nothing.
+
+        Args:
+            embed: has the ranges of this process embedded somewhere else; by default they are embedded here.
 
         Raises:
             ValueError: the folder holds embeddings by another model, or of other data; an embedding is not finite.
@@ -105,7 +112,7 @@ class EmbeddingStore:
             # made by two, or by none.
             self.made_with, found = on_main_process(lambda: self._open(lock))
             for part in self.parts:
-                self._embed_missing(part, found[part.what])
+                self._embed_missing(part, found[part.what], embed or EmbeddingStore.embed_and_save)
             PartialState().wait_for_everyone()
         # Everybody reads the headers of all shards, others' too: a folder that a machine does not see is noticed here.
         self._stock = {part.what: self._take_stock(part) for part in self.parts}
@@ -124,24 +131,33 @@ class EmbeddingStore:
 
     def whole(self, kind: str) -> Tensor:
         """All embeddings of a kind in memory, (n, dim) float32 unit rows, in the order of the part's `rows`."""
-        return torch.cat([self._read(kind, start) for start, _ in _ranges(self._part_of[kind].total)])
+        return torch.cat([self._read(kind, start) for start, _ in self.shards(0, self._part_of[kind].total)])
 
     def blocks(self, kind: str) -> Iterator[tuple[Tensor, int]]:
         """This process's share of a kind, shard by shard: (n, dim) float32 unit rows, n at most ROWS, and the place of
         the first of them in the part's `rows`."""
         part = self._part_of[kind]
-        ranges, rows = _ranges(part.total), self.rows(part.what)
+        ranges, rows = self.shards(0, part.total), self.rows(part.what)
         # Whole shards: a process opens each of its files once, and none of another's.
         for start, _ in ranges[slice(*own_share(len(ranges)))]:
             yield self._read(kind, start), int(torch.searchsorted(rows, start))
 
     def beside(self, what: str) -> list[Path]:
         """The files that a part keeps beside its shards, in the order of the rows."""
+        part = self.part(what)
+        return [self._beside(part, start) for start, _ in self.shards(0, part.total)]
+
+    def part(self, what: str) -> Part:
+        """The part of that name."""
         (part,) = (part for part in self.parts if part.what == what)
-        return [self._beside(part, start) for start, _ in _ranges(part.total)]
+        return part
+
+    def shards(self, start: int, stop: int) -> list[Range]:
+        """The rows of each shard from one that begins at `start` up to `stop` (excluded)."""
+        return [(first, min(first + self.shard_rows, stop)) for first in range(start, stop, self.shard_rows)]
 
     def _path(self, kind: str, start: int) -> Path:
-        return self.folder / f"{kind}-{start // ROWS:05d}.safetensors"
+        return self.folder / f"{kind}-{start // self.shard_rows:05d}.safetensors"
 
     def _beside(self, part: Part, start: int) -> Path:
         return self._path(part.what, start).with_suffix(part.beside)
@@ -156,10 +172,12 @@ class EmbeddingStore:
 
         Where something is missing the folder is locked, until `lock` ends; what is whole anybody may read.
         """
-        files = (path for part in self.parts for start, _ in _ranges(part.total) for path in self._files(part, start))
+        files = (
+            path for part in self.parts for start, _ in self.shards(0, part.total) for path in self._files(part, start)
+        )
         if not all(path.is_file() for path in (self.folder / MANIFEST, *files)):
             self._lock(lock)
-        made_with = {"rows_of_a_shard": ROWS, "dtype": self.dtype, **fingerprint(self.encoder, self.parts)}
+        made_with = {"rows_of_a_shard": self.shard_rows, "dtype": self.dtype, **fingerprint(self.encoder, self.parts)}
         manifest = self.folder / MANIFEST
         if manifest.is_file():
             self._compare(manifest, made_with)
@@ -173,9 +191,9 @@ class EmbeddingStore:
         found: dict[str, dict[Range, Bad]] = {}
         for part in self.parts:
             found[part.what] = {}
-            for start, stop in _ranges(part.total):
+            for start, stop in self.shards(0, part.total):
                 try:
-                    found[part.what][start, stop] = self._header(part, start, stop)[1]
+                    found[part.what][start, stop] = self.header(part, start, stop)[1]
                 except FileNotFoundError:
                     pass  # still to be made
                 except DamagedShard as error:
@@ -196,21 +214,39 @@ class EmbeddingStore:
                 f"Take the same ones, {self.remedy}, or remove this folder."
             )
 
-    def _embed_missing(self, part: Part, found: dict[Range, Bad]) -> None:
-        """Embeds this process's share of the ranges that were not found."""
+    def _embed_missing(self, part: Part, found: dict[Range, Bad], embed: Embed) -> None:
+        """Has this process's share of the ranges that were not found embedded."""
         # Shared out is what is missing, not what there is, so that all processes help a resumed run.
-        missing = [span for span in _ranges(part.total) if span not in found]
+        missing = [span for span in self.shards(0, part.total) if span not in found]
         own = missing[slice(*own_share(len(missing)))]
-        counter = BadImageCounter(part.what, self.tolerance)
+        counter, mine = BadImageCounter(part.what, self.tolerance), set(own)
         # Ranges in their order, found or made: bad rows are judged as in a run that was never interrupted.
-        with closing(embed_ranges(self.encoder, part, own, self.batch_size, counter)) as embedded:
-            for span in _ranges(part.total):
+        with closing(embed(self, part, own, counter)) as embedded:
+            for span in self.shards(0, part.total):
                 if span in found:
                     counter.recount(*span, found[span])
-                elif span in own:
-                    self._save(part, span, next(embedded))
+                elif span in mine:
+                    next(embedded)
                 else:
                     counter.in_a_row = 0  # another process's: bad rows before it and after it are not in a row
+
+    def embed_and_save(
+        self, part: Part, ranges: list[Range], counter: BadImageCounter, quiet: bool = False
+    ) -> Iterator[Bad]:
+        """Embeds ranges here and stores each, whole or not at all; then gives its bad rows, which are counted.
+
+        Args:
+            quiet: show no progress.
+
+        Raises:
+            ValueError: an embedding is not finite.
+            OSError: the folder cannot be written.
+            TooMuchDamage: as soon as the counter does.
+        """
+        with closing(embed_ranges(self.encoder, part, ranges, self.batch_size, counter, quiet)) as embedded:
+            for span, made in zip(ranges, embedded, strict=True):
+                self._save(part, span, made)
+                yield made.bad
 
     def _save(self, part: Part, span: Range, embedded: Embedded) -> None:
         rows = torch.tensor(embedded.rows, dtype=torch.int64)  # (n,)
@@ -260,9 +296,9 @@ class EmbeddingStore:
         """The rows (n,) that there are of a part, and its bad ones, which are judged over all shards in order."""
         counter = BadImageCounter(part.what, self.tolerance)
         rows, all_bad = [torch.empty(0, dtype=torch.int64)], []
-        for span in _ranges(part.total):
+        for span in self.shards(0, part.total):
             try:
-                own, bad = self._header(part, *span)
+                own, bad = self.header(part, *span)
             except FileNotFoundError as error:
                 raise FileNotFoundError(
                     f"{error.filename} was made by another process and is not here. Processes on several machines need "
@@ -274,7 +310,7 @@ class EmbeddingStore:
         counter.finish()
         return torch.cat(rows), all_bad
 
-    def _header(self, part: Part, start: int, stop: int) -> tuple[Tensor, Bad]:
+    def header(self, part: Part, start: int, stop: int) -> tuple[Tensor, Bad]:
         """What is known of a shard without its embeddings: its rows (n,), and the bad ones.
 
         Raises:
@@ -329,8 +365,3 @@ def renormalised(embeds: Tensor) -> Tensor:
     # float16's rounding makes a row a little longer or shorter, which would decide between items that nearly tie.
     exact = embeds.double()
     return (exact / exact.square().sum(1, keepdim=True).sqrt()).float()
-
-
-def _ranges(total: int) -> list[Range]:
-    """The rows of each shard."""
-    return [(start, min(start + ROWS, total)) for start in range(0, total, ROWS)]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +15,10 @@ from typer import Argument, Option
 
 from lrvsf.command import quiet_libraries
 from lrvsf.paths import check_model, check_output, near
+from lrvsf.scale.engine import Actors, Address, Cluster, CpusPerActor, Engine, cluster_asked
 
 if TYPE_CHECKING:
+    from lrvsf.embedding.store import Embed
     from lrvsf.search.generations import Generations
 
 STORAGES = ("float16", "int8", "binary")
@@ -64,12 +69,14 @@ class HowToEmbed:
         batch_size: pictures of one forward pass.
         max_bad_fraction, max_bad_in_a_row: unreadable pictures that are put up with.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
+        embed: what embeds many pictures in place of this process, see `EmbeddingStore.fill`.
     """
 
     batch_size: int = 64
     max_bad_fraction: float = 0.01
     max_bad_in_a_row: int = 100
     device: str | None = None
+    embed: Embed | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -94,6 +101,10 @@ def index(
     max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
     seed: Annotated[int, Option(help="of the sample that an index is trained on")] = 0,
     device: Device = None,
+    engine: Engine = None,
+    address: Address = None,
+    actors: Actors = None,
+    cpus_per_actor: CpusPerActor = None,
 ) -> dict[str, Any]:
     """Make a catalog of pictures, or the next generation of one beside that which answers.
 
@@ -102,6 +113,7 @@ def index(
     """
     how, kind = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device), IndexKind(factory, storage, seed)
     check_model(model)
+    cluster = cluster_asked(engine, address, actors, cpus_per_actor)
     if out is None:
         if images_folder or split:
             raise ValueError("--images_folder and --split say how IMAGES is read; a catalog knows that of its own")
@@ -111,12 +123,14 @@ def index(
         from lrvsf.search.build_catalog import index_again
 
         quiet_libraries()
-        return index_again(model, Path(images), dims, kind, switch, how)
+        with _embedding(cluster, how) as how:
+            return index_again(model, Path(images), dims, kind, switch, how)
     check_place(out, images)
     from lrvsf.search.build_catalog import index_images
 
     quiet_libraries()
-    return index_images(model, images, images_folder, split, out, dims, kind, switch, how)
+    with _embedding(cluster, how) as how:
+        return index_images(model, images, images_folder, split, out, dims, kind, switch, how)
 
 
 def add(
@@ -130,14 +144,20 @@ def add(
     max_bad_fraction: MaxBad = HowToEmbed.max_bad_fraction,
     max_bad_in_a_row: MaxInARow = HowToEmbed.max_bad_in_a_row,
     device: Device = None,
+    engine: Engine = None,
+    address: Address = None,
+    actors: Actors = None,
+    cpus_per_actor: CpusPerActor = None,
 ) -> dict[str, Any]:
     """Add pictures to a catalog. An id that is there already is refused, or replaced with --replace."""
     how = HowToEmbed(batch_size, max_bad_fraction, max_bad_in_a_row, device)
+    cluster = cluster_asked(engine, address, actors, cpus_per_actor)
     _changeable(out)
     from lrvsf.search.build_catalog import add_images
 
     quiet_libraries()
-    return add_images(images, images_folder, split, out, replace, model, how)
+    with _embedding(cluster, how) as how:
+        return add_images(images, images_folder, split, out, replace, model, how)
 
 
 def remove(
@@ -330,6 +350,18 @@ def space(
 
     quiet_libraries()
     return write_space(out, folder, examples, model)
+
+
+@contextmanager
+def _embedding(cluster: Cluster | None, how: HowToEmbed) -> Iterator[HowToEmbed]:
+    """How pictures are embedded there, for as long as the cluster is connected."""
+    if cluster is None:
+        yield how
+        return
+    from lrvsf.scale.ray_embed import embedding_on_ray
+
+    with embedding_on_ray(cluster, gpu=how.device == "cuda") as embed:
+        yield changed(how, embed=embed)
 
 
 def check_place(out: Path, images: str) -> None:

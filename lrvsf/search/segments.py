@@ -93,6 +93,7 @@ class KnownPictures:
         Args:
             model: the digest of its facts, preprocessing and dimensions included.
         """
+        self._opened = catalog, model
         made = [one for one in map(catalog.open, catalog.names()) if one.manifest["model"]["digest"] == model]
         segments = {segment.folder: segment for generation in made for segment in generation.segments}.values()
         # An earlier program wrote no digests: what it embedded is embedded once more.
@@ -102,6 +103,9 @@ class KnownPictures:
         self._rows = {digest: row for row, digest in numbered if digest is not None}
         self._vectors = Vectors.open([one.folder for one in segments]) if segments else None
         self._thumbnails = Thumbnails(segments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KnownPictures, self._opened  # opened anew in the process to which it is sent, from the same folder
 
     def row(self, digest: bytes) -> int | None:
         """The number under which a picture is known, or None."""
@@ -227,7 +231,7 @@ def write_segment(
     store = EmbeddingStore(
         building, encoder, [part], source.name, how.batch_size, tolerance, remedy="name another folder for the catalog"
     )
-    store.fill()
+    store.fill(how.embed)
     for row, reason in store.bad("items"):
         source.skips.add(reason, source.items[WHERE][row].as_py())
     if not (items := len(store.rows("items"))):

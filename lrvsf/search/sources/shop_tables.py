@@ -81,10 +81,12 @@ def list_parquet(lister: Lister, files: list[Path], spooled: bool = False) -> So
     if not spooled:  # a spool is written anew each time; its data set has an identity of its own
         lister.identify(describe_files(files))
 
+    folder = lister.folder  # not the lister itself: a reader may be sent to another process
+
     def pictures(path: Path, start: int) -> Iterator[Picture]:
         for cells in parquet_rows(path, ["image"], start):
-            picture = picture_of(cells["image"], lister.folder)
-            yield os.path.join(lister.folder, picture.strip()) if isinstance(picture, str) else picture
+            picture = picture_of(cells["image"], folder)
+            yield os.path.join(folder, picture.strip()) if isinstance(picture, str) else picture
 
     try:
         metadata = pa.concat_tables(tables, promote_options="permissive")
