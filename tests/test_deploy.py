@@ -1,4 +1,4 @@
-"""Cluster files, as far as they can be tried without a cluster: they name what is there, and their commands are taken."""
+"""Cluster files, as far as they can be tried without a cluster: they name what is there; commands are taken."""
 
 import re
 import shlex
