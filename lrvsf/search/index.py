@@ -86,15 +86,13 @@ class VectorIndex:
         factory = factory or default_factory(len(vectors), storage)
         if factory == EXACT:
             return cls(vectors, factory, None)
-        index = _made(vectors.shape[1], factory)
-        if not index.is_trained:
-            _train(index, vectors, factory, seed, progress)
-        built = cls(vectors, factory, index)
+        index = made(vectors.shape[1], factory)
+        train(index, vectors, factory, seed, progress)
         try:
-            built._add_from(0, progress)
+            add_rows(index, vectors, 0, len(vectors), progress)
         except RuntimeError as error:
-            raise ValueError(f"factory={factory} cannot be filled step by step ({_reason(error)}).") from error
-        return built
+            raise ValueError(f"factory={factory} cannot be filled step by step ({reason(error)}).") from error
+        return cls(vectors, factory, index)
 
     def add(self, vectors: Vectors, first_row: int, progress: Progress | None = None) -> None:
         """Adds rows.
@@ -106,7 +104,7 @@ class VectorIndex:
             raise ValueError(f"The index has {len(self.vectors)} rows; rows cannot be added from row {first_row} on.")
         self.vectors = vectors
         if self.index is not None:
-            self._add_from(first_row, progress)
+            add_rows(self.index, vectors, first_row, len(vectors), progress)
 
     def search(self, queries: np.ndarray, k: int, allowed: Selection | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest rows of each query, or the nearest of the allowed ones.
@@ -157,7 +155,7 @@ class VectorIndex:
             # Told apart here, as faiss does not: where `compact` has just removed a folder, another one answers.
             if not path.exists():
                 raise FileNotFoundError(f"{path} is gone; {REMEDY}") from error
-            raise ValueError(f"{path} is damaged ({_reason(error)}); {REMEDY}") from error
+            raise ValueError(f"{path} is damaged ({reason(error)}); {REMEDY}") from error
         size = (items, vectors.shape[1]) if index is None else (index.ntotal, index.d)
         if size != vectors.shape:
             raise ValueError(f"The index in {folder} is of rows {size}, the vectors are {vectors.shape}; {REMEDY}")
@@ -166,12 +164,6 @@ class VectorIndex:
     def about(self) -> dict[str, str | int]:
         """What was built, for a manifest."""
         return {"factory": self.factory, "items": len(self.vectors)}
-
-    def _add_from(self, first_row: int, progress: Progress | None) -> None:
-        for start, rows in self.vectors.blocks(ADDED, first_row):
-            self.index.add(rows)
-            if progress:
-                progress("add", start + len(rows), len(self.vectors))
 
     def _is_exact(self, count: int, k: int, allowed: Selection | None) -> bool:
         return self.index is None or count <= k or (allowed is not None and count <= EXACT_ROWS)
@@ -204,10 +196,11 @@ class VectorIndex:
     def _named(self, queries: np.ndarray, depth: int, more: int) -> np.ndarray:
         """(Q, C) rows, nearest first by their codes, -1 for none, with the `depth` nearest of all among them."""
         count = min(more * max(CANDIDATES_OF_DEPTH * depth, LEAST_CANDIDATES), len(self.vectors))
-        try:
-            return self.index.search(queries, count, params=_parameters(self.index, depth, count))[1]
-        except RuntimeError:  # some indexes take no parameters
-            return self.index.search(queries, count)[1]
+        return self._nearest_codes(queries, depth, count)[1]
+
+    def _nearest_codes(self, queries: np.ndarray, depth: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, count) scores of the codes, best first, and rows, -1 for none."""
+        return nearest_codes(self.index, queries, depth, count)
 
     def _scored(self, queries: Tensor, candidates: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """The best k of each query's candidates (Q, C), -1 for none: (Q, k) float64 scores, (Q, k) rows."""
@@ -273,12 +266,13 @@ def default_factory(rows: int, storage: str | None = None) -> str:
     return f"IVF{round(4 * rows**0.5)},{CODES[storage or DEFAULT_STORAGE]}"
 
 
-def _made(dim: int, factory: str) -> faiss.Index:
+def made(dim: int, factory: str) -> faiss.Index:
+    """An empty index. Raises ValueError: faiss has none of that name, or it has numbers or scores of its own."""
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ValueError(
-            f"factory={factory} is no index of {dim} dimensions to faiss ({_reason(error)}). Examples: Flat, HNSW32, "
+            f"factory={factory} is no index of {dim} dimensions to faiss ({reason(error)}). Examples: Flat, HNSW32, "
             "IVF4096,SQ8 and IVF4096,PQ64."
         ) from error
     inner = index
@@ -293,8 +287,11 @@ def _made(dim: int, factory: str) -> faiss.Index:
     return index
 
 
-def _train(index: faiss.Index, vectors: Vectors, factory: str, seed: int, progress: Progress | None) -> None:
-    ivf = _ivf(index)
+def train(index: faiss.Index, vectors: Vectors, factory: str, seed: int, progress: Progress | None) -> None:
+    """Trains an index, in place, on a sample of all rows. Raises ValueError: they are too few."""
+    if index.is_trained:  # some kinds have nothing to learn
+        return
+    ivf = ivf_in(index)
     count = min(len(vectors), max(LEAST_TRAINED, TRAINED * ivf.nlist if ivf else 0))
     if progress:
         progress("train", 0, count)
@@ -304,17 +301,38 @@ def _train(index: faiss.Index, vectors: Vectors, factory: str, seed: int, progre
     try:
         index.train(vectors.take(np.sort(rows)))
     except RuntimeError as error:
-        raise ValueError(f"factory={factory} cannot be trained on {count} rows ({_reason(error)}).") from error
+        raise ValueError(f"factory={factory} cannot be trained on {count} rows ({reason(error)}).") from error
     if progress:
         progress("train", count, count)
 
 
-def _reason(error: Exception) -> str:
+def add_rows(
+    index: faiss.Index, vectors: Vectors, first_row: int, last_row: int, progress: Progress | None = None
+) -> None:
+    """Adds the blocks of rows that begin from `first_row` on and before `last_row`."""
+    for start, rows in vectors.blocks(ADDED, first_row):
+        if start >= last_row:
+            return
+        index.add(rows)
+        if progress:
+            progress("add", start + len(rows), len(vectors))
+
+
+def nearest_codes(index: faiss.Index, queries: np.ndarray, depth: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What an index itself finds: (Q, count) scores of its codes, best first, and rows, -1 for none."""
+    try:
+        return index.search(queries, count, params=_parameters(index, depth, count))
+    except RuntimeError:  # some indexes take no parameters
+        return index.search(queries, count)
+
+
+def reason(error: Exception) -> str:
     """What faiss, or JSON's reader, says, without the place in its source."""
     return re.sub(r"^(.*\.(cpp|h):\d+: )?(Error: )?", "", " ".join(str(error).split()))
 
 
-def _ivf(index: faiss.Index) -> faiss.IndexIVF | None:
+def ivf_in(index: faiss.Index) -> faiss.IndexIVF | None:
+    """The lists of an index, which may stand behind a transform; None: it has none."""
     return faiss.try_extract_index_ivf(index)
 
 
@@ -323,7 +341,7 @@ def _parameters(index: faiss.Index, depth: int, candidates: int) -> faiss.Search
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(faiss.downcast_index(index.index), depth, candidates)
         return faiss.SearchParametersPreTransform(index_params=inner)
-    if ivf := _ivf(index):
+    if ivf := ivf_in(index):
         lists = max(LEAST_PROBED, PROBED * ivf.nlist) * max(1, depth / 10) ** SPREAD
         return faiss.SearchParametersIVF(nprobe=min(int(lists), ivf.nlist))
     if isinstance(index, faiss.IndexHNSW):

@@ -98,6 +98,10 @@ class Vectors:
         for start, stored in self._scan(size, first_row):
             yield start, renormalised(stored).numpy()
 
+    def block_starts(self, size: int) -> list[int]:
+        """The number of the first row of each of these blocks; nothing is read."""
+        return [start for start, _ in self._scan(size)]
+
     @cached_property
     def lengths(self) -> Tensor:
         """(n,) float32: rounding to float16 has moved them away from 1."""

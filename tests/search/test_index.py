@@ -228,7 +228,7 @@ def test_a_query_alone_takes_one_thread_and_leaves_the_number_as_it_was(vectors,
 def test_maps_and_refining_are_refused():
     for factory in ("IDMap,Flat", "IVF40,PQ16,RFlat", "IDMap2,HNSW16"):
         with pytest.raises(ValueError, match="leave out IDMap and refining"):
-            module._made(DIM, factory)
+            module.made(DIM, factory)
 
 
 @pytest.mark.parametrize(
