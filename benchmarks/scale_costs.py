@@ -32,6 +32,7 @@ ASSUMPTIONS = (
     ("actor_images_per_s", 1_660, "a GPU", "gpu.md: B/16 fed by one process"),
     ("gpu_images_per_s", 5_660, "a GPU", "gpu.md: B/16, bfloat16, at rest"),
     ("core_images_per_s", 664, "a core", "gpu.md: 1,660 is 2.50 threads"),
+    ("decode_times", 1.7, "times", "bench_indexing.py: thumbnails, too"),
     ("cpu_images_per_s", 2.4, "a core", "search.md: B/16, two cores: 4.8"),
     ("node_gbit", 25, "Gbit/s", "assumed"),
     ("disk_gigabytes_per_s", 2, "GB/s", "assumed: the disk that all share"),
@@ -41,9 +42,9 @@ ASSUMPTIONS = (
     ("dims", 512, "", "of B/16; two bytes each"),
     ("images_per_read", 256, "", "assumed: a row group; files: 1"),
     ("images_per_catalog", 1e8, "", "assumed: see scale.md"),
-    ("listed_per_s", 98_000, "a core", "bench_listing.py"),
-    ("listing_bytes", 662, "bytes", "bench_listing.py, at the most"),
-    ("listed_bytes", 190, "bytes", "bench_listing.py, once listed"),
+    ("listed_per_s", 97_000, "a core", "bench_indexing.py"),
+    ("listing_bytes", 679, "bytes", "bench_indexing.py, at the most"),
+    ("listed_bytes", 191, "bytes", "bench_indexing.py, once listed"),
     ("copy_gigabytes_per_s", 0.2, "GB/s", "assumed: one process"),
     ("index_seconds", 66, "s", "search.md: 1M of 512, two cores"),
     ("index_cores", 16, "", "assumed"),
@@ -159,10 +160,11 @@ def embedding_rates(a: dict[str, float], item_bytes: float) -> dict[str, float]:
         item_bytes: what is written of each picture.
     """
     moved = 1000 * a["image_kilobytes"] + item_bytes
+    decoding = 1 / a["decode_times"]  # gpu.md's processes and threads made no thumbnails
     return {
-        "one process a GPU": a["gpus"] * a["actor_images_per_s"],
+        "one process a GPU": a["gpus"] * a["actor_images_per_s"] * decoding,
         "GPUs": a["gpus"] * a["gpu_images_per_s"],
-        "cores": a["gpus"] * a["cores_per_gpu"] * a["core_images_per_s"],
+        "cores": a["gpus"] * a["cores_per_gpu"] * a["core_images_per_s"] * decoding,
         "network of nodes": a["gpus"] / a["gpus_per_node"] * a["node_gbit"] * 1e9 / 8 / moved,
         "disk": a["disk_gigabytes_per_s"] * 1e9 / moved,
     }
