@@ -39,6 +39,7 @@ def test_the_image_has_what_the_command_needs():
     for name in copied:
         assert (ROOT / name).exists(), name
         assert any(fnmatch(name, one[1:]) for one in ignored if one[0] == "!"), name
+    assert f"USER {WORKER['securityContext']['fsGroup']}" in IMAGE
     assert "WORKDIR /app" in IMAGE and "/app/search_catalog.py" in JOB["entrypoint"]
     assert {path.name for path in ROOT.glob("*_condvit.py")} | {"search_catalog.py", "lrvsf"} <= set(copied)
 
