@@ -66,8 +66,8 @@ def test_the_job_s_pods_have_what_they_name():
         assert any(path.startswith(f"{place}/") for place in places), path
     limits, words = worker["resources"]["limits"], shlex.split(JOB["entrypoint"])
     each = int(words[words.index("--cpus_per_actor") + 1])
-    assert each * int(limits["nvidia.com/gpu"]) <= int(limits["cpu"])
-    assert JOB["entrypointNumGpus"] == 1  # --device cuda looks for a GPU where the command runs
+    assert each * int(limits["nvidia.com/gpu"]) + JOB["entrypointNumCpus"] <= int(limits["cpu"])
+    assert "entrypointNumGpus" not in JOB  # which an actor would miss
 
 
 def test_each_machine_starts_the_same_ray():

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lrvsf.command import explain, is_refusal
 
 HUB_FILES = ("configuration_condvit", "modeling_condvit", "processing_condvit", "text_condvit")
 LIBRARIES = ("torch", "transformers", "pillow", "numpy", "pyarrow", "ray")
-FREED_WITHIN = 5.0  # seconds until what an earlier run has just left counts as free; not tuned
+FREED_WITHIN = 5.0  # seconds until what an earlier run has left is free; not tuned
 ANSWERED_WITHIN = 120.0  # seconds that a node has for its check, imports of torch included; not tuned
 LOCAL = "local"  # Ray's word for a cluster of this machine alone, which ends with this process
 
@@ -79,10 +80,11 @@ def take_pool(actors: int | None, cpus: int, gpus: int) -> Pool:
 
     Raises ValueError: there is less room.
     """
-    wanted, end = actors or 1, time.monotonic() + FREED_WITHIN
-    while (free := _room(cpus, gpus)) < wanted and time.monotonic() < end:
+    at_best, end = _room(ray.cluster_resources(), cpus, gpus), time.monotonic() + FREED_WITHIN
+    wanted = actors or at_best
+    while (free := _room(ray.available_resources(), cpus, gpus)) < min(wanted, at_best) and time.monotonic() < end:
         time.sleep(0.2)
-    if free >= wanted:
+    if free >= (actors or 1):
         return Pool(actors or free, cpus, gpus)
     nodes = _nodes()
     if gpus and not any(node["Resources"].get("GPU") for node in nodes):
@@ -90,19 +92,19 @@ def take_pool(actors: int | None, cpus: int, gpus: int) -> Pool:
     there = ", ".join(f"{node['NodeManagerHostname']} has {_in_words(node['Resources'])}" for node in nodes)
     size, left = _in_words({"CPU": cpus, "GPU": gpus}), _in_words(ray.available_resources())
     raise ValueError(
-        f"there is no room for {wanted} actor(s) of {size} each: {there or 'no node works'}, and {left} is free. Take "
-        f"{f'--actors {free}, ' if free else ''}fewer --cpus_per_actor or more nodes, or wait for other jobs to end"
+        f"there is no room for {actors or 1} actor(s) of {size} each: {there or 'no node works'}, and {left} is free. "
+        f"Take {f'--actors {free}, ' if free else ''}fewer --cpus_per_actor or more nodes, or wait for other jobs"
     )
 
 
-def _room(cpus: int, gpus: int) -> int:
-    """How many actors of this size fit now. One never reaches over two nodes."""
-    sizes, free = {"CPU": cpus, "GPU": gpus}, ray.available_resources()
+def _room(resources: dict[str, float], cpus: int, gpus: int) -> int:
+    """How many actors of this size fit into that much of the cluster. One never reaches over two nodes."""
+    sizes = {"CPU": cpus, "GPU": gpus}
 
-    def fit(resources: dict[str, float]) -> int:
-        return min(int(resources.get(name, 0) // size) for name, size in sizes.items() if size)
+    def fit(there: dict[str, float]) -> int:
+        return min(int(there.get(name, 0) // size) for name, size in sizes.items() if size)
 
-    return min(fit(free), sum(fit(node["Resources"]) for node in _nodes()))
+    return min(fit(resources), sum(fit(node["Resources"]) for node in _nodes()))
 
 
 def _in_words(resources: dict[str, float]) -> str:
@@ -122,10 +124,8 @@ def check_nodes(folder: Path, look: Callable[[], Any]) -> None:
     mark.write_text(mark.name)
     here = (code_facts(), look())
     try:
-        asked = {}
-        for node in _nodes():
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[node["NodeID"]] = _look_around.options(scheduling_strategy=there).remote(mark, look)
+        nodes = [node["NodeID"] for node in _nodes()]
+        asked = {node: _look_around.options(scheduling_strategy=_on(node)).remote(mark, look) for node in nodes}
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWERED_WITHIN)
         names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
         faults = [(names[node], _fault(mark, node, answer, here)) for node, answer in asked.items()]
@@ -178,9 +178,20 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1][:200]  # the last line: before it stands the traceback of the node
 
 
+def on_each_gpu(ask: Callable[[], bool]) -> bool:
+    """Whether it is true on every node that has a GPU; the nodes' GPUs must be free."""
+    nodes = [node["NodeID"] for node in _nodes() if node["Resources"].get("GPU")]
+    task = ray.remote(num_cpus=0, num_gpus=1)(ask)
+    return all(ray.get([task.options(scheduling_strategy=_on(node)).remote() for node in nodes]))
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
 def code_facts() -> dict[str, str]:
     """What a node must have in common with the others: Python, libraries, and each line of this project's code."""
-    files = [Path(sys.modules[name].__file__) for name in HUB_FILES if name in sys.modules]
+    files = [Path(find_spec(name).origin) for name in HUB_FILES]
     digest = hashlib.sha256()
     for path in [*files, *sorted(Path(lrvsf.__file__).parent.rglob("*.py"))]:
         digest.update(path.read_bytes())

@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from lrvsf.command import explain, is_refusal
 from lrvsf.data.images import BadImage, BadImageCounter, Tolerance
-from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.encoder import Encoder, has_fast_bf16
 from lrvsf.embedding.parts import Part
 from lrvsf.embedding.store import Bad, DamagedShard, EmbeddingStore, Range
-from lrvsf.scale.cluster import Pool, check_nodes, connected, take_pool
+from lrvsf.scale.cluster import Pool, check_nodes, connected, on_each_gpu, take_pool
 from lrvsf.scale.engine import Cluster
 
 LONGEST_RUN = 8  # shards that one actor makes of neighbouring rows; not tuned
@@ -52,14 +52,19 @@ def embedding_on_ray(cluster: Cluster, gpu: bool) -> Iterator[RayEmbedding]:
     Raises ValueError, ConnectionError: the cluster has no room for the actors, or does not answer.
     """
     with connected(cluster.address):
-        yield RayEmbedding(take_pool(cluster.actors, cluster.cpus, int(gpu)))
+        pool = take_pool(cluster.actors, cluster.cpus, int(gpu))
+        yield RayEmbedding(pool, gpu and on_each_gpu(_is_fast_in_bf16))
 
 
 class RayEmbedding:
-    """Has ranges embedded by a pool of actors; called as `EmbeddingStore.embed_and_save` is."""
+    """Has ranges embedded by a pool of actors; called as `EmbeddingStore.embed_and_save` is.
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    Attributes:
+        bf16: whether the model is to run in bfloat16: on GPUs, where all have it.
+    """
+
+    def __init__(self, pool: Pool, bf16: bool) -> None:
+        self.pool, self.bf16 = pool, bf16
 
     def __call__(
         self, store: EmbeddingStore, part: Part, ranges: list[Range], counter: BadImageCounter
@@ -91,6 +96,7 @@ class RayEmbedding:
 
     def _stream(self, store: ray.ObjectRef, what: str, runs: list[Range]) -> Iterator[dict[str, Any]]:
         """The records of all runs, in whatever order they come."""
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of each stream's beginning and end
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False  # ours counts pictures
         context.target_max_block_size = 1  # a block for each record: it arrives when its shard is whole
@@ -178,6 +184,10 @@ def _runs(ranges: list[Range], actors: int) -> list[Range]:
 
 def _on_device(encoder: Encoder, device: torch.device) -> Encoder:
     return Encoder(encoder.model, encoder.conditioning, encoder.bf16, device, encoder.dim, encoder.sentences)
+
+
+def _is_fast_in_bf16() -> bool:
+    return has_fast_bf16(torch.device("cuda"))
 
 
 def _first_rows(store: ray.ObjectRef, what: str) -> list[str]:

@@ -88,7 +88,7 @@ def _index(
     switch: bool,
     how: HowToEmbed,
 ) -> dict[str, Any]:
-    encoder = load_encoder(model, dims, how.device)
+    encoder = load_encoder(model, dims, how.device, bf16=how.bf16)
     facts = model_facts(encoder)
     # Of whole generations alone, which a build that was killed has left as they were: it goes on to the same bytes.
     known = KnownPictures(catalog, digest_of(facts))
@@ -131,7 +131,7 @@ def add_images(
                 f"{len(replaced):,} items of {out} have an id that {images} has too, such as "
                 f"{', '.join(map(quoted, ids))}; remove them first, or take the new ones with --replace"
             )
-        encoder = load_own_encoder(current, model, how.device)
+        encoder = load_own_encoder(current, model, how.device, bf16=how.bf16)
         known = KnownPictures(catalog, current.manifest["model"]["digest"])
         segment, reused = write_segment(catalog, encoder, source, origin, known, how)
         # A replaced row is a removed one: segments never change, and their readers have them open.

@@ -6,8 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import replace as changed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +68,8 @@ class HowToEmbed:
         batch_size: pictures of one forward pass.
         max_bad_fraction, max_bad_in_a_row: unreadable pictures that are put up with.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
-        embed: what embeds many pictures in place of this process, see `EmbeddingStore.fill`.
+        embed: what embeds many pictures in place of this process, see `EmbeddingStore.fill`; then `device` is not its.
+        bf16: whether in bfloat16; None: as it is fast on `device`.
     """
 
     batch_size: int = 64
@@ -77,6 +77,7 @@ class HowToEmbed:
     max_bad_in_a_row: int = 100
     device: str | None = None
     embed: Embed | None = None
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -361,12 +362,11 @@ def _embedding(cluster: Cluster | None, how: HowToEmbed) -> Iterator[HowToEmbed]
     from lrvsf.scale.ray_embed import embedding_on_ray
 
     with embedding_on_ray(cluster, gpu=how.device == "cuda") as embed:
-        yield changed(how, embed=embed)
+        yield replace(how, embed=embed, device="cpu", bf16=embed.bf16)
 
 
 def check_place(out: Path, images: str) -> None:
     """Refuses a folder for a catalog that holds other things, or lies among its pictures."""
-
     check_output(out, "OUT")
     if Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve()):
         raise ValueError(f"{out} is inside {images}, whose pictures are read; choose another folder")

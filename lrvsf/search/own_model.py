@@ -12,8 +12,13 @@ from lrvsf.search.generations import Generation
 from lrvsf.search.segments import digest_of, model_facts
 
 
-def load_encoder(model: str, dims: int | None, device: str | None, conditioned: bool = False) -> Encoder:
+def load_encoder(
+    model: str, dims: int | None, device: str | None, conditioned: bool = False, bf16: bool | None = None
+) -> Encoder:
     """A model that embeds items, or queries under its conditions.
+
+    Args:
+        bf16: None: as it is fast on the device, for GPUs.
 
     Raises ValueError: it has fewer dimensions; there is no such device.
     """
@@ -25,11 +30,12 @@ def load_encoder(model: str, dims: int | None, device: str | None, conditioned: 
     loaded = load_model(model)
     # A text model is asked by the names of its categories, too; texts come on top, see `Catalog.search`.
     condition = "category" if conditioned and loaded.config.condition != "none" else "none"
-    return Encoder(loaded, condition, bf16=gpu and has_fast_bf16(place), device=place, dims=dims)
+    fast = gpu and has_fast_bf16(place) if bf16 is None else bf16
+    return Encoder(loaded, condition, bf16=fast, device=place, dims=dims)
 
 
 def load_own_encoder(
-    generation: Generation, model: str | None, device: str | None, conditioned: bool = False
+    generation: Generation, model: str | None, device: str | None, conditioned: bool = False, bf16: bool | None = None
 ) -> Encoder:
     """The model by which a generation was made.
 
@@ -43,7 +49,7 @@ def load_own_encoder(
     made = generation.manifest["model"]["name"]
     if model is None and Path(made).is_absolute() and not Path(made).is_dir():
         raise FileNotFoundError(f"{made}, the model of {generation.name}, is gone; name its folder now with --model")
-    encoder = load_encoder(model or made, generation.manifest["dims"], device, conditioned)
+    encoder = load_encoder(model or made, generation.manifest["dims"], device, conditioned, bf16)
     _refuse_other_model(generation, encoder)
     return encoder
 

@@ -1,20 +1,45 @@
-"""A cluster of this machine: two CPUs, and no memory to speak of."""
+"""Clusters of this machine, with little memory."""
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
+import torch
 
-# Ray reads these when it is imported or starts a process. Workers yield to nobody, or a busy machine starves them.
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+OBJECT_STORE = 80 * 2**20  # bytes; Ray takes no fewer than 75 MiB
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Connected to, for the tests of a module."""
+def environment():
+    """What Ray and its processes find there when they start."""
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here.parents[1], here.parent, here))))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # they would yield to all others, and starve on a busy machine
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(environment):
+    """Two CPUs, connected to for the tests of a module."""
     ray = pytest.importorskip("ray")
-    memory = 80 * 2**20  # the least that Ray takes is 75 MiB
-    # "local": never a cluster of somebody else that runs here
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=memory, logging_level=logging.ERROR)
+    options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "logging_level": logging.ERROR}
+    ray.init("local", num_cpus=2, **options)  # "local": never a cluster of somebody else that runs here
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def like_actors(monkeypatch):
+    """Shards of eight rows, and one thread: with other numbers, the last bits may be others."""
+    from lrvsf.embedding import store
+    from lrvsf.search import segments
+
+    monkeypatch.setattr(store, "ROWS", 8)
+    monkeypatch.setattr(segments, "ROWS", 8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
