@@ -10,6 +10,7 @@ import sys
 
 from lrvsf import command
 from lrvsf.report import as_table
+from lrvsf.scale.lance_step import lance
 from lrvsf.search.commands import (
     add,
     calibrate,
@@ -28,7 +29,7 @@ from lrvsf.signals import end_at_once
 from lrvsf.steps import run_step, step_name
 from lrvsf.terminal import never_refuse
 
-STEPS = (index, add, remove, info, compact, switch, rollback, calibrate, query, measure, serve, space)
+STEPS = (index, add, remove, info, compact, switch, rollback, calibrate, query, measure, serve, space, lance)
 
 
 def main(arguments: list[str] | None = None) -> None:

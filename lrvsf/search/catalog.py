@@ -10,6 +10,7 @@ A catalog that is open keeps answering as it was opened, whatever is built, swit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -24,7 +25,7 @@ from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.search.copies import ALIKE, Copies
 from lrvsf.search.filters import rows_where
-from lrvsf.search.generations import Generation, Generations
+from lrvsf.search.generations import Generation, Generations, table_of
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.own_model import load_own_encoder, load_reader
@@ -48,6 +49,27 @@ def read_metadata(generation: Generation) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a generation consists of, open: what is searched, and what a hit tells.
+
+    Attributes:
+        metadata: `id` and the columns, a row for each item, removed ones included.
+        thumbnails: has `take`, as `Thumbnails`.
+    """
+
+    metadata: pa.Table
+    vectors: Vectors
+    index: VectorIndex
+    thumbnails: Thumbnails
+
+    @classmethod
+    def of(cls, generation: Generation) -> Self:
+        vectors = Vectors.open([segment.folder for segment in generation.segments])
+        index = VectorIndex.load(generation.folder, vectors)
+        return cls(read_metadata(generation), vectors, index, Thumbnails(generation.segments))
+
+
 class Catalog:
     """One generation of a catalog, with everything that it needs open. Threads may share it.
 
@@ -57,12 +79,12 @@ class Catalog:
         index, vectors: what is searched, and the rows that scores come from.
     """
 
-    def __init__(self, generation: Generation, model: str | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, generation: Generation, parts: Parts, model: str | None = None, device: str | None = None
+    ) -> None:
         self.generation, self._model, self._device = generation, model, device
-        self.metadata = read_metadata(generation)
-        self.vectors = Vectors.open([segment.folder for segment in generation.segments])
-        self.index = VectorIndex.load(generation.folder, self.vectors)
-        self._thumbnails = Thumbnails(generation.segments)
+        self.metadata, self.vectors, self.index = parts.metadata, parts.vectors, parts.index
+        self._thumbnails = parts.thumbnails
         self._copies = Copies(self._thumbnails)
         self._left = np.ones(generation.total, bool)
         self._left[generation.removed] = False
@@ -76,6 +98,8 @@ class Catalog:
         """Opens the generation that answers.
 
         Args:
+            folder: a catalog's, or a Lance table's that `search_catalog.py lance` has written; TABLE@VERSION names a
+                version of it, by its number or its generation's name.
             model: where its model is now; by default where it was when the catalog was made.
             device: "cpu" or "cuda"; a GPU by default where there is one.
 
@@ -83,15 +107,20 @@ class Catalog:
             FileNotFoundError: there is no catalog.
             ValueError: it is damaged.
         """
+        if table_of(folder):
+            from lrvsf.scale.lance_search import open_table  # here, as few have Lance
+
+            return cls(*open_table(folder), model, device)
         generations = Generations(folder)
         for _ in range(3):
             generation = generations.answering()
             try:
-                return cls(generation, model, device)
+                return cls(generation, Parts.of(generation), model, device)
             except FileNotFoundError:
                 if generations.answering().name == generation.name:
                     raise  # otherwise `compact` removed it between two looks, and another one answers
-        return cls(generations.answering(), model, device)
+        generation = generations.answering()
+        return cls(generation, Parts.of(generation), model, device)
 
     def __len__(self) -> int:
         return len(self.generation)

@@ -177,7 +177,9 @@ def remove(
 
 def info(out: Out) -> dict[str, Any]:
     """Tell what a catalog has: items, columns, model, index, generations, and what it takes on the disk."""
-    return _generations(out).describe()
+    from lrvsf.search.generations import generations_in
+
+    return generations_in(out).describe()
 
 
 def compact(
@@ -196,7 +198,7 @@ def switch(
 ) -> dict[str, Any]:
     """Let another generation answer. What is open keeps answering as it did until it is opened anew."""
     if not _is_catalog(out):
-        _answering(out)  # tells so; the name in CURRENT may be damaged, which this step mends
+        _generations(out).answering()  # tells so; the name in CURRENT may be damaged, which this step mends
     check_output(out, "OUT")
     return {"catalog": str(out), "answered before": _generations(out).switch_alone(generation), "answers": generation}
 
@@ -346,7 +348,7 @@ def space(
         raise ValueError(f"{folder} is inside {out}, which is a catalog's alone; choose another folder")
     if examples and not examples.is_dir():
         raise FileNotFoundError(f"there is no folder {examples}{near(examples)}; --examples names one of photos")
-    _answering(out)
+    _generations(out).answering()
     from lrvsf.search.space.write_space import write_space
 
     quiet_libraries()
@@ -388,12 +390,14 @@ def _generations(out: Path) -> Generations:
 
 
 def _answering(out: Path) -> str:
-    """The generation that answers. Raises FileNotFoundError where none does."""
-    return _generations(out).answering().name
+    """The generation that answers, of a Lance table too. Raises FileNotFoundError where none does."""
+    from lrvsf.search.generations import generations_in
+
+    return generations_in(out).answering().name
 
 
 def _changeable(out: Path) -> str:
     """Likewise, of a catalog that is to be changed. Raises OSError where it cannot be."""
-    answering = _answering(out)
+    answering = _generations(out).answering().name
     check_output(out, "OUT")
     return answering

@@ -83,6 +83,11 @@ class Generation:
     removed: np.ndarray
 
     @property
+    def catalog(self) -> Path:
+        """The catalog's folder."""
+        return self.folder.parents[1]
+
+    @property
     def total(self) -> int:
         """How many rows there are, removed ones included."""
         return sum(map(len, self.segments))
@@ -142,6 +147,9 @@ class Generations:
         if (found := self.current()) is None:
             begun = (self.folder / BUILDING).is_dir() or (self.folder / SEGMENTS).is_dir()
             what = "has no generation yet: its build has not ended; run the same index command again"
+            if table_of(self.folder):
+                what = "is a Lance table: change its catalog, and then the table with search_catalog.py lance"
+                raise ValueError(f"{self.folder} {what}")
             what = what if begun else f"is no catalog{near(self.folder)}; make one with search_catalog.py index"
             raise FileNotFoundError(f"{self.folder} {what}")
         return found
@@ -287,6 +295,24 @@ class Generations:
 def is_catalog(folder: Path) -> bool:
     """Whether a folder is a catalog's, even one of which nothing is whole yet."""
     return any((folder / name).exists() for name in (CURRENT, SEGMENTS, GENERATIONS, BUILDING))
+
+
+def table_of(folder: str | Path) -> tuple[Path, str | None] | None:
+    """The Lance table that is named, and which version: TABLE or TABLE@VERSION. None where it is no such table."""
+    name, _, version = str(folder).rpartition("@")
+    for path, asked in ((Path(folder), None), (Path(name or folder), version)):
+        if (path / "_versions").is_dir():
+            return path, asked
+    return None
+
+
+def generations_in(folder: str | Path) -> Generations:
+    """The generations of a catalog's folder, or of a Lance table, which can be asked but not be changed."""
+    if table_of(folder):
+        from lrvsf.scale.lance_table import TableGenerations  # here, as few have Lance
+
+        return TableGenerations(folder)
+    return Generations(folder)
 
 
 def _number(name: str) -> int:

@@ -336,14 +336,18 @@ def ivf_in(index: faiss.Index) -> faiss.IndexIVF | None:
     return faiss.try_extract_index_ivf(index)
 
 
+def probed_lists(lists: int, depth: int) -> int:
+    """In how many of an IVF's lists the `depth` nearest rows are looked for."""
+    return min(int(max(LEAST_PROBED, PROBED * lists) * max(1, depth / 10) ** SPREAD), lists)
+
+
 def _parameters(index: faiss.Index, depth: int, candidates: int) -> faiss.SearchParameters | None:
     """Of this one search: an index that several threads ask is never changed."""
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(faiss.downcast_index(index.index), depth, candidates)
         return faiss.SearchParametersPreTransform(index_params=inner)
     if ivf := ivf_in(index):
-        lists = max(LEAST_PROBED, PROBED * ivf.nlist) * max(1, depth / 10) ** SPREAD
-        return faiss.SearchParametersIVF(nprobe=min(int(lists), ivf.nlist))
+        return faiss.SearchParametersIVF(nprobe=probed_lists(ivf.nlist, depth))
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=max(BEAM, candidates))
     return None

@@ -97,7 +97,7 @@ class KnownPictures:
         made = [one for one in map(catalog.open, catalog.names()) if one.manifest["model"]["digest"] == model]
         segments = {segment.folder: segment for generation in made for segment in generation.segments}.values()
         # An earlier program wrote no digests: what it embedded is embedded once more.
-        digests = [(one, column) for one in segments if (column := _digests_of(one)) is not None]
+        digests = [(one, column) for one in segments if (column := digests_of(one)) is not None]
         segments = [one for one, _ in digests]
         numbered = enumerate(digest for _, column in digests for digest in column)
         self._rows = {digest: row for row, digest in numbered if digest is not None}
@@ -170,7 +170,7 @@ class Items(Part):
         return sink.getvalue().to_pybytes()
 
 
-def _digests_of(segment: Segment) -> list[bytes | None] | None:
+def digests_of(segment: Segment) -> list[bytes | None] | None:
     """(n,) of its pictures; None where it has none at all. Raises ValueError: the file is damaged."""
     try:
         if DIGEST not in pq.read_schema(segment.items).names:
@@ -274,13 +274,14 @@ def merge_segments(catalog: Generations, segments: Iterable[Segment], keep: np.n
         return found
     sources = [source for segment in segments for source in segment.manifest["sources"]]
     with _whole_segment(catalog, name, {"sources": sources, "items": int(keep.sum())}) as folder:
-        masks = np.split(keep, np.cumsum([len(segment) for segment in segments])[:-1])
         _merge_embeddings(folder, segments, keep)
-        write_items(folder / "items.parquet", _kept_items(segments, masks), int(keep.sum()))
+        write_items(folder / "items.parquet", kept_items(segments, keep), int(keep.sum()))
     return catalog.segment(name)
 
 
-def _kept_items(segments: list[Segment], masks: list[np.ndarray]) -> Iterator[pa.Table]:
+def kept_items(segments: Sequence[Segment], keep: np.ndarray) -> Iterator[pa.Table]:
+    """The items of several segments that are to be kept, in order; `keep` as of `merge_segments`."""
+    masks = np.split(keep, np.cumsum([len(segment) for segment in segments])[:-1])
     schema = pa.unify_schemas([pq.read_schema(one.items) for one in segments], promote_options="permissive")
     first_source = 0
     for segment, mask in zip(segments, masks, strict=True):

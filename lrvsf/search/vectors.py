@@ -116,6 +116,10 @@ class Vectors:
         """(m,) -> (m, dim) float16 as stored. Raises IndexError as `take` does."""
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"Rows {rows.min()} to {rows.max()} of {len(self)} were asked for.")
+        return self._picked(rows)
+
+    def _picked(self, rows: np.ndarray) -> Tensor:
+        """(m,) numbers of rows that are there -> (m, dim) float16."""
         taken = np.empty((len(rows), self.shape[1]), dtype=np.float16)
         piece_of = np.searchsorted(self._starts, rows, side="right") - 1
         if len(rows) < 4 * len(self._arrays):  # scattered, as candidates are: sorting them by piece takes longer

@@ -64,7 +64,7 @@ def measure_catalog(
     named = sum(target is not None for target in queries.targets)
     return {
         "catalog": {
-            "folder": str(catalog.generation.folder.parents[1]),
+            "folder": str(catalog.generation.catalog),
             "generation": catalog.generation.name,
             "items": len(catalog),
             "index": catalog.index.factory,

@@ -28,7 +28,7 @@ from lrvsf.data.foreign.shown import as_shown
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.search.answers import Answers
 from lrvsf.search.catalog import Catalog
-from lrvsf.search.generations import Generations
+from lrvsf.search.generations import generations_in
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.serving.batching import Batcher
 from lrvsf.search.serving.limits import Limits
@@ -155,7 +155,7 @@ class Answering:
         """
         name = None
         try:
-            name = Generations(self.folder).current_name()
+            name = generations_in(self.folder).current_name()
             if name in (None, self.catalog.generation.name) or (
                 name == self._failed and time.monotonic() < self._again
             ):
