@@ -21,6 +21,8 @@ UNKNOWN = {
 }
 # What holds flags knows where their work may be done.
 FLAGS = {"lrvsf/search/commands.py": {"scale"}}
+# What opens a catalog opens a Lance table, too.
+FLAGS |= dict.fromkeys(["lrvsf/search/generations.py", "lrvsf/search/opening/opened.py"], {"scale"})
 
 
 def name_of(path):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lrvsf.scale.lance_index import METRIC, index_of
 from lrvsf.scale.lance_table import FAULTS, TableGeneration, TableGenerations, damaged_table, lance
-from lrvsf.search.catalog import Parts
 from lrvsf.search.index import EXACT, VectorIndex, probed_lists
+from lrvsf.search.opening.opened import Parts
 from lrvsf.search.segments import THUMBNAIL
 from lrvsf.search.vectors import Vectors
 

@@ -30,8 +30,8 @@ from lrvsf.scale.lance_table import (
     open_latest,
     vector_column,
 )
-from lrvsf.search.catalog import read_metadata
 from lrvsf.search.generations import FORMAT, Generation, Generations, is_catalog, table_of
+from lrvsf.search.opening.opened import read_metadata
 from lrvsf.search.segments import DIGEST, THUMBNAIL, digests_of, kept_items
 from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Vectors

@@ -20,11 +20,11 @@ from lrvsf.command import Command, called
 from lrvsf.data.names import quoted
 from lrvsf.durable import locked
 from lrvsf.report import EXAMPLES
-from lrvsf.search.catalog import read_metadata
 from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import BUILDING, Generation, Generations, Segment
 from lrvsf.search.index import VectorIndex
+from lrvsf.search.opening.opened import read_metadata
 from lrvsf.search.own_model import load_encoder, load_own_encoder
 from lrvsf.search.segments import (
     ROW,

@@ -10,7 +10,6 @@ A catalog that is open keeps answering as it was opened, whatever is built, swit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -25,12 +24,11 @@ from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.search.copies import ALIKE, Copies
 from lrvsf.search.filters import rows_where
-from lrvsf.search.generations import Generation, Generations, table_of
+from lrvsf.search.generations import Generation
 from lrvsf.search.hits import Answer, Hit
-from lrvsf.search.index import VectorIndex
+from lrvsf.search.opening.opened import Parts, open_answering
 from lrvsf.search.own_model import load_own_encoder, load_reader
-from lrvsf.search.segments import Thumbnails
-from lrvsf.search.vectors import Selection, Vectors
+from lrvsf.search.vectors import Selection
 from lrvsf.search.verdicts.presence import Presence
 from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
 
@@ -41,33 +39,6 @@ NEAR = 0.99
 Calibration = TypeVar("Calibration", Presence, KnownPairs)
 FILTERS = 16  # that are kept with the rows that they pass, at most 4 bytes an item each; not tuned
 DEEPER = 4  # how many times more rows are looked at where groups leave too few hits
-
-
-def read_metadata(generation: Generation) -> pa.Table:
-    """`id` and the metadata of all rows, removed ones included; where a segment lacks a column, cells are empty."""
-    tables = [segment.metadata() for segment in generation.segments]
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a generation consists of, open: what is searched, and what a hit tells.
-
-    Attributes:
-        metadata: `id` and the columns, a row for each item, removed ones included.
-        thumbnails: has `take`, as `Thumbnails`.
-    """
-
-    metadata: pa.Table
-    vectors: Vectors
-    index: VectorIndex
-    thumbnails: Thumbnails
-
-    @classmethod
-    def of(cls, generation: Generation) -> Self:
-        vectors = Vectors.open([segment.folder for segment in generation.segments])
-        index = VectorIndex.load(generation.folder, vectors)
-        return cls(read_metadata(generation), vectors, index, Thumbnails(generation.segments))
 
 
 class Catalog:
@@ -107,20 +78,7 @@ class Catalog:
             FileNotFoundError: there is no catalog.
             ValueError: it is damaged.
         """
-        if table_of(folder):
-            from lrvsf.scale.lance_search import open_table  # here, as few have Lance
-
-            return cls(*open_table(folder), model, device)
-        generations = Generations(folder)
-        for _ in range(3):
-            generation = generations.answering()
-            try:
-                return cls(generation, Parts.of(generation), model, device)
-            except FileNotFoundError:
-                if generations.answering().name == generation.name:
-                    raise  # otherwise `compact` removed it between two looks, and another one answers
-        generation = generations.answering()
-        return cls(generation, Parts.of(generation), model, device)
+        return cls(*open_answering(folder), model, device)
 
     def __len__(self) -> int:
         return len(self.generation)

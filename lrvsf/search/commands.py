@@ -177,9 +177,7 @@ def remove(
 
 def info(out: Out) -> dict[str, Any]:
     """Tell what a catalog has: items, columns, model, index, generations, and what it takes on the disk."""
-    from lrvsf.search.generations import generations_in
-
-    return generations_in(out).describe()
+    return _generations(out, table=True).describe()
 
 
 def compact(
@@ -198,7 +196,7 @@ def switch(
 ) -> dict[str, Any]:
     """Let another generation answer. What is open keeps answering as it did until it is opened anew."""
     if not _is_catalog(out):
-        _generations(out).answering()  # tells so; the name in CURRENT may be damaged, which this step mends
+        _answering(out)  # tells so; the name in CURRENT may be damaged, which this step mends
     check_output(out, "OUT")
     return {"catalog": str(out), "answered before": _generations(out).switch_alone(generation), "answers": generation}
 
@@ -253,7 +251,7 @@ def query(
         raise ValueError(f"html={html} is a folder; name a file for the page, such as {html / 'sheet.html'}")
     if k < 1:
         raise ValueError(f"k={k} must be 1 or more")
-    _answering(out)
+    _answering(out, table=True)
     from lrvsf.search.answers import ask
     from lrvsf.search.catalog import Catalog
 
@@ -283,7 +281,7 @@ def measure(
         raise ValueError(f"k={', '.join(map(str, ks))} must be 1 or more each, and at most {MOST_KS} different ones")
     if queries < 1:
         raise ValueError(f"queries={queries} must be 1 or more")
-    _answering(out)
+    _answering(out, table=True)
     from lrvsf.data.testset import ProductTestSet
 
     test_set = ProductTestSet(testset)  # refused before torch is imported
@@ -323,7 +321,7 @@ def serve(
     limits = Limits(waiting=waiting, seconds=seconds, batch=batch_size)
     if not 0 <= port < 65536:
         raise ValueError(f"port={port} must be in 0..65535")
-    _answering(out)
+    _answering(out, table=True)
     # Before torch loads OpenMP, whose threads would by default spin while they wait for one another. They would keep
     # the cores from the threads that decode and search, and wait the longer themselves: beside two busy processes on
     # two cores, a B/32 took 2.0 s for a picture, and takes 0.2 s.
@@ -348,7 +346,7 @@ def space(
         raise ValueError(f"{folder} is inside {out}, which is a catalog's alone; choose another folder")
     if examples and not examples.is_dir():
         raise FileNotFoundError(f"there is no folder {examples}{near(examples)}; --examples names one of photos")
-    _generations(out).answering()
+    _answering(out)
     from lrvsf.search.space.write_space import write_space
 
     quiet_libraries()
@@ -383,21 +381,19 @@ def _is_catalog(folder: Path) -> bool:
     return is_catalog(folder)
 
 
-def _generations(out: Path) -> Generations:
-    from lrvsf.search.generations import Generations
+def _generations(out: Path, table: bool = False) -> Generations:
+    from lrvsf.search.generations import Generations, generations_in
 
-    return Generations(out)
+    return generations_in(out) if table else Generations(out)
 
 
-def _answering(out: Path) -> str:
-    """The generation that answers, of a Lance table too. Raises FileNotFoundError where none does."""
-    from lrvsf.search.generations import generations_in
-
-    return generations_in(out).answering().name
+def _answering(out: Path, table: bool = False) -> str:
+    """The generation that answers, `table`: of a Lance table too. Raises FileNotFoundError where none does."""
+    return _generations(out, table).answering().name
 
 
 def _changeable(out: Path) -> str:
     """Likewise, of a catalog that is to be changed. Raises OSError where it cannot be."""
-    answering = _generations(out).answering().name
+    answering = _answering(out)
     check_output(out, "OUT")
     return answering

@@ -1,5 +1,7 @@
 """A Lance table is searched by the rules of every catalog; what is no table of ours is refused in a line."""
 
+import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -136,9 +138,6 @@ def test_compacted_fragments_are_read_in_their_order(asked, tmp_path):
     table.tags.update("answers", table.latest_version)
     before = asked.catalog.nearest(asked.queries, 10, "price <> 3")
     manifest = Catalog.open(f"{path}@1").generation.manifest | {"items": table.count_rows()}
-    import json
-import re
-
     table.update_schema_metadata({"lrvsf": json.dumps(manifest)})
     table.tags.update("answers", table.latest_version)
     found = Catalog.open(path).nearest(asked.queries, 10)

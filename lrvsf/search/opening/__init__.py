@@ -1,0 +1,1 @@
+"""Catalogs are opened, from their own folders or from Lance tables."""
