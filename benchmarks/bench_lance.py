@@ -109,16 +109,12 @@ def report(found: dict[str, Found], asked: np.ndarray) -> None:
     for kind, (index, seconds, size) in found.items():
         rows, p50, p95 = timed(index.search, asked, [None] * len(asked))
         megabytes = (2 * DIM * len(vectors) + size) / 1e6
-        print(
-            f"| {kind} | {seconds:.0f} | {megabytes:.0f} | {p50:.2f} | {p95:.2f} | {recall(rows, truth):.3f} |",
-            flush=True,
-        )
+        told = f"{seconds:.0f} | {megabytes:.0f} | {p50:.2f} | {p95:.2f} | {recall(rows, truth):.3f}"
+        print(f"| {kind} | {told} |", flush=True)
     some = asked[:FILTERED]
     print("\n| filter | " + " | ".join(found) + " |\n| --- |" + " --- |" * len(found))
     for name, each in filters(vectors, some, np.random.default_rng(0)).items():
-        truth = [
-            vectors.best(torch.from_numpy(query[None]), K, one)[1][0] for query, one in zip(some, each, strict=False)
-        ]
+        truth = timed(lambda query, k, one: vectors.best(torch.from_numpy(query), k, one), some, each)[0]
         cells = []
         for index, _, _ in found.values():
             rows, p50, _ = timed(index.search, some, each)

@@ -220,7 +220,7 @@ def test_names_of_tables_and_versions(shops, tmp_path):
     assert table_of(shops["old"] / "catalog") is None and table_of(tmp_path / "a@b") is None and table_of("@x") is None
 
 
-def test_a_ray_cluster_fills_the_index(shops, tmp_path, monkeypatch):
+def test_a_ray_cluster_fills_the_index(shops, tmp_path, monkeypatch, cluster):
     pytest.importorskip("lance_ray")
     monkeypatch.setattr(lance_index, "FLAT_ITEMS", 500)
     monkeypatch.setattr("lrvsf.scale.write_lance.FRAGMENT", 300)
