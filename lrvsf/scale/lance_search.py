@@ -35,10 +35,7 @@ def open_table(folder: str | Path) -> tuple[TableGeneration, Parts]:
     try:
         metadata = table.to_table(columns=list(generation.columns())).combine_chunks()
         found = index_of(table, column)
-        if found is None:
-            index = VectorIndex(vectors, EXACT, None)
-        else:
-            index = VectorIndex(vectors, f"Lance {found.index_type}", TableCandidates(table, column, found.name))
+        index = TableIndex(vectors, table, column, found) if found else VectorIndex(vectors, EXACT, None)
     except FAULTS as error:
         raise damaged_table(generation.folder, error) from error
     return generation, Parts(metadata.replace_schema_metadata(None), vectors, index, TableThumbnails(table))
@@ -69,31 +66,35 @@ class TableVectors(Vectors):
         return torch.from_dlpack(column.flatten()).view(-1, self.shape[1])  # no copy, and no warning that it is not one
 
 
-class TableCandidates:
-    """Names the rows of one version that are near to a query, by the table's IVF."""
+class TableIndex(VectorIndex):
+    """The IVF of one version: Lance names candidates in place of faiss."""
 
-    def __init__(self, table: lance.LanceDataset, column: str, name: str) -> None:
+    def __init__(self, vectors: TableVectors, table: lance.LanceDataset, column: str, about: Any) -> None:
+        """
+        Args:
+            about: Lance's description of the index.
+        """
+        super().__init__(vectors, f"Lance {about.index_type}", about)
         self._table, self._column = table, column
-        self._lists = len(table.get_ivf_model(name).centroids)
+        self._lists = len(table.get_ivf_model(about.name).centroids)
         addresses = table.scanner(columns=[], with_row_id=True).to_table()["_rowid"].to_numpy()
         self._order = np.argsort(addresses, kind="stable")  # compacted fragments keep their place and get new numbers
         self._addresses = addresses[self._order]
 
-    def parameters(self, depth: int, count: int) -> int:
-        return probed_lists(self._lists, depth)
-
-    def search(self, queries: np.ndarray, count: int, params: int) -> tuple[None, np.ndarray]:
+    def _nearest_codes(self, queries: np.ndarray, depth: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        lists = probed_lists(self._lists, depth)
         nearest: dict[str, Any] = {"column": self._column, "q": queries, "k": count, "metric": METRIC}
         # Both: between the two Lance looks on where it has found too little, which the caller judges better.
-        nearest |= {"minimum_nprobes": params, "maximum_nprobes": params}
+        nearest |= {"minimum_nprobes": lists, "maximum_nprobes": lists}
         found = self._table.scanner(columns=["_distance"], nearest=nearest, with_row_id=True).to_table()
+        query, distance = found["query_index"].to_numpy(), found["_distance"].to_numpy()
         rows = self._order[np.searchsorted(self._addresses, found["_rowid"].to_numpy())]
-        query = found["query_index"].to_numpy()
-        order = np.lexsort((found["_distance"].to_numpy(), query))
-        first = np.searchsorted(query[order], np.arange(len(queries)))  # of each query, in `order`
+        order = np.lexsort((distance, query))
+        place = np.arange(len(order)) - np.searchsorted(query[order], query[order])  # of each among its query's
+        scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
         named = np.full((len(queries), count), -1, dtype=np.int64)
-        named[query[order], np.arange(len(order)) - first[query[order]]] = rows[order]
-        return None, named
+        scores[query[order], place], named[query[order], place] = 1 - distance[order], rows[order]  # as Lance has it
+        return scores, named
 
 
 class TableThumbnails:

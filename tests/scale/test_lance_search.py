@@ -22,7 +22,7 @@ from lrvsf.search.vectors import Selection
 lance = pytest.importorskip("lance")
 
 from lrvsf.scale import lance_index  # noqa: E402 - it needs Lance
-from lrvsf.scale.lance_search import TableCandidates, TableVectors  # noqa: E402
+from lrvsf.scale.lance_search import TableVectors  # noqa: E402
 from lrvsf.scale.write_lance import write_lance  # noqa: E402
 
 COUNT = 900
@@ -108,12 +108,14 @@ def test_queries_of_a_batch_are_answered_as_alone(asked):
     assert (rows == np.concatenate([one for _, one in alone])).all()
 
 
-def test_candidates_come_nearest_first_and_then_nothing(asked):
-    table, column = asked.catalog.generation.table, asked.catalog.generation.column
-    named = TableCandidates(table, column, f"{column}_ivf").search(asked.queries, 2 * COUNT, 10_000)[1]
+def test_candidates_come_nearest_first_and_then_nothing(asked, monkeypatch):
+    monkeypatch.setattr(search_index, "LEAST_PROBED", 10_000)
+    codes, named = asked.catalog.index._nearest_codes(asked.queries, 10, 2 * COUNT)
+    assert (np.diff(codes[:, :COUNT]) <= 0).all() and np.isneginf(codes[:, COUNT:]).all()
     assert (np.sort(named[:, :COUNT]) == np.arange(COUNT)).all() and (named[:, COUNT:] == -1).all()
     scores = np.take_along_axis(asked.queries @ drawn(range(COUNT), MODELS[asked.model][1]).T, named[:, :COUNT], 1)
     assert (scores[:, :10].mean(1) > scores[:, 300:].mean(1)).all()
+    assert np.corrcoef(scores[0], codes[0, :COUNT])[0, 1] > 0.8, "codes of one bit tell this much"
 
 
 def test_vectors_of_a_table_are_those_of_the_catalog(asked):
