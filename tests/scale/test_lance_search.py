@@ -115,7 +115,7 @@ def test_candidates_come_nearest_first_and_then_nothing(asked, monkeypatch):
     assert (np.sort(named[:, :COUNT]) == np.arange(COUNT)).all() and (named[:, COUNT:] == -1).all()
     scores = np.take_along_axis(asked.queries @ drawn(range(COUNT), MODELS[asked.model][1]).T, named[:, :COUNT], 1)
     assert (scores[:, :10].mean(1) > scores[:, 300:].mean(1)).all()
-    assert np.corrcoef(scores[0], codes[0, :COUNT])[0, 1] > 0.8, "codes of one bit tell this much"
+    assert np.corrcoef(scores[0], codes[0, :COUNT])[0, 1] > 0.5, "codes of one bit tell this much"
 
 
 def test_vectors_of_a_table_are_those_of_the_catalog(asked):
