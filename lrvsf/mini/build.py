@@ -1,4 +1,5 @@
-"""Writes Mini LRVS-F: product shards under train/, test sets in the published layout under validation/ and test/.
+"""Writes Mini LRVS-F: product shards under train/, and test sets in the published layout: validation/, test/ and
+two_of_a_kind/.
 
 Every picture is drawn from (seed, split, row), so the same seed gives the same bytes on any number of processes.
 """
@@ -13,12 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.mini.attributes import CATEGORIES, Garment, all_looks, near_miss, random_garment
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
+from lrvsf.mini.two_of_a_kind import pairs, stage_two
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from
@@ -27,6 +30,7 @@ from lrvsf.report import write_report
 MANIFEST = "mini.json"
 # Each picture's seed is (seed, code of its set, row), so that no set's pictures depend on how many another one has.
 TRAIN, TEST_SETS = 1, {"validation": 2, "test": 4}  # 3 and 5 are their distractors
+TWO_OF_A_KIND, TWO = "two_of_a_kind", 9  # 6 to 8 are the shop's
 JPEG_QUALITY = 88
 SHARD_ROWS = 2000
 NEAR_MISSES = 0.1  # share of a set's distractors that are near-misses of its products
@@ -120,7 +124,7 @@ def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1)
         if shown >= SHOWN:
             break
     _, worn, cropped, place = best
-    picture = scene_picture(place, rng)
+    picture = scene_picture([place], rng)
     names = [g.caption for g in worn]
     rng.shuffle(names)  # no garment is the first: nothing says which one is asked about
     caption = f"a person wearing {', '.join(names[:-1])} and {names[-1]}"
@@ -149,6 +153,20 @@ def draw_query(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
     return query_row(f"mini-{size.seed}-{code}-{row:06d}", [worn, simple(garment, size.image_size, rng)])
 
 
+def draw_two(size: MiniSize, job: tuple[int, tuple[Garment, Garment]]) -> bytes:
+    """A scene of two figures that wear a product each; the number is the first one's row in the test set."""
+    row, targets = job
+    rng = np.random.default_rng([size.seed, TWO, row])
+    best = None
+    for _ in range(3 * QUERY_TRIES):  # two things must be in sight
+        figures, shown = stage_two(targets, size.image_size, rng)
+        if best is None or shown > best[0]:
+            best = shown, figures
+        if shown >= SHOWN:
+            break
+    return jpeg(scene_picture(best[1], rng))
+
+
 def draw_distractor(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
     """One distractor. `code`: of its test set, plus 1."""
     row, garment = job
@@ -162,7 +180,8 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
     A drawing that was interrupted goes on with the first folder that is not whole.
 
     Args:
-        out: folder; gets train/*.parquet, validation/, test/ and mini.json (settings and files, written last).
+        out: folder; gets train/*.parquet, validation/, test/, two_of_a_kind/ (if there are more than ten test products)
+            and mini.json (settings and files, written last).
         processes: how many draw; the machine's cores by default.
 
     Raises:
@@ -170,10 +189,11 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
     """
     out = Path(out)
     settings = {"format": FORMAT, **asdict(size)}
-    if _is_drawn(out, settings):
+    names = ["train", *TEST_SETS, *([TWO_OF_A_KIND] if pairs(size.test_products) else [])]
+    if _is_drawn(out, settings, names):
         return False
     source = json.dumps(settings)
-    missing = [name for name in ("train", *TEST_SETS) if not made_from(out / name, source)]
+    missing = [name for name in names if not made_from(out / name, source)]
     looks = draw_looks(size)
     # Small shards, and a dictionary of equal cells: the bytes that the published models were trained on.
     layout = {"shard_rows": SHARD_ROWS, "dictionary": True}
@@ -191,19 +211,36 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
                 if name == "train":
                     for row in rows(partial(draw_product, size), name):
                         writer.add(row)
-                    continue
-                for row in rows(partial(draw_query, size, TEST_SETS[name]), name):
-                    writer.add_query(row)
-                for row in rows(partial(draw_distractor, size, TEST_SETS[name] + 1), f"{name}_distractors"):
-                    writer.add_distractor(row)
-    files = sorted(path for name in ("train", *TEST_SETS) for path in (out / name).rglob("*.parquet"))
+                elif name == TWO_OF_A_KIND:
+                    _write_two_of_a_kind(writer, out / "test", size, looks["test"], mapper)
+                else:
+                    for row in rows(partial(draw_query, size, TEST_SETS[name]), name):
+                        writer.add_query(row)
+                    for row in rows(partial(draw_distractor, size, TEST_SETS[name] + 1), f"{name}_distractors"):
+                        writer.add_distractor(row)
+    files = sorted(path for name in names for path in (out / name).rglob("*.parquet"))
     sizes = {str(path.relative_to(out)): path.stat().st_size for path in files}
     write_report(out / MANIFEST, {**settings, "files": sizes})
     return True
 
 
-def _is_drawn(out: Path, settings: dict[str, int]) -> bool:
-    """Whether a folder holds all of a Mini LRVS-F of these settings."""
+def _write_two_of_a_kind(
+    writer: TestSetWriter, test: Path, size: MiniSize, looks: list[Garment], mapper: Callable
+) -> None:
+    """The test set's targets with new scenes, and its distractors as they are."""
+    queries = pq.read_table(test / "products.parquet").to_pylist()
+    couples = pairs(len(looks))
+    jobs = [(first, (looks[first], looks[second])) for first, second in couples]
+    for couple, scene in zip(couples, mapper(partial(draw_two, size), jobs, chunksize=4), strict=True):
+        for row in couple:
+            writer.add_query(queries[row] | {"COMPLEX_IMG": scene, "TYPE": SCENES[False]})
+    for file in sorted(test.glob("distractors/*.parquet")):
+        for row in pq.read_table(file).to_pylist():
+            writer.add_distractor(row)
+
+
+def _is_drawn(out: Path, settings: dict[str, int], names: list[str]) -> bool:
+    """Whether a folder holds all of a Mini LRVS-F of these settings; of an older one, a set may be missing."""
     manifest = out / MANIFEST
     if not manifest.is_file():
         return False
@@ -214,4 +251,4 @@ def _is_drawn(out: Path, settings: dict[str, int]) -> bool:
     for name, size in files.items():
         if not (out / name).is_file() or (out / name).stat().st_size != size:
             raise ValueError(f"{out} is not whole: {name} is missing or cut; remove {out} to draw it again")
-    return True
+    return set(names) <= {name.split("/")[0] for name in files}

@@ -13,7 +13,7 @@ from lrvsf.mini.shop import ShopSize, draw_shop
 
 
 def mini(
-    out: Annotated[Path, Argument(help="folder to write: train/, validation/, test/")],
+    out: Annotated[Path, Argument(help="folder to write: train/, validation/, test/, two_of_a_kind/")],
     products: Annotated[int, Option(help="training products")] = MiniSize.products,
     test_products: Annotated[int, Option(help="queries of the test set, and of the validation set")] = (
         MiniSize.test_products

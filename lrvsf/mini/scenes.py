@@ -1,7 +1,8 @@
-"""The two kinds of picture: a garment alone on white, and a figure that wears several in a cluttered place."""
+"""The two kinds of picture: a garment alone on white, and figures that wear several in a cluttered place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,28 +96,34 @@ def clutter(canvas: Canvas, rng: np.random.Generator) -> None:
         canvas.fill(shape, to_pixels, muted())
 
 
+def body_parts(pose: Pose) -> dict[str, list[np.ndarray]]:
+    """A figure's parts, in figure units, in the order of drawing."""
+    parts = {
+        "legs": [limb((s * 0.07, 0.58), (s * 0.08, 0.95), 0.05, 0.035) for s in (-1, 1)],
+        "feet": [ellipse(s * 0.1, 0.965, 0.06, 0.03) for s in (-1, 1)],
+        "neck": [limb((0, 0.29), (0, 0.36), 0.04, 0.045)],
+        "torso": [np.array([(-0.12, 0.335), (0.12, 0.335), (0.115, 0.66), (-0.115, 0.66)])],
+        "arms": [limb(pose.shoulder(s), pose.on_arm(s, 1.0), 0.038, 0.03) for s in (-1, 1)],
+        "hands": [ellipse(*pose.on_arm(s, 1.05), 0.04, 0.04) for s in (-1, 1)],
+        "head": [ellipse(0, 0.19, 0.125, 0.125)],
+    }
+    return {name: [widened(shape) for shape in shapes] for name, shapes in parts.items()}
+
+
 def body(canvas: Canvas, pose: Pose, matrix: np.ndarray, rng: np.random.Generator) -> None:
     """The figure, in plain undergarments of its own tone, so that what is not worn is not a garment."""
     skin = np.array(SKINS[rng.integers(len(SKINS))], float)
     hair = HAIRS[rng.integers(len(HAIRS))]
     under = 0.88 * skin
-
-    def fill(shapes: list[np.ndarray], color, outline: bool = True) -> None:
-        canvas.fill([widened(shape) for shape in shapes], matrix, color, outline)
-
-    long_hair = rng.random() < 0.5
-    if long_hair:
-        fill([ellipse(0, 0.22, 0.155, 0.17)], hair)
-    fill([limb((s * 0.07, 0.58), (s * 0.08, 0.95), 0.05, 0.035) for s in (-1, 1)], skin)
-    fill([ellipse(s * 0.1, 0.965, 0.06, 0.03) for s in (-1, 1)], skin)
-    fill([limb((0, 0.29), (0, 0.36), 0.04, 0.045)], skin)
-    fill([np.array([(-0.12, 0.335), (0.12, 0.335), (0.115, 0.66), (-0.115, 0.66)])], under)
-    fill([limb(pose.shoulder(s), pose.on_arm(s, 1.0), 0.038, 0.03) for s in (-1, 1)], skin)
-    fill([ellipse(*pose.on_arm(s, 1.05), 0.04, 0.04) for s in (-1, 1)], skin)
-    fill([ellipse(0, 0.19, 0.125, 0.125)], skin)
-    fill([ellipse(0, 0.165, 0.132, 0.115, 180, 360)], hair, outline=False)
-    fill([ellipse(s * 0.045, 0.205, 0.013, 0.016) for s in (-1, 1)], (40, 34, 34), outline=False)
-    fill([ellipse(0, 0.255, 0.03, 0.012, 0, 180)], (176, 70, 70), outline=False)
+    if rng.random() < 0.5:  # long hair, which falls behind the shoulders
+        canvas.fill([widened(ellipse(0, 0.22, 0.155, 0.17))], matrix, hair)
+    for name, shapes in body_parts(pose).items():
+        canvas.fill(shapes, matrix, under if name == "torso" else skin)
+    face = [([ellipse(0, 0.165, 0.132, 0.115, 180, 360)], hair)]
+    face.append(([ellipse(s * 0.045, 0.205, 0.013, 0.016) for s in (-1, 1)], (40, 34, 34)))
+    face.append(([ellipse(0, 0.255, 0.03, 0.012, 0, 180)], (176, 70, 70)))
+    for shapes, color in face:
+        canvas.fill([widened(shape) for shape in shapes], matrix, color, outline=False)
 
 
 @dataclass(frozen=True)
@@ -135,14 +142,28 @@ class Stage:
     matrix: np.ndarray
     size: int
 
-    def shown(self, target: Garment) -> float:
-        """How much of the target can be seen, 0..1: of its cloth or, if that is less, of its emblems."""
+    def shown(self, target: Garment, in_front: Sequence[Stage] = ()) -> float:
+        """How much of the target can be seen, 0..1: of its cloth or, if that is less, of its emblems.
+
+        `in_front` are the figures of the same scene that are drawn after this one.
+        """
         place = self.worn.index(target)
         cut = self.cuts[target.category]
         emblem = star if target.emblem == "star" else heart
         parts = [cut.cloth] if target.emblem == "none" else [cut.cloth, [emblem(*where) for where in cut.emblems]]
         covering = [shape for garment in self.worn[place + 1 :] for shape in self.cuts[garment.category].all_shapes]
+        # Another figure's shapes, brought from its coordinates into this one's.
+        inverse = np.linalg.inv(self.matrix[:, :2])
+        for other in in_front:
+            shift = other.matrix[:, 2] - self.matrix[:, 2]
+            covering += [(shape @ other.matrix[:, :2].T + shift) @ inverse.T for shape in other.all_shapes]
         return min(visible_share(shapes, covering, self.matrix, self.size) for shapes in parts)
+
+    @property
+    def all_shapes(self) -> list[np.ndarray]:
+        """The figure's body and everything that it wears."""
+        worn = [shape for cut in self.cuts.values() for shape in cut.all_shapes]
+        return [shape for part in body_parts(self.pose).values() for shape in part] + worn
 
 
 def visible_share(shapes: list[np.ndarray], covering: list[np.ndarray], matrix: np.ndarray, size: int) -> float:
@@ -182,12 +203,13 @@ def stage(garments: list[Garment], target: Garment, size: int, rng: np.random.Ge
     return Stage(sorted(garments, key=lambda g: DRESSING_ORDER.index(g.category)), cuts, pose, matrix, size)
 
 
-def scene_picture(scene: Stage, rng: np.random.Generator) -> Image.Image:
-    """The figure among clutter."""
-    canvas = Canvas(scene.size, scene.size, (200, 200, 200))
+def scene_picture(figures: Sequence[Stage], rng: np.random.Generator) -> Image.Image:
+    """Figures among clutter; later ones stand in front."""
+    canvas = Canvas(figures[0].size, figures[0].size, (200, 200, 200))
     clutter(canvas, rng)
-    body(canvas, scene.pose, scene.matrix, rng)
-    light = rng.uniform(-1, 1)
-    for garment in scene.worn:
-        put_on(canvas, garment, scene.cuts[garment.category], scene.matrix, light)
+    for figure in figures:
+        body(canvas, figure.pose, figure.matrix, rng)
+        light = rng.uniform(-1, 1)
+        for garment in figure.worn:
+            put_on(canvas, garment, figure.cuts[garment.category], figure.matrix, light)
     return canvas.finish(rng.uniform(0.85, 1.1))

@@ -133,7 +133,7 @@ def _scene(size: ShopSize, job: tuple[int, list[Garment]]) -> tuple[bytes, dict[
             best, shares = staged, shown
         if min(shares.values()) >= SHOWN:
             break
-    return jpeg(scene_picture(best, rng)), shares
+    return jpeg(scene_picture([best], rng)), shares
 
 
 def _name(place: int) -> str:

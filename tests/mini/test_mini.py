@@ -56,7 +56,7 @@ def test_every_silhouette_can_be_drawn_alone_and_worn_and_every_look_differs():
             assert garment in worn and 3 <= len({g.category for g in worn}) <= 5
             pictures[garment] = simple_picture(garment, 48, np.random.default_rng(1)).tobytes()
             for cropped in (False, True):
-                assert scene_picture(stage(worn, garment, 48, rng, cropped), rng).size == (48, 48)
+                assert scene_picture([stage(worn, garment, 48, rng, cropped)], rng).size == (48, 48)
     assert len(set(pictures.values())) == len(pictures)
 
 
@@ -133,7 +133,7 @@ def test_the_visible_share_is_counted_by_hand():
 
 def test_queries_show_what_they_ask_for_and_training_scenes_may_not(monkeypatch):
     drawn = []
-    monkeypatch.setattr(build, "scene_picture", lambda place, rng: drawn.append(place) or scene_picture(place, rng))
+    monkeypatch.setattr(build, "scene_picture", lambda places, rng: drawn.extend(places) or scene_picture(places, rng))
     rng = np.random.default_rng(0)
     garments = [random_garment(category, rng) for category in CATEGORIES for _ in range(6)]
     size = MiniSize(image_size=48)
