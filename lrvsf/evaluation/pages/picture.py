@@ -3,10 +3,13 @@
     evaluate_lrvsf.py picture --model assets/mini-condvit \\
         --data_root data/mini/test --product 37 \\
         --categories Bags "Lower Body" "Upper Body" --out docs/retrieval.png
+
+A model that reads texts is asked by `--texts`.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 
 import torch
@@ -21,7 +24,8 @@ from lrvsf.embedding.pipeline import embed_share
 from lrvsf.terminal import never_refuse
 from processing_condvit import pad_and_resize
 
-TILE, GAP, LINE, LABEL = 120, 8, 24, 104  # pixels
+TILE, GAP, LINE = 120, 8, 24  # pixels
+LETTER, WRAPPED = 7, 20  # pixels that a letter takes, at most; letters of a line of a condition
 INK, FRAME = (32, 32, 36), (30, 140, 60)
 
 
@@ -35,58 +39,65 @@ def gallery_of(encoder: Encoder, test_set: ProductTestSet) -> tuple[torch.Tensor
 
 
 def retrieve(
-    encoder: Encoder, scene: bytes, categories: Iterable[str], gallery: torch.Tensor, count: int
+    encoder: Encoder, scene: bytes, conditions: Iterable[str], gallery: torch.Tensor, count: int
 ) -> dict[str, list[int]]:
-    """For each category the gallery rows that the conditioned scene finds, best first."""
+    """For each condition the gallery rows that the scene finds under it, best first."""
     pixels = encoder.pixels(scene)  # decoded once for all conditions
     found = {}
-    for category in categories:
-        query = encoder.embed([pixels], [category])  # (1, dim)
-        found[category] = (query @ gallery.T)[0].topk(count).indices.tolist()  # ties in any order, as it is a picture
+    for condition in conditions:
+        query = encoder.embed([pixels], [condition])  # (1, dim)
+        found[condition] = (query @ gallery.T)[0].topk(count).indices.tolist()  # ties in any order, as it is a picture
     return found
 
 
-def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes], target_row: int) -> Image.Image:
-    """The scene on the left, one row of answers for each condition; the known target is framed."""
+def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes], targets: set[int]) -> Image.Image:
+    """The scene on the left, one row of answers for each condition; known targets are framed."""
     rows, count = len(found), max(map(len, found.values()))
+    labels = {condition: textwrap.wrap(condition, WRAPPED) for condition in found}
+    label = GAP + LETTER * max(14, *(len(line) for lines in labels.values() for line in lines))
     height = LINE + rows * (TILE + GAP)
     side = height - LINE - GAP
-    width = GAP + side + GAP + LABEL + count * (TILE + GAP)
+    width = GAP + side + GAP + label + count * (TILE + GAP)
     sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     sheet.paste(pad_and_resize(decode_image(scene), side), (GAP, LINE))
     draw.text((GAP, 4), "query", INK, font)
     draw.text((2 * GAP + side, 4), "condition", INK, font)
-    draw.text((2 * GAP + side + LABEL, 4), "found among all products and distractors, best first", INK, font)
-    for line, (category, answers) in enumerate(found.items()):
+    draw.text((2 * GAP + side + label, 4), "found among all products and distractors, best first", INK, font)
+    for line, (condition, answers) in enumerate(found.items()):
         top = LINE + line * (TILE + GAP)
-        draw.text((2 * GAP + side, top + TILE // 2 - 8), category, INK, font)
+        middle = top + (TILE - 16 * len(labels[condition])) // 2
+        draw.text((2 * GAP + side, middle), "\n".join(labels[condition]), INK, font)
         for place, row in enumerate(answers):
             tile = pad_and_resize(decode_image(images[row]), TILE - 6)
-            tile = ImageOps.expand(tile, 3, FRAME if row == target_row else (224, 224, 228))
-            sheet.paste(tile, (2 * GAP + side + LABEL + place * (TILE + GAP), top))
+            tile = ImageOps.expand(tile, 3, FRAME if row in targets else (224, 224, 228))
+            sheet.paste(tile, (2 * GAP + side + label + place * (TILE + GAP), top))
     return sheet
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__, prog=f"{script_name()} picture")
-    parser.add_argument("--model", required=True, help="a CondViT model conditioned by category")
+    parser.add_argument("--model", required=True, help="a CondViT model")
     parser.add_argument("--data_root", required=True, help="test set folder")
     parser.add_argument("--out", required=True, help="PNG to write")
     parser.add_argument("--product", type=int, default=0, help="row of the test set's product whose scene is asked")
     parser.add_argument("--categories", nargs="+", help="conditions; by default the product's own")
+    parser.add_argument("--texts", nargs="+", help="conditions in words instead, for a model that reads texts")
     parser.add_argument("--count", type=int, default=5, help="answers for each condition")
     args = parser.parse_args(arguments)
     never_refuse()
-    encoder, test_set = Encoder(load_model(args.model), "category"), ProductTestSet(args.data_root)
+    conditioning, test_set = "text" if args.texts else "category", ProductTestSet(args.data_root)
+    encoder = Encoder(load_model(args.model), conditioning)
     if not 0 <= args.product < test_set.n_products:
         raise ValueError(f"--product {args.product}: the test set has products 0..{test_set.n_products - 1}")
     product = next(iter(test_set.products(args.product, args.product + 1)))
-    categories = args.categories or [product.category]
-    if unknown := [name for name in categories if name not in encoder.model.config.categories]:
+    conditions = args.texts or args.categories or [product.category]
+    if not args.texts and (unknown := [name for name in conditions if name not in encoder.model.config.categories]):
         raise ValueError(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
     gallery, images = gallery_of(encoder, test_set)
-    found = retrieve(encoder, product.query_image, categories, gallery, args.count)
-    target = images.index(product.target_image)
-    draw_retrieval(product.query_image, found, images, target).save(args.out, optimize=True)
-    print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(categories)}")
+    found = retrieve(encoder, product.query_image, conditions, gallery, args.count)
+    # A scene may be asked for several products.
+    own = [other.target_image for other in test_set.products() if other.query_image == product.query_image]
+    targets = {row for row, image in enumerate(images) if image in own}
+    draw_retrieval(product.query_image, found, images, targets).save(args.out, optimize=True)
+    print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(conditions)}")

@@ -1,11 +1,13 @@
 import numpy as np
 import torch
-from made import as_flags, encode, noise
+from made import as_flags, encode, noise, tiny_clip, tiny_tokenizer
 from PIL import Image
 
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.pages import picture
 from lrvsf.mini.build import MiniSize, build_mini
+from modeling_condvit import CondViTModel
+from processing_condvit import CondViTProcessor
 
 
 def test_the_picture_shows_each_condition_s_answers(tmp_path, tiny_model, capsys):
@@ -14,7 +16,7 @@ def test_the_picture_shows_each_condition_s_answers(tmp_path, tiny_model, capsys
     places = {"model": tmp_path / "model", "data_root": tmp_path / "mini/test", "out": tmp_path / "a.png"}
     picture.main(as_flags(**places, categories=["Bags", "Feet"], count=3))
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    assert sheet.shape == (24 + 2 * 128, 8 + 248 + 8 + 104 + 3 * 128, 3)
+    assert sheet.shape == (24 + 2 * 128, 8 + 248 + 8 + 106 + 3 * 128, 3)
     assert "asked for Bags, Feet" in capsys.readouterr().out
 
 
@@ -24,3 +26,20 @@ def test_retrieve_ranks_by_dot_product(tiny_model):
     query = encoder.embed([encoder.pixels(scene)], ["Head"])
     gallery = torch.cat([-query, query, torch.zeros_like(query)])
     assert picture.retrieve(encoder, scene, ["Head"], gallery, 3) == {"Head": [1, 2, 0]}
+
+
+def test_words_ask_too_and_what_the_scene_is_known_to_show_is_framed(tmp_path, capsys):
+    build_mini(tmp_path / "mini", MiniSize(2, 11, 5, image_size=48), processes=1)
+    clip = str(tmp_path / "clip")
+    tiny_clip().save_pretrained(clip)
+    tiny_tokenizer().save_pretrained(clip)
+    CondViTModel.from_clip(clip, text_encoder=clip, text_encoder_in_checkpoint=True).save_pretrained(tmp_path / "model")
+    CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "model")
+    places = {"model": tmp_path / "model", "data_root": tmp_path / "mini/two_of_a_kind", "out": tmp_path / "a.png"}
+    picture.main(as_flags(**places, texts=["the red bag", "a blue bag with many stripes"], count=7))
+    assert "asked for the red bag, a blue bag with many stripes" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    assert sheet.shape == (24 + 2 * 128, 8 + 248 + 8 + (8 + 7 * 20) + 7 * 128, 3)
+    # Seven of seven items are found: in each row the frames of both products, whose scene it is.
+    framed = (sheet == picture.FRAME).all(-1)
+    assert framed.sum() == 4 * (120**2 - 114**2)
