@@ -57,9 +57,14 @@ class Garment:
     emblem: str
 
     @property
+    def short_caption(self) -> str:
+        """What people say: "a red scarf", which many are."""
+        article = "" if self.silhouette in PLURAL else "an " if self.color[0] in "aeiou" else "a "
+        return f"{article}{self.color} {self.silhouette}"
+
+    @property
     def caption(self) -> str:
         """Such as "a red scarf with white stripes and a star"."""
-        article = "" if self.silhouette in PLURAL else "an " if self.color[0] in "aeiou" else "a "
         extras = []
         if self.pattern == "color block":
             extras.append(f"a {self.second} lower half")
@@ -67,7 +72,7 @@ class Garment:
             extras.append(f"{self.second} {self.pattern}")
         if self.emblem != "none":
             extras.append(f"a {self.emblem}")
-        return f"{article}{self.color} {self.silhouette}" + (" with " + " and ".join(extras) if extras else "")
+        return self.short_caption + (" with " + " and ".join(extras) if extras else "")
 
 
 def all_looks(category: str) -> list[Garment]:

@@ -42,13 +42,17 @@ FORMAT = 3  # raise it when the pictures change: an older folder is then refused
 
 @dataclass(frozen=True)
 class MiniSize:
-    """How much to draw. The validation set has as many products as the test set and a fifth of its distractors."""
+    """How much to draw. The validation set has as many products as the test set and a fifth of its distractors.
+
+    With `short_captions` they tell colour and kind, not all that can be seen: words alone then find no product.
+    """
 
     products: int = 16_000
     test_products: int = 500
     distractors: int = 5_000
     image_size: int = 160
     seed: int = 0
+    short_captions: bool = False
 
     def __post_init__(self):
         if min(self.products, self.test_products, self.distractors) < 1:
@@ -61,6 +65,17 @@ class MiniSize:
             raise ValueError(
                 f"{self.total} products asked for, but no two may look alike; ask for {3 * looks // 4} at most"
             )
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What the pictures and the captions depend on."""
+        settings = {"format": FORMAT, **asdict(self)}
+        if not self.short_captions:  # drawn before there was a choice
+            del settings["short_captions"]
+        return settings
+
+    def caption(self, garment: Garment) -> str:
+        return garment.short_caption if self.short_captions else garment.caption
 
     @property
     def total(self) -> int:
@@ -107,7 +122,7 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1) -> Picture:
+def scene(garment: Garment, size: MiniSize, rng: np.random.Generator, tries: int = 1) -> Picture:
     """A figure that wears the garment among others; the caption names all of them.
 
     The first of `tries` that shows at least `SHOWN` of the garment is drawn, or the one that shows most.
@@ -117,7 +132,7 @@ def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1)
         # A staging is only numbers; the one that is kept is drawn, once.
         worn = outfit(garment, rng)
         cropped = bool(rng.random() < CROPPED)
-        place = stage(worn, garment, size, rng, cropped)
+        place = stage(worn, garment, size.image_size, rng, cropped)
         shown = place.shown(garment) if tries > 1 else 1.0
         if best is None or shown > best[0]:
             best = shown, worn, cropped, place
@@ -125,22 +140,23 @@ def scene(garment: Garment, size: int, rng: np.random.Generator, tries: int = 1)
             break
     _, worn, cropped, place = best
     picture = scene_picture([place], rng)
-    names = [g.caption for g in worn]
+    names = [size.caption(g) for g in worn]
     rng.shuffle(names)  # no garment is the first: nothing says which one is asked about
     caption = f"a person wearing {', '.join(names[:-1])} and {names[-1]}"
     return Picture(SCENES[cropped], None, [caption], jpeg(picture))  # True is 1: a part of the figure
 
 
-def simple(garment: Garment, size: int, rng: np.random.Generator) -> Picture:
+def simple(garment: Garment, size: MiniSize, rng: np.random.Generator) -> Picture:
     """The garment alone, with its category and caption."""
-    return Picture(SIMPLE, garment.category, [garment.caption], jpeg(simple_picture(garment, size, rng)))
+    drawn = jpeg(simple_picture(garment, size.image_size, rng))
+    return Picture(SIMPLE, garment.category, [size.caption(garment)], drawn)
 
 
 def draw_product(size: MiniSize, job: tuple[int, Garment]) -> dict:
     """One training product: a SIMPLE image and two scenes."""
     row, garment = job
     rng = np.random.default_rng([size.seed, TRAIN, row])
-    pictures = [simple(garment, size.image_size, rng), *(scene(garment, size.image_size, rng) for _ in range(2))]
+    pictures = [simple(garment, size, rng), *(scene(garment, size, rng) for _ in range(2))]
     return product_row(f"mini-{size.seed}-train-{row:06d}", pictures)
 
 
@@ -149,8 +165,8 @@ def draw_query(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
     row, garment = job
     rng = np.random.default_rng([size.seed, code, row])
     # The scene first: an argument's order is the order of the draws, and so of every later byte.
-    worn = scene(garment, size.image_size, rng, tries=QUERY_TRIES)
-    return query_row(f"mini-{size.seed}-{code}-{row:06d}", [worn, simple(garment, size.image_size, rng)])
+    worn = scene(garment, size, rng, tries=QUERY_TRIES)
+    return query_row(f"mini-{size.seed}-{code}-{row:06d}", [worn, simple(garment, size, rng)])
 
 
 def draw_two(size: MiniSize, job: tuple[int, tuple[Garment, Garment]]) -> bytes:
@@ -171,7 +187,7 @@ def draw_distractor(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict
     """One distractor. `code`: of its test set, plus 1."""
     row, garment = job
     rng = np.random.default_rng([size.seed, code, row])
-    return distractor_row(f"mini-{size.seed}-{code}-{row:06d}", simple(garment, size.image_size, rng))
+    return distractor_row(f"mini-{size.seed}-{code}-{row:06d}", simple(garment, size, rng))
 
 
 def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) -> bool:
@@ -188,7 +204,7 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
         ValueError: the folder holds other data, or some of its files are cut or missing.
     """
     out = Path(out)
-    settings = {"format": FORMAT, **asdict(size)}
+    settings = size.settings
     names = ["train", *TEST_SETS, *([TWO_OF_A_KIND] if pairs(size.test_products) else [])]
     if _is_drawn(out, settings, names):
         return False

@@ -23,9 +23,12 @@ def mini(
     ),
     image_size: Annotated[int, Option(help="pixels along the longer side")] = MiniSize.image_size,
     seed: Annotated[int, Option(help="seed of all draws; the same one gives the same bytes")] = MiniSize.seed,
+    short_captions: Annotated[
+        bool, Option(help="captions tell colour and kind, as people do, not all that can be seen")
+    ] = MiniSize.short_captions,
 ) -> dict[str, Any]:
     """Draw Mini LRVS-F: product shards and test sets, no download."""
-    size = MiniSize(products, test_products, distractors, image_size, seed)
+    size = MiniSize(products, test_products, distractors, image_size, seed, short_captions)
     with locked(out, "prepare_lrvsf.py mini"):
         drawn = build_mini(out, size)
     return {

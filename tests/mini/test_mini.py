@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -78,6 +79,19 @@ def test_captions_say_what_is_seen():
     )
     looks = all_looks("Bags")
     assert len({look.caption for look in looks}) == len(looks) == len(set(looks))
+
+
+def test_short_captions_change_the_words_and_nothing_else(tmp_path):
+    build_mini(tmp_path / "a", SMALL, processes=1)
+    build_mini(tmp_path / "b", replace(SMALL, short_captions=True), processes=1)
+    full, short = (pq.read_table(tmp_path / name / "train/00000.parquet").to_pylist() for name in "ab")
+    for one, other in zip(full, short, strict=True):
+        for image, twin in zip(one["images"], other["images"], strict=True):
+            assert image["image"]["bytes"] == twin["image"]["bytes"]
+        (long,), (few,) = one["images"][0]["captions"], other["images"][0]["captions"]
+        assert long.startswith(few) and few.endswith(SILHOUETTES[one["images"][0]["category"]])
+    with pytest.raises(ValueError, match="remove it"):
+        build_mini(tmp_path / "a", replace(SMALL, short_captions=True))
 
 
 def test_near_misses_keep_category_and_colours():
