@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, Trainer
 from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import opened, read_rows
 from lrvsf.durable import follow_umask
+from lrvsf.mini.attributes import CATEGORIES
 from lrvsf.mini.train_clip import MiniClipArguments
 from lrvsf.report import write_report
 from lrvsf.training.schedule import ClampTemperature
@@ -30,8 +31,12 @@ BATCH = 128  # images of which each must find its own caption
 
 
 def make_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
-    """One token a word of these captions; hyphens and commas stand alone. CLIP pools at the end token."""
-    words = sorted({word for caption in captions for word in re.findall(r"\w+|[^\w\s]", caption)})
+    """One token a word of these captions; hyphens and commas stand alone. CLIP pools at the end token.
+
+    No caption holds the categories' names, but a model may be asked by them: their words get tokens too, untrained.
+    """
+    texts = [*captions, *map(str.lower, CATEGORIES)]  # as one unknown word, they would all mean the same
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)})
     # Special tokens first: their numbers do not depend on the captions.
     vocabulary = {word: index for index, word in enumerate(["[pad]", "[unknown]", "[start]", "[end]", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[unknown]"))
