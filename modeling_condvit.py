@@ -10,6 +10,8 @@ T = 1 + patches (+ C) tokens.
 """
 
 import copy
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,10 +222,24 @@ class CondViTModel(CLIPPreTrainedModel):
             row = table.mean(dim=0) if like is None else table[known.index(like)]  # (C, D)
             self.condition_embedding = nn.Parameter(torch.cat([table, row.expand(len(names), -1, -1)]))
         self.config.categories = self.vision_model.config.categories = config.categories
+        if self.config.condition == "text" and like is None:
+            self._warn_of_alike()
 
     def embed_categories(self) -> None:
         """Embeds the texts of a text model's categories, so that they are asked for by number without an encoder."""
         self.category_text_embeds = self._texts_of(self.config.categories).to(self.category_text_embeds)
+        self._warn_of_alike()
+
+    def categories_alike(self) -> list[str]:
+        """A text model's categories whose texts have one embedding, as words that the encoder does not know may."""
+        rows = [tuple(row) for row in self.category_text_embeds.tolist()]
+        count = Counter(rows)
+        return [name for name, row in zip(self.config.categories, rows, strict=True) if count[row] > 1]
+
+    def _warn_of_alike(self) -> None:
+        if alike := self.categories_alike():
+            text = f"The text encoder cannot tell {alike} apart, nor can the model. Name them in words that it knows."
+            warnings.warn(text, stacklevel=3)
 
     def _texts_of(self, names: list[str]) -> torch.Tensor:
         """(n, E), the embeddings of categories' texts."""

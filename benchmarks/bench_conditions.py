@@ -42,7 +42,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     pixels, index = torch.rand(1, 3, 224, 224), torch.tensor([0])
-    words = {"input_ids": torch.randint(1, 49_000, (1, WORDS)), "attention_mask": torch.ones(1, WORDS, dtype=torch.long)}
+    words = {
+        "input_ids": torch.randint(1, 49_000, (1, WORDS)),
+        "attention_mask": torch.ones(1, WORDS, dtype=torch.long),
+    }
     none, category, text = (model_of(args.tower, condition) for condition in ("none", "category", "text"))
     questions = {
         "no condition": (none, {}),

@@ -61,7 +61,7 @@ TINY = {
     "patch_size": 8,
     "projection_dim": 16,
 }
-TEXT = {"vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+TEXT = {"vocab_size": 24, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def tiny_condvit(**config):
@@ -78,7 +78,7 @@ def tiny_clip(projection_dim=16, vision=None):
 
 
 WORDS = ["<pad>", "</s>", "<unk>", "the", "red", "blue", "a", "photo", "of", "bag", "shoe"]
-WORDS += ["Bags", "Feet", "Hands", "Head", "Lower", "Body", "Neck"]
+WORDS += ["Bags", "Feet", "Hands", "Head", "Lower", "Body", "Neck", "Outwear", "Upper", "Waist", "Whole"]
 
 
 def tiny_tokenizer(**options):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from lrvsf.data.images import decode_image
+from lrvsf.data.names import quoted
 from lrvsf.embedding.baselines import Baseline, load_baseline
 from lrvsf.paths import check_model
 from modeling_condvit import CondViTModel
@@ -119,7 +120,17 @@ class Encoder:
         if self.conditioning == "text":
             return {"text_embeds": self.sentences(asked).to(self.device)}  # (B, E)
         known = self.model.config.categories
+        if alike := sorted(set(asked) & self._alike):
+            raise ValueError(
+                f"The model's text encoder gives one embedding to {', '.join(map(quoted, alike))} and others, so that "
+                "the name does not say which is meant. Ask by text, or train with names in words that it knows."
+            )
         return {"category_indices": torch.tensor([known.index(name) for name in asked], device=self.device)}  # (B,)
+
+    @cached_property
+    def _alike(self) -> set[str]:
+        """Names that a text model cannot tell apart."""
+        return set(self.model.categories_alike()) if self.model.config.condition == "text" else set()
 
     @cached_property
     def _tokenizer(self) -> Any:

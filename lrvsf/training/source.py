@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from configuration_condvit import CondViTConfig
 from lrvsf.data.folders import place_of
+from lrvsf.data.names import quoted
 from lrvsf.data.pairs import PairMaker
 from lrvsf.data.products import ProductShards, target_images
 from lrvsf.data.stream import PairLoader, ProductBatches
@@ -116,6 +117,11 @@ def caption_store(
     wording = wording_of(args, model.config)
     if wording is None:
         return None
+    if wording.caption_share < 1 and (alike := model.categories_alike()):
+        raise ValueError(
+            f"text_from={' '.join(args.text_from)} asks by categories, but the text encoder gives one embedding to "
+            f"{', '.join(map(quoted, alike))}. Name categories in words that it knows, or ask by captions alone"
+        )
     default = Path(args.output_dir) if "://" in root else Path(root)
     place, dim = Path(args.caption_store or default / "captions"), model.config.text_dim
 

@@ -144,3 +144,13 @@ def test_one_model_can_be_asked_by_either(model):
     assert encoder.conditioning == "text" and named.model is encoder.model
     with pytest.raises(ValueError, match="'words' is unknown"):
         encoder.asked_by("words")
+
+
+def test_a_name_that_is_not_told_from_another_is_refused(model):
+    model = load_model(str(model))
+    with pytest.warns(UserWarning, match="cannot tell"):
+        model.add_categories(["Rings", "Nails"])  # no word of the tokenizer's
+    encoder = Encoder(model, "category")
+    assert encoder.condition(["Bags"])["category_indices"].tolist() == [0]
+    with pytest.raises(ValueError, match="one embedding to 'Rings' and others, so that the name does not say"):
+        encoder.condition(["Bags", "Rings"])

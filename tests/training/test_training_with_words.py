@@ -167,6 +167,9 @@ def test_a_trained_model_trains_on_with_other_categories(run, train_words, tmp_p
 def test_what_cannot_be_meant_is_refused(train, train_words, run, data, tmp_path):
     with pytest.raises(ValueError, match="text_from='titles': 'titles' is unknown"):
         train_words(tmp_path, text_from="titles")
+    # Two words that the encoder does not know are one to it, and would be answered alike in silence.
+    with pytest.raises(ValueError, match="one embedding to 'Rings', 'Nails'. Name categories in words that it knows"):
+        train_words(tmp_path, text_from=BOTH, categories=["Bags", "Rings", "Nails"])
     with pytest.raises(ValueError, match="text_encoder='clip' with condition='category': add --condition text"):
         train(tmp_path, text_encoder="clip")
     with pytest.raises(ValueError, match=r"text_from=\['captions'\], but condition='category'"):
