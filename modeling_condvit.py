@@ -232,8 +232,7 @@ class CondViTModel(CLIPPreTrainedModel):
 
     def categories_alike(self) -> list[str]:
         """A text model's categories whose texts have one embedding, as words that the encoder does not know may."""
-        rows = [tuple(row) for row in self.category_text_embeds.tolist()]
-        count = Counter(rows)
+        count = Counter(rows := [tuple(row) for row in self.category_text_embeds.tolist()])
         return [name for name, row in zip(self.config.categories, rows, strict=True) if count[row] > 1]
 
     def _warn_of_alike(self) -> None:
