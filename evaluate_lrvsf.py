@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 
 from lrvsf import command
-from lrvsf.evaluation.arguments import STEPS, EvaluateArguments, PictureArguments, read_evaluation
+from lrvsf.evaluation.arguments import STEPS, ClusterArguments, EvaluateArguments, PictureArguments, read_evaluation
 from lrvsf.recipe import parse_classes
 from lrvsf.signals import end_at_once
 
@@ -42,7 +42,7 @@ from lrvsf.data.images import Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model, runs_in_bf16
 from lrvsf.evaluation.bootstrap import chosen_settings, evaluate_bootstrap
-from lrvsf.evaluation.embedded import EmbeddedTestSet, StoredTestSet
+from lrvsf.evaluation.embedded import Elsewhere, EmbeddedTestSet, StoredTestSet
 from lrvsf.evaluation.pages.attention import write_attention
 from lrvsf.evaluation.pages.conditions import check_conditions, measure_conditions, write_conditions
 from lrvsf.evaluation.pages.plots import PLOTS, plot_all
@@ -56,19 +56,22 @@ from lrvsf.terminal import never_refuse
 
 def main(arguments: list[str] | None = None) -> None:
     flags, asked = read_evaluation(__doc__, sys.argv[1:] if arguments is None else arguments)
-    args, pictures = parse_classes((EvaluateArguments, PictureArguments), flags, asked)
+    args, pictures, place = parse_classes((EvaluateArguments, PictureArguments, ClusterArguments), flags, asked)
     command.quiet_libraries()
     # Without being told that there is no accelerator, each of several processes on a CPU would think itself alone.
     state = PartialState(cpu=not torch.cuda.is_available())  # as in training; MPS has no float64, which ties need
     logging.basicConfig(format="%(levelname)s %(message)s")
     never_refuse()
-    with alone_in(Path(args.output_dir), "an evaluation"):
-        evaluate(args, pictures, state)
+    gpu = state.device.type == "cuda"
+    with alone_in(Path(args.output_dir), "an evaluation"), place.connected(gpu) as elsewhere:
+        evaluate(args, pictures, state, elsewhere)
     gc.collect()  # as in train_hf.py: nothing may hold the process group when the interpreter ends
     state.destroy_process_group()
 
 
-def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: PartialState) -> None:
+def evaluate(
+    args: EvaluateArguments, pictures: PictureArguments, state: PartialState, elsewhere: Elsewhere | None
+) -> None:
     settings = chosen_settings(args.protocol, vars(args))
     test_set = ProductTestSet(args.data_root)
     model = load_model(args.model)
@@ -78,7 +81,7 @@ def evaluate(args: EvaluateArguments, pictures: PictureArguments, state: Partial
     tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
     folder = args.embeds or output / "embeds"
     settings_of_store = {"batch_size": args.batch_size, "tolerance": tolerance, "dtype": args.store_dtype}
-    data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, **settings_of_store))
+    data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, **settings_of_store), elsewhere)
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
         shown = pictures.attention_categories, output / "attention.png", pictures.attention_texts
         write_attention(encoder, test_set, pictures.attention, *shown)

@@ -20,7 +20,8 @@ UNKNOWN = {
     "prepare": {"mini", "embedding", "training", "evaluation", "hub", "scale"},
 }
 # What holds flags knows where their work may be done.
-FLAGS = {"lrvsf/search/commands.py": {"scale"}}
+FLAGGED = ("search/commands.py", "evaluation/arguments.py", "prepare/laion/write_products.py")
+FLAGS = {f"lrvsf/{file}": {"scale"} for file in FLAGGED}
 # What opens a catalog opens a Lance table, too.
 FLAGS |= dict.fromkeys(["lrvsf/search/generations.py", "lrvsf/search/opening/opened.py"], {"scale"})
 

@@ -50,6 +50,7 @@ MANIFEST = "manifest.json"
 DTYPES = {"float16": (torch.float16, "F16"), "float32": (torch.float32, "F32")}  # torch's, safetensors' name
 Range = tuple[int, int]  # rows of a part: start, stop (excluded)
 Bad = list[tuple[int, str]]  # rows that could not be read, ascending, with reasons
+Shard = tuple[Path, int]  # a file of embeddings, and the place of the first of them in the part's `rows`
 # Embeds ranges of a store's part and stores them, as `EmbeddingStore.embed_and_save` does: gives something for each
 # range, in their order, when it is stored and its bad rows are counted.
 Embed = Callable[["EmbeddingStore", Part, list[Range], BadImageCounter], Iterator[object]]
@@ -131,16 +132,22 @@ class EmbeddingStore:
 
     def whole(self, kind: str) -> Tensor:
         """All embeddings of a kind in memory, (n, dim) float32 unit rows, in the order of the part's `rows`."""
-        return torch.cat([self._read(kind, start) for start, _ in self.shards(0, self._part_of[kind].total)])
+        return torch.cat([read_shard(path) for path, _ in self.placed(kind)])
 
     def blocks(self, kind: str) -> Iterator[tuple[Tensor, int]]:
         """This process's share of a kind, shard by shard: (n, dim) float32 unit rows, n at most ROWS, and the place of
         the first of them in the part's `rows`."""
-        part = self._part_of[kind]
-        ranges, rows = self.shards(0, part.total), self.rows(part.what)
+        shards = self.placed(kind)
         # Whole shards: a process opens each of its files once, and none of another's.
-        for start, _ in ranges[slice(*own_share(len(ranges)))]:
-            yield self._read(kind, start), int(torch.searchsorted(rows, start))
+        for path, first in shards[slice(*own_share(len(shards)))]:
+            yield read_shard(path), first
+
+    def placed(self, kind: str) -> list[Shard]:
+        """All shards of a kind, in order."""
+        part = self._part_of[kind]
+        rows = self.rows(part.what)
+        starts = [start for start, _ in self.shards(0, part.total)]
+        return [(self._path(kind, start), int(torch.searchsorted(rows, start))) for start in starts]
 
     def beside(self, what: str) -> list[Path]:
         """The files that a part keeps beside its shards, in the order of the rows."""
@@ -345,16 +352,16 @@ class EmbeddingStore:
             raise DamagedShard(f"{path} has not each of the rows {start} to {stop - 1} once, in order.")
         return rows, bad
 
-    def _read(self, kind: str, start: int) -> Tensor:
-        """A shard's embeddings (n, dim), float32, of length 1 once more.
 
-        Raises ValueError: one that is not finite or not of length 1.
-        """
-        path = self._path(kind, start)
-        with safetensors.safe_open(path, "pt") as file:
-            embeds = file.get_tensor("embeds")
-        checked_unit_rows(f"{path}, which may be removed to make it again", embeds)
-        return renormalised(embeds)
+def read_shard(path: Path) -> Tensor:
+    """A shard's embeddings (n, dim), float32, of length 1 once more.
+
+    Raises ValueError: one that is not finite or not of length 1.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        embeds = file.get_tensor("embeds")
+    checked_unit_rows(f"{path}, which may be removed to make it again", embeds)
+    return renormalised(embeds)
 
 
 def renormalised(embeds: Tensor) -> Tensor:

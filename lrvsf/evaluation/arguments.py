@@ -1,14 +1,23 @@
 """Flags of evaluate_lrvsf.py: what is measured, what is drawn, and what is refused before torch is imported."""
 
+from __future__ import annotations
+
+import os
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrvsf.data.names import did_you_mean
 from lrvsf.flags import FlagParser, flag
 from lrvsf.paths import PRODUCTS, check_model, check_output, near
 from lrvsf.recipe import read_arguments
+from lrvsf.scale.engine import cluster_asked
+
+if TYPE_CHECKING:
+    from lrvsf.evaluation.embedded import Elsewhere
 
 GALLERY_SIZES = (500, 2000, 5000)  # which Mini LRVS-F fills
 STEPS = {  # of evaluate_lrvsf.py, besides measuring; each module has a `main`
@@ -109,17 +118,50 @@ class PictureArguments:
             raise ValueError(f"sheet={self.sheet} must be at least 0.")
 
 
-def read_evaluation(description: str, arguments: list[str]) -> tuple[list[str], Namespace]:
-    """The flags of `EvaluateArguments` and `PictureArguments`, and what they ask for: nothing known to be wrong.
+@dataclass
+class ClusterArguments:
+    """Where images are embedded and ranks counted."""
 
-    Raises ValueError: a step or flag that there is not, a wrong value. Raises OSError: a folder that is not there.
+    engine: str | None = flag(None, "ray: on the machines of a Ray cluster; by default in this launch's processes")
+    address: str | None = flag(None, "of the cluster: auto, or HOST:PORT; this machine alone by default")
+    actors: int | None = flag(None, "how many processes work there; as many as there is room for by default")
+    cpus_per_actor: int | None = flag(None, "CPUs of each of them; 1 by default")
+
+    def __post_init__(self) -> None:
+        self.cluster = cluster_asked(self.engine, self.address, self.actors, self.cpus_per_actor)
+        if self.cluster and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(
+                "--engine ray shares the work out by itself. Start evaluate_lrvsf.py with python on one machine of the "
+                "cluster, in place of accelerate launch."
+            )
+
+    def connected(self, gpu: bool) -> AbstractContextManager[Elsewhere | None]:
+        """The cluster, for as long as it is connected; None without one.
+
+        Args:
+            gpu: whether each process there takes a GPU, too.
+        """
+        if self.cluster is None:
+            return nullcontext()
+        from lrvsf.scale.ray_count import evaluating_on_ray  # here, as Ray need not be installed
+
+        return evaluating_on_ray(self.cluster, gpu)
+
+
+def read_evaluation(description: str, arguments: list[str]) -> tuple[list[str], Namespace]:
+    """The flags of all three classes, and what they ask for: nothing known to be wrong.
+
+    Raises:
+        ValueError: a step or flag that there is not, a wrong value.
+        OSError: a folder that is not there.
+        ImportError: --engine ray without Ray.
     """
     word = arguments[0] if arguments else ""
     if not word.startswith("-") and not Path(word).exists() and (meant := did_you_mean(word, STEPS)):
         raise ValueError(f"there is no step {word!r}.{meant}")  # else the word names a recipe
     usage = "%(prog)s --model MODEL --data_root FOLDER --output_dir FOLDER\n    [--flag value ...]\n"
     usage += f"    %(prog)s {{{','.join(STEPS)}}} --help"
-    classes = ((one.__module__, one.__name__) for one in (EvaluateArguments, PictureArguments))
+    classes = ((one.__module__, one.__name__) for one in (EvaluateArguments, PictureArguments, ClusterArguments))
     flags, asked = read_arguments(FlagParser(usage, description, *classes), arguments)
     check_evaluation(asked)
     return flags, asked
@@ -140,6 +182,7 @@ def check_galleries(sizes: Sequence[int], available: int) -> None:
 
 def check_evaluation(asked: Namespace) -> None:
     """Refuses what evaluate_lrvsf.py cannot read or write."""
+    ClusterArguments(asked.engine, asked.address, asked.actors, asked.cpus_per_actor)  # refuses what does not fit
     check_model(asked.model)
     check_test_set(asked.data_root)
     for name in ("product_folds", "stored_folds"):

@@ -150,8 +150,7 @@ def evaluate_bootstrap(
     counter = RankCounter(
         data.queries, data.targets, product_folds, distractor_folds, categories, bf16=settings.bf16_ranks
     )
-    for block in data.blocks(categorised=restricted):
-        counter.add(*block)
+    data.count(counter)
     galleries = {}
     for size, drawn, ranks in zip(settings.gallery_sizes, distractor_folds, counter.ranks(), strict=True):
         galleries[str(size)] = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +15,39 @@ from torch import Tensor
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Distractors, Products, check_conditions
-from lrvsf.embedding.store import EmbeddingStore
+from lrvsf.embedding.store import Embed, EmbeddingStore, Shard
 from lrvsf.embedding.top import TopItems
 from lrvsf.evaluation.columns import Categories, join_categories
 
 SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one; not tuned
+
+
+class Counter(Protocol):
+    """What takes each distractor once, in blocks of any size, in any number of processes.
+
+    Attributes:
+        categories: None if it does not look at those of the distractors.
+    """
+
+    categories: Tensor | None
+
+    def add(self, embeds: Tensor, first_row: int, categories: Tensor | None = None) -> None:
+        """Takes the distractors of rows first_row, first_row + 1, ...: (n, dim) unit rows, (n,) whole numbers."""
+
+    def counted(self) -> Any:
+        """What is known of the distractors so far, without what was needed to find it."""
+
+    def merge(self, counted: Any) -> None:
+        """Adds what another one, made with the same arguments, has `counted`."""
+
+
+class Elsewhere(Protocol):
+    """Other processes than those of this launch, which count in their place, and embed unless `embed` is None."""
+
+    embed: Embed | None
+
+    def count(self, shards: list[Shard], counters: Sequence[Counter], categories: Tensor | None) -> None:
+        """Adds all shards of distractors, and the categories (N,) of all distractors, to counters."""
 
 
 class StoredTestSet(EmbeddingStore):
@@ -37,6 +65,9 @@ class EmbeddedTestSet:
     Each of them first refuses what it cannot measure, and then calls `fill`: nothing is embedded before. The attributes
     below are there from then on.
 
+    Args:
+        elsewhere: what embeds, and counts for the protocols, in place of this launch's processes. Pages count here.
+
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
             encoder's device, as are `category_names` and `product_ids` (None without one).
@@ -44,9 +75,9 @@ class EmbeddedTestSet:
         facts: what results.json says of the model, the test set and the versions.
     """
 
-    def __init__(self, store: StoredTestSet) -> None:
+    def __init__(self, store: StoredTestSet, elsewhere: Elsewhere | None = None) -> None:
         self.encoder, self.test_set, self._store = store.encoder, store.test_set, store
-        self._filled = False
+        self._elsewhere, self._filled = elsewhere, False
 
     def fill(self) -> None:
         """Embeds what the store lacks and reads the products. Every process must call it; a second call does nothing.
@@ -57,7 +88,7 @@ class EmbeddedTestSet:
             return
         encoder, test_set, store = self.encoder, self.test_set, self._store
         check_conditions(test_set, encoder.conditioning, encoder.model.config)  # or it fails in the middle of embedding
-        store.fill()
+        store.fill(self._elsewhere and self._elsewhere.embed)
         self.rows: list[int] = store.rows("products").tolist()
         if not self.rows:
             skipped = store.skipped("products")
@@ -109,6 +140,15 @@ class EmbeddedTestSet:
         for embeds, first in self._store.blocks("distractor"):
             yield embeds, first, *([self.distractor_categories[first : first + len(embeds)]] if categorised else [])
 
+    def count(self, *counters: Counter) -> None:
+        """Adds the distractors to counters in one pass: this process's, or all of them from elsewhere."""
+        known = any(counter.categories is not None for counter in counters)
+        categories = self.distractor_categories if known else None
+        if self._elsewhere is None:
+            add_blocks(self.blocks(), counters, categories)
+        else:
+            self._elsewhere.count(self._store.placed("distractor"), counters, categories)
+
     def best_items(self, queries: Tensor, count: int) -> Tensor:
         """(Q, count) on the CPU: the best items of each query, best first, in the gallery of all targets and all
         distractors, over all processes. Item i < P is the target at place i, and P + i the distractor at place i."""
@@ -125,6 +165,19 @@ class EmbeddedTestSet:
         if not all(map(len, found)):
             raise ValueError(f"A fold names only products that cannot be read: {self.facts['skipped']['products']}.")
         return found
+
+
+def add_blocks(blocks: Iterable[tuple[Tensor, int]], counters: Sequence[Counter], categories: Tensor | None) -> None:
+    """Adds distractors to counters.
+
+    Args:
+        blocks: (n, dim) unit rows, and the place of the first of them among all.
+        categories: (N,) of all distractors; None if no counter looks at them.
+    """
+    for embeds, first in blocks:
+        for counter in counters:
+            own = [] if counter.categories is None else [categories[first : first + len(embeds)]]
+            counter.add(embeds, first, *own)
 
 
 def positions_among(rows: Tensor, folds: Iterable[Tensor]) -> list[Tensor]:

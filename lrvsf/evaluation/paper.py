@@ -124,15 +124,12 @@ def _galleries(
     queries: QueryTable | None,
     name: str,
 ) -> dict[str, Any]:
-    """The results of each size, in one pass over this process's distractors."""
+    """The results of each size, in one pass over the distractors."""
     arguments = data.queries, data.targets, product_folds, distractor_folds
     whole = RankCounter(*arguments, bf16=bf16_ranks)
     within = RankCounter(*arguments, data.product_categories, bf16=bf16_ranks)
     tops = TopShares(data.queries, data.targets, data.product_categories, product_folds, distractor_folds, max(KS))
-    for embeds, first_row, categories in data.blocks(categorised=True):  # read once for all three
-        whole.add(embeds, first_row)
-        within.add(embeds, first_row, categories)
-        tops.add(embeds, first_row, categories)
+    data.count(whole, within, tops)  # read once for all three
     galleries = {}
     counted = zip(sizes, distractor_folds, whole.ranks(), within.ranks(), tops.shares(), strict=True)
     for size, drawn, ranks, restricted, shares in counted:

@@ -70,6 +70,16 @@ class TopShares:
                 rows = self._rows(gallery)[:, None]  # (p, 1) against columns (n,), repeats among them
                 best.keep(scores[rows, columns], codes[rows, columns])
 
+    def counted(self) -> list[tuple[Tensor, Tensor]]:
+        """The lists so far, on the CPU, for the `merge` of another one with the same arguments."""
+        # Contiguous: what is sent of a slice is all that it was cut from, here the last block's scores.
+        return [(best.scores.contiguous().cpu(), best.items.contiguous().cpu()) for best in self._best]
+
+    def merge(self, counted: list[tuple[Tensor, Tensor]]) -> None:
+        """Merges in the lists of another one, of other distractors."""
+        for best, (scores, items) in zip(self._best, counted, strict=True):
+            best.keep(scores.to(self.device), items.to(self.device))
+
     def shares(self) -> list[Tensor]:
         """For each gallery size (F, max_k) float64, the mean over a fold's queries, each as often as it was drawn.
 

@@ -155,6 +155,15 @@ class RankCounter:
             self._above[rows] += above
             self._tied[rows] += tied
 
+    def counted(self) -> tuple[Tensor, ...]:
+        """What was counted so far, on the CPU: integers, for the `merge` of another one with the same arguments."""
+        return self._above.cpu(), self._tied.cpu(), self._added.cpu()
+
+    def merge(self, counted: tuple[Tensor, ...]) -> None:
+        """Adds what another counter has counted, of other distractors."""
+        for own, other in zip((self._above, self._tied, self._added), counted, strict=True):
+            own += other.to(own.device)
+
     def ranks(self) -> list[GalleryRanks]:
         """The ranks for each gallery size, in the order given. Every process must call it; all get the same. Only once.
 

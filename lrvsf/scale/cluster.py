@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,13 @@ class Pool:
     Attributes:
         actors: how many.
         cpus, gpus: of each of them.
+        folder: this process's, from which relative paths lead.
     """
 
     actors: int
     cpus: int
     gpus: int
+    folder: str = field(default_factory=os.getcwd)
 
 
 @contextmanager
@@ -112,17 +116,20 @@ def _in_words(resources: dict[str, float]) -> str:
     return ", ".join(f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if resources.get(name)) or "0 CPU"
 
 
-def check_nodes(folder: Path, look: Callable[[], Any]) -> None:
+def check_nodes(folder: Path | None, look: Callable[[], Any]) -> None:
     """Tries on each node that can work whether it sees a folder, may write there, and is a twin of this machine.
 
     Args:
+        folder: None where nodes only read.
         look: gives something that must be the same on each node as here, such as the first rows that are to be read.
 
     Raises ValueError: a node is none; all such nodes are named with what they lack.
     """
-    mark = folder / f".seen-{secrets.token_hex(8)}"
-    mark.write_text(mark.name)
+    mark = folder and folder.absolute() / f".seen-{secrets.token_hex(8)}"
+    if mark:
+        mark.write_text(mark.name)
     here = (code_facts(), look())
+    look = partial(_look_from, os.getcwd(), look)
     try:
         nodes = [node["NodeID"] for node in _nodes()]
         asked = {node: _look_around.options(scheduling_strategy=_on(node)).remote(mark, look) for node in nodes}
@@ -130,18 +137,19 @@ def check_nodes(folder: Path, look: Callable[[], Any]) -> None:
         names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
         faults = [(names[node], _fault(mark, node, answer, here)) for node, answer in asked.items()]
     finally:
-        for left in folder.glob(f"{mark.name}*"):
+        for left in folder.glob(f"{mark.name}*") if folder else ():
             left.unlink(missing_ok=True)
     if any(fault for _, fault in faults):
         raise ValueError("\n".join(f"node {name} {fault}" for name, fault in faults if fault))
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look_around(mark: Path, look: Callable[[], Any]) -> tuple[dict[str, str], Any] | str:
+def _look_around(mark: Path | None, look: Callable[[], Any]) -> tuple[dict[str, str], Any] | str:
     """What this node has and sees, or why it sees nothing; and a file beside the mark, if that can be seen."""
     try:
-        mark.read_text()
-        _beside(mark, ray.get_runtime_context().get_node_id()).write_text("")
+        if mark:
+            mark.read_text()
+            _beside(mark, ray.get_runtime_context().get_node_id()).write_text("")
         return code_facts(), look()
     except Exception as error:
         if is_refusal(error):
@@ -149,11 +157,22 @@ def _look_around(mark: Path, look: Callable[[], Any]) -> tuple[dict[str, str], A
         raise
 
 
+def _look_from(folder: str, look: Callable[[], Any]) -> Any:
+    stand_in(folder)
+    return look()
+
+
+def stand_in(folder: str) -> None:
+    """Makes it this process's folder, if the node has it: Ray starts processes elsewhere, and paths may be relative."""
+    if os.path.isdir(folder):  # without it, full paths may lead to what is asked for all the same
+        os.chdir(folder)
+
+
 def _beside(mark: Path, node: str) -> Path:
     return mark.with_name(f"{mark.name}-{node}")
 
 
-def _fault(mark: Path, node: str, answer: ray.ObjectRef, here: tuple[dict[str, str], Any]) -> str | None:
+def _fault(mark: Path | None, node: str, answer: ray.ObjectRef, here: tuple[dict[str, str], Any]) -> str | None:
     """What a node lacks, or None."""
     try:
         told = ray.get(answer, timeout=0)
@@ -163,7 +182,7 @@ def _fault(mark: Path, node: str, answer: ray.ObjectRef, here: tuple[dict[str, s
         return f"cannot run this project ({_first_line(error)}); install the same version there"
     if isinstance(told, str):
         return f"does not see what this machine sees: {told}. Give paths on a disk that all nodes share"
-    if not _beside(mark, node).exists():
+    if mark and not _beside(mark, node).exists():
         return f"has another {mark.parent} than this machine; name a folder on a disk that all nodes share"
     differ = [f"{name} {told[0].get(name)} there, {value} here" for name, value in here[0].items()
               if told[0].get(name) != value]  # fmt: skip

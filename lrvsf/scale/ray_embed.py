@@ -33,7 +33,7 @@ from lrvsf.data.images import BadImage, BadImageCounter, Tolerance
 from lrvsf.embedding.encoder import Encoder, has_fast_bf16
 from lrvsf.embedding.parts import Part
 from lrvsf.embedding.store import Bad, DamagedShard, EmbeddingStore, Range
-from lrvsf.scale.cluster import Pool, check_nodes, connected, on_each_gpu, take_pool
+from lrvsf.scale.cluster import Pool, check_nodes, connected, on_each_gpu, stand_in, take_pool
 from lrvsf.scale.engine import Cluster
 
 LONGEST_RUN = 8  # shards that one actor makes of neighbouring rows; not tuned
@@ -125,6 +125,7 @@ class ShardEmbedder:
     """
 
     def __init__(self, store: ray.ObjectRef, what: str, pool: Pool) -> None:
+        stand_in(pool.folder)
         torch.set_num_threads(pool.cpus)
         logging.getLogger("lrvsf").setLevel(logging.ERROR)  # the driver names bad pictures, in the order of the rows
         PartialState(cpu=not pool.gpus)

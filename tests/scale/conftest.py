@@ -22,11 +22,12 @@ def environment():
 
 
 @pytest.fixture(scope="module")
-def cluster(environment):
-    """Two CPUs, connected to for the tests of a module."""
+def cluster(environment, request):
+    """Two CPUs, or the CPUS that a module names, connected to for its tests."""
     ray = pytest.importorskip("ray")
     options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "logging_level": logging.ERROR}
-    ray.init("local", num_cpus=2, **options)  # "local": never a cluster of somebody else that runs here
+    # "local": never a cluster of somebody else that runs here
+    ray.init("local", num_cpus=getattr(request.module, "CPUS", 2), **options)
     yield
     ray.shutdown()
 

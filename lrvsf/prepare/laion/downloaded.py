@@ -111,7 +111,8 @@ class Partitions:
             with _PartitionWriter(work, source) as writer:
                 writer.add_files()
             numbers = json.loads(described.read_text())
-        return cls(sorted(work.glob("*.arrow")), numbers["rows"], numbers["skipped"])
+        # Absolute, as what decodes may work in another folder.
+        return cls(sorted(work.absolute().glob("*.arrow")), numbers["rows"], numbers["skipped"])
 
     def products(self, mapper: Callable) -> Iterator[tuple[str, list[Picture]]]:
         """(product id, its pictures: SIMPLE first, then by type and URL) of every product, in order.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from lrvsf.prepare.rows import NO_CATEGORY, TWICE, Picture, distinct, product_ro
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, made_from, read_manifest
 from lrvsf.report import Ledger, as_table, write_report
+from lrvsf.scale.engine import Actors, Address, Cluster, CpusPerActor, Engine, cluster_asked
 
 
 def products(
@@ -29,14 +32,22 @@ def products(
     split: Annotated[str, Option(help="split to take, and name of the folder to write")] = "train",
     seed: Annotated[int, Option(help="seed of the order of the products")] = 0,
     processes: Annotated[int | None, Option(help="processes that decode images; all cores by default")] = None,
+    engine: Engine = None,
+    address: Address = None,
+    actors: Actors = None,
+    cpus_per_actor: CpusPerActor = None,
 ) -> dict[str, Any]:
     """Group downloaded images by product into shuffled product shards."""
+    cluster = cluster_asked(engine, address, actors, cpus_per_actor)
+    if cluster and processes is not None:
+        raise ValueError("--processes are this machine's; on a cluster --actors decode")
     source = Source(downloaded, (split,), seed)
     folder, work = out / split, out / f"{split}.partitions"
     fingerprint = source.fingerprint()
     with locked(out, "prepare_lrvsf.py products"):
         if not made_from(folder, fingerprint):
-            _write(source, folder, work, processes)
+            with _mapping(cluster, processes) as mapper:
+                _write(source, folder, work, mapper)
         manifest = read_manifest(folder)
         report = {
             "folder": str(folder),
@@ -49,10 +60,19 @@ def products(
     return report
 
 
-def _write(source: Source, folder: Path, work: Path, processes: int | None) -> None:
+def _mapping(cluster: Cluster | None, processes: int | None) -> AbstractContextManager[Callable]:
+    """A `map` in processes of this machine, or on the cluster."""
+    if cluster is None:
+        return worker_map(processes)
+    from lrvsf.scale.ray_prepare import cluster_map  # here, as Ray need not be installed
+
+    return cluster_map(cluster)
+
+
+def _write(source: Source, folder: Path, work: Path, mapper: Callable) -> None:
     partitions = Partitions.of(source, work)
     counts, shared = ProductCounts(), SharedPictures()
-    with ProductShardWriter(folder) as shards, worker_map(processes) as mapper:
+    with ProductShardWriter(folder) as shards:
         for product_id, pictures in partitions.products(mapper):
             usable = distinct(pictures)
             if counts.complete(pictures, usable):
