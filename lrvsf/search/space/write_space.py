@@ -35,7 +35,7 @@ from lrvsf.search.generations import MANIFEST, REMOVED, Generation, Generations,
 from lrvsf.search.segments import merge_segments, thumbnail
 
 DEMO = "spaces/demo"
-ROOMS = ("data", "embedding", "search")  # of the library; search knows nothing of the others
+ROOMS = ("data", "embedding", "search", "scale")  # of the library; of the last, the flags that steps import
 # Not all that a model's folder holds: what a training or an evaluation left there names folders of this machine.
 MODEL_FILES = (
     *("config.json", "*processor_config.json", "*.safetensors", "*.safetensors.index.json", "*_condvit.py"),
