@@ -11,7 +11,6 @@ T = 1 + patches (+ C) tokens.
 
 import copy
 import warnings
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +31,8 @@ try:
 except ImportError:
     from configuration_condvit import WHERE, CondViTConfig  # in a checkout they are top-level modules
     from text_condvit import CondViTTextEncoder, describe_text_encoder, load_tokenizer, text_dim_of
+
+ALIKE = 1 - 1e-5  # cosine above which two texts are one to their encoder
 
 
 @dataclass
@@ -232,8 +233,8 @@ class CondViTModel(CLIPPreTrainedModel):
 
     def categories_alike(self) -> list[str]:
         """A text model's categories whose texts have one embedding, as words that the encoder does not know may."""
-        count = Counter(rows := [tuple(row) for row in self.category_text_embeds.tolist()])
-        return [name for name, row in zip(self.config.categories, rows, strict=True) if count[row] > 1]
+        rows = F.normalize(self.category_text_embeds.float(), dim=1)  # one text in two places differs in the last bits
+        return [name for name, row in zip(self.config.categories, rows, strict=True) if (rows @ row > ALIKE).sum() > 1]
 
     def _warn_of_alike(self) -> None:
         if alike := self.categories_alike():

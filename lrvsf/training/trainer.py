@@ -182,10 +182,10 @@ class CondViTTrainer(ResumableTrainer):
     def finish(self, dtype: torch.dtype = torch.float32) -> Path:
         """Saves a Hub repository: weights in `dtype`, code, processor. Adds up all processes' bad images."""
         folder, model = Path(self.args.output_dir), self.weights.gathered(everywhere=False)
-        if model.config.text_encoder_in_checkpoint:
-            about = model.config.text_encoder
-            model.config.text_encoder = about | {"name": public_name(about["name"])}
         if self.is_world_process_zero():  # not by Trainer, which adds a pickle that nobody should have to trust
+            if model.config.text_encoder_in_checkpoint:
+                about = model.config.text_encoder
+                model.config.text_encoder = about | {"name": public_name(about["name"])}
             model.to(dtype).save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
             follow_umask(folder)
