@@ -61,6 +61,9 @@ def test_a_home_that_the_shell_has_not_written_out_is_named(here, monkeypatch):
         paths.check_model("~/runs/first")
 
 
+NO_CLUSTER = dict.fromkeys(("engine", "address", "actors", "cpus_per_actor"))
+
+
 def asked(**given):
     return Namespace(
         **{
@@ -115,6 +118,7 @@ def test_what_is_there_already_is_not_called_meant(here):
 def test_a_gallery_that_the_test_set_cannot_fill_is_refused(here, sizes, larger):
     write_layout(here / "data/test", {}, {"jpg": [b""]}, {"jpg": [b""] * 2})
     given = {"model": "runs/first", "data_root": "data/test", "product_folds": None, "stored_folds": None}
+    given |= NO_CLUSTER
     asked = Namespace(**given, output_dir="out", protocol="bootstrap", gallery_sizes=sizes)
     with pytest.raises(ValueError, match=f"gallery_sizes has {larger}, but only 3 distractors are available"):
         check_evaluation(asked)
@@ -124,6 +128,7 @@ def test_a_gallery_that_the_test_set_cannot_fill_is_refused(here, sizes, larger)
 
 def test_what_evaluate_lrvsf_cannot_read_is_refused(here):
     given = {"model": "runs/first", "data_root": "data/test", "product_folds": None, "stored_folds": None}
+    given |= NO_CLUSTER
     given |= {"output_dir": "out", "protocol": "paper"}
     check_evaluation(Namespace(**given))
     with pytest.raises(FileNotFoundError, match="data has no products.parquet: .* Did you mean data/test?"):
