@@ -3,10 +3,11 @@
     python benchmarks/bench_ray.py [--model assets/mini-condvit] [--images 4096] [--actors 2] [--markdown]
 
 Both ways embed the same JPEGs of 256 x 341 pixels from a Parquet table into the same kind of store, in processes of
-their own: the one with a thread for each core, the other with actors of one CPU. The rate is that of the 7N images by
-which the second run is longer, so starting Ray and loading the model, told as "start", are not in it. Memory is the
-largest sum over a process and all its children, with what several share counted once (PSS); "spilled" is what Ray's
-object store wrote to the disk.
+their own: the one with a thread for each core, the other with actors of one CPU. The rate is that between the times at
+which shards were written: from when each actor has its first one, so starting Ray and loading the model are not in it,
+to the last. "core ms" are milliseconds of processor time for each of the 7N images by which the second run is longer,
+which other processes of a busy machine move less than the rate. Memory is the largest sum over driver, actors and Ray's
+own processes, with what several share counted once (PSS); "spilled" is what Ray's object store wrote to the disk.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bench_stream import photos
 from bench_train import table
 
 TIMES = 8
-HEADER = ["way", "images", "seconds", "memory, MB", "spilled, MB", "images/s", "of one process", "start, s"]
+HEADER = ["way", "images", "seconds", "driver, MB", "actors, MB", "Ray, MB", "spilled, MB", "images/s", "core ms"]
 
 
 def write_pictures(path: Path, count: int) -> None:
@@ -48,32 +49,39 @@ def write_pictures(path: Path, count: int) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def memory_of(process: psutil.Process) -> int:
-    """Bytes of a process and its children, shared ones once."""
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        with suppress(psutil.Error):  # it has just ended
-            total += one.memory_full_info().pss
-    return total
+class Watch(threading.Thread):
+    """What this process and its children take, until `done` is set.
+
+    Attributes:
+        memory: bytes of the driver, of actors, of Ray's own processes, when their sum was largest; shared ones once.
+        processor: process -> its seconds of processor time when it was last seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.processor, self.done = [0, 0, 0], {}, threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.5):
+            memory, driver = [0, 0, 0], psutil.Process()
+            for one in (driver, *driver.children(recursive=True)):
+                with suppress(psutil.Error):  # it has just ended
+                    kind = 0 if one == driver else 1 if "ShardEmbedder" in "".join(one.cmdline()) else 2
+                    memory[kind] += one.memory_full_info().pss
+                    self.processor[one.pid] = sum(one.cpu_times()[:2])
+            self.memory = max(self.memory, memory, key=sum)
 
 
 def measure(way: str, model: str, path: Path, actors: int) -> dict[str, float]:
-    """Seconds, bytes of memory and megabytes spilled of embedding a table; in this process and its children."""
-    from lrvsf.embedding.store import EmbeddingStore
+    """Images a second, seconds, seconds of processor time, and megabytes, of embedding a table."""
+    from lrvsf.embedding.store import ROWS, EmbeddingStore
     from lrvsf.search.generations import Generations
     from lrvsf.search.own_model import load_encoder
     from lrvsf.search.segments import Items, KnownPictures
     from lrvsf.search.sources.kinds import open_source
 
-    most, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.5):
-            most = max(most, memory_of(psutil.Process()))
-
-    watching = threading.Thread(target=watch)
-    watching.start()
+    watch = Watch()
+    watch.start()
     with tempfile.TemporaryDirectory() as folder:
         items = Items(open_source(str(path)), KnownPictures(Generations(Path(folder)), ""))
         store = EmbeddingStore(Path(folder) / "store", load_encoder(model, None, "cpu"), [items], path, 64)
@@ -92,9 +100,13 @@ def measure(way: str, model: str, path: Path, actors: int) -> dict[str, float]:
         else:
             store.fill()
         seconds = time.monotonic() - began
-    done.set()
-    watching.join()
-    return {"seconds": seconds, "memory": most / 1e6, "spilled": spilled}
+        written = sorted(shard.stat().st_mtime for shard in store.folder.glob("*.safetensors"))
+        first = actors if way == "ray" else 1
+        rate = (len(written) - first) * ROWS / (written[-1] - written[first - 1]) if len(written) > first else 0.0
+    watch.done.set()
+    watch.join()
+    found = dict(zip(("driver", "actors", "ray"), (part / 1e6 for part in watch.memory), strict=True))
+    return found | {"seconds": seconds, "processor": sum(watch.processor.values()), "spilled": spilled, "rate": rate}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -109,23 +121,21 @@ def main(arguments: list[str] | None = None) -> None:
         way, path = args.measure
         print(json.dumps(measure(way, args.model, Path(path), args.actors)))
         return
-    rows, rates = [], {}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         tables = {count: Path(folder) / f"{count}.parquet" for count in (args.images, TIMES * args.images)}
         for count, path in tables.items():
             write_pictures(path, count)
         for way in ("one process", "ray"):
             command = [sys.executable, __file__, "--model", args.model, "--actors", str(args.actors), "--measure", way]
-            first, second = (
-                json.loads(subprocess.run([*command, str(path)], check=True, stdout=subprocess.PIPE).stdout)
-                for path in tables.values()
-            )
-            rates[way] = (TIMES - 1) * args.images / (second["seconds"] - first["seconds"])
-            start = first["seconds"] - args.images / rates[way]
-            told = [f"{rates[way]:.0f}", f"{rates[way] / rates['one process']:.2f}", f"{start:.0f}"]
-            for count, found, more in zip(tables, (first, second), ([""] * 3, told), strict=True):
-                numbers = (f"{found[name]:.0f}" for name in ("seconds", "memory", "spilled"))
-                rows.append([way, count, *numbers, *more])
+            before = 0.0
+            for count, path in tables.items():
+                made = subprocess.run([*command, str(path)], check=True, stdout=subprocess.PIPE)
+                found = json.loads(made.stdout)
+                numbers = [f"{found[name]:.0f}" for name in ("seconds", "driver", "actors", "ray", "spilled", "rate")]
+                each = 1000 * (found["processor"] - before) / ((TIMES - 1) * args.images)
+                rows.append([way, count, *numbers, f"{each:.2f}" if before else ""])
+                before = found["processor"]
     print(f"{torch.get_num_threads()} threads of torch in the one process, {args.actors} actors\n")
     print(table(HEADER, rows, args.markdown))
 
