@@ -218,6 +218,24 @@ def code_facts() -> dict[str, str]:
     return {"code of lrvsf": digest.hexdigest()[:12], "python": sys.version.partition(" ")[0], **versions}
 
 
+def answer_of(done: ray.ObjectRef, who: str) -> Any:
+    """What a task gave; `who` did it, for the message.
+
+    Raises:
+        RuntimeError: its process died again and again.
+        RayTaskError: a fault of the program, with the traceback of where it happened.
+    """
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        why = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"{who} died again and again ({why}); see whether its node has memory for it, or take fewer --actors"
+        ) from error
+
+
 def _nodes() -> list[dict[str, Any]]:
     """The nodes that can work: a head without CPUs only directs."""
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lrvsf.command import explain, is_refusal
 from lrvsf.embedding.store import Embed, Shard, read_shard
 from lrvsf.evaluation.embedded import Counter, add_blocks
-from lrvsf.scale.cluster import Pool, check_nodes, take_pool
+from lrvsf.scale.cluster import Pool, answer_of, check_nodes, take_pool
 from lrvsf.scale.engine import Cluster
 from lrvsf.scale.ray_embed import embedding_on_ray
 
@@ -92,15 +92,7 @@ def _count_run(empty: tuple[Sequence[Counter], Tensor | None], run: list[Shard],
 
 
 def _counted(done: ray.ObjectRef) -> list[Any]:
-    try:
-        counted = ray.get(done)
-    except ray.exceptions.RayTaskError:  # a fault of the program: with the traceback of where it happened
-        raise
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(
-            f"a process that counts died again and again ({str(error).strip().splitlines()[0]}); see whether its node "
-            "has memory for it, or take fewer --actors"
-        ) from error
+    counted = answer_of(done, "a process that counts")
     if isinstance(counted, str):
         raise RuntimeError(f"ranks could not be counted: {counted}")
     return counted

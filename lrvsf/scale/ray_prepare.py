@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from lrvsf.command import explain, is_refusal
-from lrvsf.scale.cluster import Pool, check_nodes, connected, take_pool
+from lrvsf.scale.cluster import Pool, answer_of, check_nodes, connected, take_pool
 from lrvsf.scale.engine import Cluster
 
 AHEAD = 64  # jobs of each actor whose results nobody has taken yet: it works on while the driver writes; not tuned
@@ -72,15 +72,7 @@ class Worker:
 
 
 def _result(done: ray.ObjectRef) -> Any:
-    try:
-        result, why_not = ray.get(done)
-    except ray.exceptions.RayTaskError:  # a fault of the program: with the traceback of where it happened
-        raise
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(
-            f"an actor died again and again ({str(error).strip().splitlines()[0]}); see whether its node has memory "
-            "for it, or take fewer --actors"
-        ) from error
+    result, why_not = answer_of(done, "an actor")
     if why_not is not None:
         raise RuntimeError(f"a job on the cluster could not be done: {why_not}")
     return result
