@@ -19,7 +19,8 @@ def parse(path):
     clip = path.name == "mini-clip.yaml"
     types = (MiniClipArguments, TrainingArguments) if clip else (ModelArguments, CondViTTrainingArguments)
     parser = FlagParser("", "", *((one.__module__, one.__name__) for one in types))
-    flags, asked = read_arguments(parser, [str(path), "--use_cpu", "True"])
+    machine = ["--use_cpu", "True", *([] if clip else ["--fp16", "False"])]  # which a CPU refuses to train in
+    flags, asked = read_arguments(parser, [str(path), *machine])
     return parse_classes(types, flags, asked, machine=True)
 
 
