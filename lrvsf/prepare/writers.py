@@ -148,7 +148,7 @@ class ProductShardWriter(FolderWriter):
         self.ids.add(name)
         self._images += len(row["images"])
         self._digest.update(row_digest(row))  # first, because the row may fill and close its shard
-        self._list(self._shards.add(row, sum(len(image["image"]["bytes"]) for image in row["images"])))
+        self._list(self._shards.add(row, row_bytes(row)))
 
     def close(self) -> None:
         self._list(self._shards.close())
@@ -157,22 +157,13 @@ class ProductShardWriter(FolderWriter):
         """Notes a shard that was closed for the manifest."""
         if shard is not None:
             path = self.writing / f"{len(self._files):05d}.parquet"
-            numbers = {"rows": shard.rows, "image_bytes": shard.bytes, "digest": self._digest.hexdigest()}
-            self._files.append(_stated(path, self.writing) | numbers)
+            self._files.append(shard_entry(path, shard, self._digest.hexdigest()))
             self._digest = hashlib.sha256()
 
     def finish(self) -> None:
         if not self.ids:
             raise ValueError(f"there is no product to write to {self.folder}; look into the input")
-        manifest = {
-            "products": len(self.ids),
-            "images": self._images,
-            "image_bytes": sum(file["image_bytes"] for file in self._files),
-            "digest": list_digest(self._files),
-            "note": self.note,
-            "files": self._files,
-        }
-        write_report(self.writing / MANIFEST, manifest)
+        write_products_manifest(self.writing, self._images, self._files, self.note)
 
 
 class TestSetWriter(FolderWriter):
@@ -249,6 +240,30 @@ class TestSetWriter(FolderWriter):
         files = [_stated(path, self.writing) for path in paths]
         numbers = {"queries": self.queries, "distractors": self.distractors}
         write_report(self.writing / MANIFEST, {**numbers, "note": self.note, "files": files})
+
+
+def shard_entry(path: Path, shard: RowWriter, digest: str) -> dict[str, Any]:
+    """A manifest's entry of a shard of products that was closed; `digest`: of its rows."""
+    numbers = {"rows": shard.rows, "image_bytes": shard.bytes, "digest": digest}
+    return _stated(path, path.parent) | numbers
+
+
+def write_products_manifest(folder: Path, images: int, files: list[dict[str, Any]], note: dict[str, Any]) -> None:
+    """FOLDER/manifest.json of product shards: the entries of its files in order, how many images, the step's note."""
+    manifest = {
+        "products": sum(file["rows"] for file in files),
+        "images": images,
+        "image_bytes": sum(file["image_bytes"] for file in files),
+        "digest": list_digest(files),
+        "note": note,
+        "files": files,
+    }
+    write_report(folder / MANIFEST, manifest)
+
+
+def row_bytes(row: dict[str, Any]) -> int:
+    """Bytes of a product row's images."""
+    return sum(len(image["image"]["bytes"]) for image in row["images"])
 
 
 def row_digest(row: dict[str, Any]) -> bytes:

@@ -52,7 +52,7 @@ NEEDED = ("url", "status", "jpg", "product_id", "type", "split")
 OPTIONAL = ("category", "captions", "sha256", PLACE)
 
 _TEXT = ("product_id", "split", "type", "category", "url", "status", "sha256")
-_SCHEMA = pa.schema(
+ROW_SCHEMA = pa.schema(
     [("key", pa.uint64()), ("round", pa.int32()), (PLACE, pa.int64())]
     + [(name, pa.string()) for name in _TEXT]
     + [("captions", pa.list_(pa.string())), ("jpg", pa.binary())]
@@ -128,63 +128,53 @@ class Partitions:
             for file in self.files:
                 # Mapped, not read: what is in memory of the images is one product's, and what the kernel keeps.
                 with pa.memory_map(str(file)) as mapped:
-                    for (_, product_id), group in groupby(
-                        _rated(mapped, verdicts), key=itemgetter("key", "product_id")
-                    ):
-                        rows = list(group)
+                    for product_id, rows in by_product(_rated(mapped, verdicts)):
                         bar.update(len(rows))
-                        # The rows of a product are sorted by split and URL, so the rounds of one URL are neighbours.
-                        urls = groupby(rows, key=itemgetter("split", "url"))
-                        pictures = [_downloaded_picture(list(rounds)) for _, rounds in urls]
-                        yield product_id, sorted(pictures, key=lambda picture: (type_rank(picture.type), picture.url))
+                        yield product_id, pictures_of(rows)
 
 
-class _PartitionWriter(FolderWriter):
-    """Writes WORK/000.arrow, ... (those that get rows) and WORK/partitions.json."""
+class UsableRows:
+    """Reads the rows of a source that can be put to a product, and counts those that cannot.
 
-    def __init__(self, work: Path, source: Source) -> None:
-        super().__init__(work)
+    Attributes:
+        other_splits: split -> rows of it that are not wanted.
+        unusable: reason -> rows or files.
+    """
+
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.input = source.fingerprint()
-        self.rows = 0
         self.other_splits: Counter[str] = Counter()
         self.unusable: Counter[str] = Counter()
-        self.count = max(1, allow_open_files(PARTITIONS + OTHER_FILES) - OTHER_FILES)
-        self._parts: dict[int, RowWriter] = {}
 
-    def add_files(self) -> None:
-        files = self.source.files()
-        for number, file in enumerate(tqdm(files, desc="partitioning", unit="file")):
-            for row in self._read(file):
-                self._partition(row, number)
+    def of_file(self, file: Path, number: int) -> Iterator[dict[str, Any]]:
+        """The rows of one file as `ROW_SCHEMA` has them; `number` is the file's among all, and so that of its round."""
+        for row in self._read(file):
+            if row["split"] not in self.source.splits:
+                self.other_splits[str(row["split"])] += 1
+            elif (names := self._names(row)) is not None:
+                kept = {name: row.get(name) for name in ROW_SCHEMA.names}
+                yield kept | names | {"key": self.source.key(names["product_id"]), "round": number}
 
-    def _partition(self, row: dict[str, Any], number: int) -> None:
-        if row["split"] not in self.source.splits:
-            self.other_splits[str(row["split"])] += 1
-            return
+    def skipped(self) -> dict[str, dict[str, int]]:
+        return {"other splits": dict(self.other_splits), "unusable": dict(self.unusable)}
+
+    def _names(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The cells that are read in more than one spelling; None if the row is of no use."""
         loose = row["split"].endswith(DISTRACTORS)
         try:
             product_id, category = identifiers(row, ("product_id", "category"))
         except UnusableCell as error:
             self.unusable[f"rows whose {error.reason}"] += 1
-            return
+            return None
         product_id = product_id or (row["url"] if loose else None)  # a distractor of no product is one by itself
         if row["url"] is None or not product_id:
             self.unusable["rows without URL or product id"] += 1
-        elif row["type"] not in TYPES and not loose:
+            return None
+        if row["type"] not in TYPES and not loose:
             self.unusable["rows of unknown type"] += 1
-        else:
-            key = self.source.key(product_id)
-            index = key * self.count >> 64  # 0 <= key < 2^64: the files in turn hold ascending ranges of keys
-            if index not in self._parts:
-                file = pa.ipc.new_file(str(self.writing / f"{index:03d}.arrow"), _SCHEMA)
-                self._parts[index] = RowWriter(file, _SCHEMA, BATCH_ROWS, BATCH_BYTES)
-            kept = {name: row.get(name) for name in _SCHEMA.names}
-            captions = texts(_caption_cells(row.get("captions")), lambda reason: self.unusable.update([reason]))
-            names = {"product_id": product_id, "category": category, "captions": captions}
-            row = kept | names | {"key": key, "round": number}
-            self._parts[index].add(row, len(row["jpg"] or b""))
-            self.rows += 1
+            return None
+        captions = texts(_caption_cells(row.get("captions")), lambda reason: self.unusable.update([reason]))
+        return {"product_id": product_id, "category": category, "captions": captions}
 
     def _read(self, file: Path) -> Iterator[dict[str, Any]]:
         """The readable rows of a file; what is damaged is counted and named in the log."""
@@ -210,16 +200,47 @@ class _PartitionWriter(FolderWriter):
                     self.unusable["rows in a damaged row group"] += left
                     logger.warning("Skipped %d rows of %s, row group %d: %s", left, file, group, error)
 
+
+class _PartitionWriter(FolderWriter):
+    """Writes WORK/000.arrow, ... (those that get rows) and WORK/partitions.json."""
+
+    def __init__(self, work: Path, source: Source) -> None:
+        super().__init__(work)
+        self.source = source
+        self.input = source.fingerprint()
+        self.usable = UsableRows(source)
+        self.rows = 0
+        self.count = max(1, allow_open_files(PARTITIONS + OTHER_FILES) - OTHER_FILES)
+        self._parts: dict[int, RowWriter] = {}
+
+    def add_files(self) -> None:
+        files = self.source.files()
+        for number, file in enumerate(tqdm(files, desc="partitioning", unit="file")):
+            for row in self.usable.of_file(file, number):
+                self._partition(row)
+
+    def _partition(self, row: dict[str, Any]) -> None:
+        index = partition_of(row["key"], self.count)
+        if index not in self._parts:
+            file = pa.ipc.new_file(str(self.writing / f"{index:03d}.arrow"), ROW_SCHEMA)
+            self._parts[index] = RowWriter(file, ROW_SCHEMA, BATCH_ROWS, BATCH_BYTES)
+        self._parts[index].add(row, len(row["jpg"] or b""))
+        self.rows += 1
+
     def close(self) -> None:
         for part in self._parts.values():
             part.close()
 
     def finish(self) -> None:
-        skipped = {"other splits": dict(self.other_splits), "unusable": dict(self.unusable)}
         # What a later run compares: a partition that a full disk cut short is noticed by its size.
         files = {path.name: path.stat().st_size for path in self.writing.iterdir()}
-        described = {"input": self.input, "rows": self.rows, "skipped": skipped, "files": files}
+        described = {"input": self.input, "rows": self.rows, "skipped": self.usable.skipped(), "files": files}
         write_report(self.writing / "partitions.json", described)
+
+
+def partition_of(key: int, count: int) -> int:
+    """Which of `count` partitions a key belongs to: in turn they hold ascending ranges of keys."""
+    return key * count >> 64  # 0 <= key < 2^64
 
 
 def _caption_cells(cell: list[Any] | str | None) -> list[Any]:
@@ -246,28 +267,50 @@ def _judge(file: str, number: int) -> list[str | None]:
 
 
 def _rated(mapped: pa.MemoryMappedFile, verdicts: Iterator[list[str | None]]) -> list[dict[str, Any]]:
-    """The rows of a partition in order, each with `bad` (why its image cannot be used, or None) and `image`, which
-    reads the bytes only when it is called."""
+    """The rows of a partition, with what `rate` says of them and `image`, which reads the bytes when it is called."""
     reader = pa.ipc.open_file(mapped)
     rows = []
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         images = batch.column("jpg")
-        texts = batch.select([name for name in _SCHEMA.names if name != "jpg"]).to_pylist()
+        texts = batch.select([name for name in ROW_SCHEMA.names if name != "jpg"]).to_pylist()
         for index, (row, bad) in enumerate(zip(texts, next(verdicts), strict=True)):
-            fetched = len(images[index].as_buffer() or b"") > 0
-            if not fetched and row["status"] != "success":
-                bad = str(row["status"])
-            if fetched and not row["sha256"]:  # downloaded by other means than ours
-                row["sha256"] = hashlib.sha256(images[index].as_buffer()).hexdigest()
             # `as_py` is bound, not called: it copies the bytes out of the map when the picture is made.
-            rows.append(row | {"bad": bad, "fetched": fetched, "image": images[index].as_py})
-    return sorted(rows, key=_total_order)
+            rows.append(row | rate(row, images[index].as_buffer(), bad) | {"image": images[index].as_py})
+    return rows
+
+
+def rate(row: dict[str, Any], image: pa.Buffer | bytes | None, bad: str | None) -> dict[str, Any]:
+    """Cells of a row: `bad` (why its image cannot be used, or None), `fetched` (whether bytes came), and `sha256`.
+
+    Args:
+        bad: why the bytes give no image.
+    """
+    fetched = len(image or b"") > 0
+    if not fetched and row["status"] != "success":
+        bad = str(row["status"])
+    digest = row["sha256"]
+    if fetched and not digest:  # downloaded by other means than ours
+        digest = hashlib.sha256(image).hexdigest()
+    return {"bad": bad, "fetched": fetched, "sha256": digest}
+
+
+def by_product(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(product id, its rows) of the rows of a partition, in order."""
+    for (_, product_id), group in groupby(sorted(rows, key=_total_order), key=itemgetter("key", "product_id")):
+        yield product_id, list(group)
 
 
 def _total_order(row: dict[str, Any]) -> tuple:
     """Total, so that the files in which the rows came do not show."""
     return row["key"], row["product_id"], row["split"], row["url"], type_rank(row["type"]), row["sha256"] or ""
+
+
+def pictures_of(rows: list[dict[str, Any]]) -> list[Picture]:
+    """The pictures of a product's rows: SIMPLE first, then by type and URL."""
+    # The rows of a product are sorted by split and URL, so the rounds of one URL are neighbours.
+    pictures = [_downloaded_picture(list(rounds)) for _, rounds in groupby(rows, key=itemgetter("split", "url"))]
+    return sorted(pictures, key=lambda picture: (type_rank(picture.type), picture.url))
 
 
 def _downloaded_picture(rounds: list[dict[str, Any]]) -> Picture:
