@@ -38,13 +38,13 @@ from lrvsf.search.index import (
 )
 from lrvsf.search.vectors import Vectors
 
-SHARD_ROWS = 1_000_000  # at most a minute's work, and 64 MB of the default codes (not tuned)
+SHARD_ROWS = 100_000  # some seconds to a minute of one core, and 6 MB of the default codes; not tuned
 TRAINED, ABOUT = "trained.faiss", "shards.json"
 # What takes the codes of another index as they are. A graph does not, as its edges lead to its own rows only, and of
 # the blocks of fast-scan codes faiss 1.15.1 dies: merged, they overwrite the memory behind them.
 MERGED, UNMERGED = (faiss.IndexIVF, faiss.IndexFlatCodes), (faiss.IndexIVFFastScan, faiss.IndexFastScan)
 
-Each = Callable[[Callable[[int], None], list[int]], Iterable[Any]]  # as `map` does, here or on a cluster
+Each = Callable[[Callable[[int], int], list[int]], Iterable[int]]  # as `map` does, here or on a cluster, in any order
 
 
 def build_in_shards(
@@ -60,7 +60,7 @@ def build_in_shards(
 
     Args:
         folder: of the shards, which stay there.
-        each: fills them; the function that it gets can be pickled.
+        each: fills them; the function that it gets can be pickled, and gives how many rows a shard has.
 
     Raises ValueError: as `VectorIndex.build` and `IndexShards.begin` do.
     """
@@ -68,10 +68,20 @@ def build_in_shards(
     factory = factory or default_factory(len(vectors), storage)
     if factory == EXACT:
         return VectorIndex(vectors, factory, None)
-    shards = IndexShards.begin(folder, segments, factory, seed, progress=progress)
-    for _ in each(shards.fill, shards.missing()):
-        pass
+    shards = IndexShards.begin(folder, segments, factory, seed, SHARD_ROWS, progress)
+    missing = shards.missing()
+    done = len(vectors) - sum(map(shards.rows, missing))
+    for rows in each(shards.fill, missing):
+        done += rows
+        if progress:
+            progress("add", done, len(vectors))
     return shards.merged(progress)
+
+
+def can_be_merged(index: faiss.Index) -> bool:
+    """Whether such an index can be made in shards."""
+    codes = _codes_of(index)
+    return isinstance(codes, MERGED) and not isinstance(codes, UNMERGED)
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,8 @@ class IndexShards:
         folder: Path,
         segments: Iterable[Path],
         factory: str,
-        seed: int = 0,
-        rows: int = SHARD_ROWS,
+        seed: int,
+        rows: int,
         progress: Progress | None = None,
     ) -> Self:
         """Trains the index, or finds it trained.
@@ -101,8 +111,7 @@ class IndexShards:
         shards = cls(Path(folder), tuple(map(Path, segments)))
         vectors = shards.vectors()
         index = made(vectors.shape[1], factory)
-        codes = _codes_of(index)
-        if not isinstance(codes, MERGED) or isinstance(codes, UNMERGED):
+        if not can_be_merged(index):
             raise ValueError(
                 f"factory={factory} cannot be made in shards: graphs and fast-scan codes cannot be merged. Take an IVF "
                 "of other codes, such as IVF4096,RaBitQ"
@@ -134,12 +143,18 @@ class IndexShards:
         """The numbers of the shards that are still to be filled."""
         return [number for number in range(len(self.about["starts"])) if not self._path(number).is_file()]
 
-    def fill(self, number: int) -> None:
-        """Makes one shard, by whichever process on whichever machine."""
+    def rows(self, number: int) -> int:
+        """How many rows a shard has."""
+        start, stop = self._span(number)
+        return stop - start
+
+    def fill(self, number: int) -> int:
+        """Makes one shard, by whichever process on whichever machine; how many rows it has."""
         index = _read(self.folder / TRAINED)
         add_rows(index, self.vectors(), *self._span(number))
         with whole_file(self._path(number)) as part:
             faiss.write_index(index, str(part))
+        return index.ntotal
 
     def merged(self, progress: Progress | None = None) -> VectorIndex:
         """One index of all shards, which a catalog reads; in memory are its codes and one shard's.
@@ -167,9 +182,9 @@ class IndexShards:
         return range(len(self.about["starts"]))
 
     def _shard(self, number: int) -> faiss.Index:
-        index, (start, stop) = _read(self._path(number)), self._span(number)
-        if index.ntotal != stop - start:
-            raise ValueError(f"{self._path(number)} has {index.ntotal:,} rows, not {stop - start:,}. {AGAIN}")
+        index = _read(self._path(number))
+        if index.ntotal != self.rows(number):
+            raise ValueError(f"{self._path(number)} has {index.ntotal:,} rows, not {self.rows(number):,}. {AGAIN}")
         return index
 
     def _span(self, number: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from lrvsf.report import EXAMPLES
 from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import BUILDING, Generation, Generations, Segment
-from lrvsf.search.index import VectorIndex
+from lrvsf.search.index import BuildIndex, VectorIndex
 from lrvsf.search.opening.opened import read_metadata
 from lrvsf.search.own_model import load_encoder, load_own_encoder
 from lrvsf.search.segments import (
@@ -96,7 +96,7 @@ def _index(
     # A folder is found again from anywhere; a name on the Hub stays a name.
     there = str(Path(model).resolve()) if Path(model).is_dir() else model
     manifest = {"model": {"name": there, "digest": digest_of(facts), "facts": facts}, "dims": encoder.dim}
-    name = write_generation(catalog, manifest, [segment for segment, _ in made], kind)
+    name = write_generation(catalog, manifest, [segment for segment, _ in made], kind, how.build)
     # Beside one that answers, the new one waits to be looked at first.
     if switch or catalog.current() is None:
         catalog.switch(name)
@@ -246,18 +246,35 @@ class StageBars:
             self._bar.close()
 
 
-def write_generation(catalog: Generations, facts: dict[str, Any], segments: list[Segment], kind: IndexKind) -> str:
-    """Builds the index over some segments; the name of the new generation, or of one that has just that."""
+def write_generation(
+    catalog: Generations,
+    facts: dict[str, Any],
+    segments: list[Segment],
+    kind: IndexKind,
+    build: BuildIndex | None = None,
+) -> str:
+    """Builds the index over some segments; the name of the new generation, or of one that has just that.
+
+    Args:
+        build: what builds it; None: this process.
+    """
     nothing = np.empty(0, np.int64)
     # The same command makes a damaged index anew, in a generation of its own.
     if (there := catalog.same(segments, nothing, vars(kind))) and _has_whole_index(catalog.open(there)):
         return there
+    # Named by what it is of, so that the same command finds what a killed one has left of the index.
+    work = catalog.folder / BUILDING / f"i-{digest_of([[one.folder.name for one in segments], vars(kind)])}"
     with catalog.writing(facts, segments, nothing) as folder, StageBars() as bars:
-        vectors = Vectors.open([segment.folder for segment in segments])
-        built = VectorIndex.build(vectors, kind.factory, kind.storage, kind.seed, bars)
+        paths = [segment.folder for segment in segments]
+        built = (build or _build_here)(work, paths, kind.factory, kind.storage, kind.seed, bars)
         built.save(folder)
         facts["index"] = {**built.about(), "asked": vars(kind)}
+    shutil.rmtree(work, ignore_errors=True)
     return facts["name"]
+
+
+def _build_here(_: Path, segments: list[Path], *kind_and_progress: Any) -> VectorIndex:
+    return VectorIndex.build(Vectors.open(segments), *kind_and_progress)
 
 
 def _has_whole_index(generation: Generation) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ from lrvsf.scale.engine import Actors, Address, Cluster, CpusPerActor, Engine, c
 if TYPE_CHECKING:
     from lrvsf.embedding.store import Embed
     from lrvsf.search.generations import Generations
+    from lrvsf.search.index import BuildIndex
 
 STORAGES = ("float16", "int8", "binary")
 KS, MOST_KS = (1, 5, 10), 7  # of R@K, as in evaluate_lrvsf.py's tables; how many of them fit a line of `measure`
@@ -69,6 +69,7 @@ class HowToEmbed:
         max_bad_fraction, max_bad_in_a_row: unreadable pictures that are put up with.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
         embed: what embeds many pictures in place of this process, see `EmbeddingStore.fill`; then `device` is not its.
+        build: what builds the index in place of this process.
         bf16: whether in bfloat16; None: as it is fast on `device`.
     """
 
@@ -77,6 +78,7 @@ class HowToEmbed:
     max_bad_in_a_row: int = 100
     device: str | None = None
     embed: Embed | None = None
+    build: BuildIndex | None = None
     bf16: bool | None = None
 
     def __post_init__(self) -> None:
@@ -353,16 +355,13 @@ def space(
     return write_space(out, folder, examples, model)
 
 
-@contextmanager
-def _embedding(cluster: Cluster | None, how: HowToEmbed) -> Iterator[HowToEmbed]:
-    """How pictures are embedded there, for as long as the cluster is connected."""
+def _embedding(cluster: Cluster | None, how: HowToEmbed) -> AbstractContextManager[HowToEmbed]:
+    """How pictures are embedded and indexed there, for as long as the cluster is connected."""
     if cluster is None:
-        yield how
-        return
-    from lrvsf.scale.ray_embed import embedding_on_ray
+        return nullcontext(how)
+    from lrvsf.scale.ray_index import indexing_on_ray
 
-    with embedding_on_ray(cluster, gpu=how.device == "cuda") as embed:
-        yield replace(how, embed=embed, device="cpu", bf16=embed.bf16)
+    return indexing_on_ray(cluster, how)
 
 
 def check_place(out: Path, images: str) -> None:

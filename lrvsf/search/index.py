@@ -53,6 +53,11 @@ REMEDY = "search_catalog.py compact makes it anew"
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
 
 
+# Builds an index of the rows of some segments: a folder of its own for what a killed build shall leave, the segments'
+# folders, and as `VectorIndex.build` has them factory, storage, seed and progress.
+BuildIndex = Callable[[Path, list[Path], str | None, str | None, int, Progress], "VectorIndex"]
+
+
 class VectorIndex:
     """Finds the rows nearest to a query.
 

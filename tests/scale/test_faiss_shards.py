@@ -56,7 +56,7 @@ def small_catalogs(monkeypatch):
 @pytest.fixture
 def begun(segments, tmp_path):
     """begun(factory): trained shards of some 700 rows, which nobody has filled."""
-    return lambda factory: IndexShards.begin(tmp_path / "shards", segments, factory, rows=700)
+    return lambda factory: IndexShards.begin(tmp_path / "shards", segments, factory, 0, 700)
 
 
 @pytest.mark.parametrize("factory", MERGED)
@@ -123,7 +123,7 @@ def test_shards_of_something_else_and_damaged_ones_are_refused(segments, begun, 
     with pytest.raises(ValueError, match=r"has shards of another index \(factory\)\. Remove it"):
         begun("IVF30,SQ8")
     with pytest.raises(ValueError, match=r"another index \(segments, items, starts\)"):
-        IndexShards.begin(tmp_path / "shards", segments[1:], "IVF40,SQ8", rows=700)
+        IndexShards.begin(tmp_path / "shards", segments[1:], "IVF40,SQ8", 0, 700)
     list(map(shards.fill, shards.missing()))
     paths = sorted((tmp_path / "shards").glob("shard-*"))
     paths[1].write_bytes(paths[0].read_bytes())
