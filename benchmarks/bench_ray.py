@@ -35,6 +35,7 @@ from bench_stream import photos
 from bench_train import table
 
 TIMES = 8
+WORK = ("ShardEmbedder", "_fill", "_count_run")  # what Ray calls processes that embed, fill an index, count ranks
 HEADER = ["way", "images", "seconds", "driver, MB", "actors, MB", "Ray, MB", "spilled, MB", "images/s", "core ms"]
 
 
@@ -50,23 +51,27 @@ def write_pictures(path: Path, count: int) -> None:
 
 
 class Watch(threading.Thread):
-    """What this process and its children take, until `done` is set.
+    """What a process, this one by default, and its children take, until `done` is set.
 
     Attributes:
         memory: bytes of the driver, of actors, of Ray's own processes, when their sum was largest; shared ones once.
         processor: process -> its seconds of processor time when it was last seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, driver: psutil.Process | None = None) -> None:
         super().__init__()
+        self.driver = driver or psutil.Process()
         self.memory, self.processor, self.done = [0, 0, 0], {}, threading.Event()
 
     def run(self) -> None:
         while not self.done.wait(0.5):
-            memory, driver = [0, 0, 0], psutil.Process()
-            for one in (driver, *driver.children(recursive=True)):
-                with suppress(psutil.Error):  # it has just ended
-                    kind = 0 if one == driver else 1 if "ShardEmbedder" in "".join(one.cmdline()) else 2
+            memory, all_of_them = [0, 0, 0], [self.driver]
+            with suppress(psutil.Error):  # it has just ended
+                all_of_them += self.driver.children(recursive=True)
+            for one in all_of_them:
+                with suppress(psutil.Error):
+                    name = "".join(one.cmdline())
+                    kind = 0 if one == self.driver else 1 if any(work in name for work in WORK) else 2
                     memory[kind] += one.memory_full_info().pss
                     self.processor[one.pid] = sum(one.cpu_times()[:2])
             self.memory = max(self.memory, memory, key=sum)
