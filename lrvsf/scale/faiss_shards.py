@@ -69,13 +69,24 @@ def build_in_shards(
     if factory == EXACT:
         return VectorIndex(vectors, factory, None)
     shards = IndexShards.begin(folder, segments, factory, seed, SHARD_ROWS, progress)
-    missing = shards.missing()
-    done = len(vectors) - sum(map(shards.rows, missing))
-    for rows in each(shards.fill, missing):
-        done += rows
-        if progress:
-            progress("add", done, len(vectors))
+    shards.fill_missing(each, progress)
     return shards.merged(progress)
+
+
+def grow_in_shards(
+    folder: Path, index: VectorIndex, segments: list[Path], each: Each = map, progress: Progress | None = None
+) -> None:
+    """`VectorIndex.add` of what some segments have after the rows of an index, by way of shards of these alone.
+
+    Args:
+        folder, each: as of `build_in_shards`.
+        segments: those of the index, and further ones.
+
+    Raises ValueError: the kind cannot be merged; the folder has shards of something else.
+    """
+    shards = IndexShards.begin_growth(folder, segments, index, SHARD_ROWS)
+    shards.fill_missing(each, progress)
+    shards.merge_into(index, progress)
 
 
 def can_be_merged(index: faiss.Index) -> bool:
@@ -111,24 +122,49 @@ class IndexShards:
         shards = cls(Path(folder), tuple(map(Path, segments)))
         vectors = shards.vectors()
         index = made(vectors.shape[1], factory)
-        if not can_be_merged(index):
+
+        def trained() -> faiss.Index:
+            train(index, vectors, factory, seed, progress)
+            return index
+
+        shards._begin({"factory": factory, "seed": seed}, 0, rows, index, trained)
+        return shards
+
+    @classmethod
+    def begin_growth(cls, folder: Path, segments: Iterable[Path], index: VectorIndex, rows: int) -> Self:
+        """Shards of the rows that an index lacks, which has the first ones of the segments. Otherwise as `begin`."""
+        shards = cls(Path(folder), tuple(map(Path, segments)))
+
+        def emptied() -> faiss.Index:
+            empty = faiss.clone_index(index.index)
+            empty.reset()
+            return empty
+
+        shards._begin({"factory": index.factory}, len(index.vectors), rows, index.index, emptied)
+        return shards
+
+    def _begin(
+        self, facts: dict[str, Any], first_row: int, rows: int, kind: faiss.Index, trained: Callable[[], faiss.Index]
+    ) -> None:
+        if not can_be_merged(kind):
             raise ValueError(
-                f"factory={factory} cannot be made in shards: graphs and fast-scan codes cannot be merged. Take an IVF "
-                "of other codes, such as IVF4096,RaBitQ"
+                f"factory={facts['factory']} cannot be made in shards: graphs and fast-scan codes cannot be merged. "
+                "Take an IVF of other codes, such as IVF4096,RaBitQ"
             )
-        asked = {"factory": factory, "seed": seed, "segments": [path.name for path in shards.segments]}
-        asked |= {"items": len(vectors), "dim": vectors.shape[1], "starts": _starts(vectors, rows)}
-        about = shards.folder / ABOUT
+        vectors = self.vectors()
+        asked = facts | {"segments": [path.name for path in self.segments], "items": len(vectors)}
+        asked |= {"dim": vectors.shape[1], "starts": _starts(vectors, first_row, rows)}
+        about = self.folder / ABOUT
         if about.is_file():
             if (there := json.loads(about.read_text())) != asked:
                 differs = ", ".join(name for name in asked if there.get(name) != asked[name])
-                raise ValueError(f"{folder} has shards of another index ({differs}). Remove it, or name another folder")
-            return shards
-        train(index, vectors, factory, seed, progress)
-        with whole_file(shards.folder / TRAINED) as part:
-            faiss.write_index(index, str(part))
+                raise ValueError(
+                    f"{self.folder} has shards of another index ({differs}). Remove it, or name another folder"
+                )
+            return
+        with whole_file(self.folder / TRAINED) as part:
+            faiss.write_index(trained(), str(part))
         write_whole(about, json.dumps(asked, indent=1).encode())  # last: with it the folder is begun
-        return shards
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -148,6 +184,15 @@ class IndexShards:
         start, stop = self._span(number)
         return stop - start
 
+    def fill_missing(self, each: Each, progress: Progress | None = None) -> None:
+        """Makes the missing shards; `each` as of `build_in_shards`."""
+        missing, total = self.missing(), self.about["items"]
+        done = total - sum(map(self.rows, missing))
+        for rows in each(self.fill, missing):
+            done += rows
+            if progress:
+                progress("add", done, total)
+
     def fill(self, number: int) -> int:
         """Makes one shard, by whichever process on whichever machine; how many rows it has."""
         index = _read(self.folder / TRAINED)
@@ -161,14 +206,20 @@ class IndexShards:
 
         Raises ValueError: shards are missing or damaged.
         """
-        index = _read(self.folder / TRAINED)
+        merged = VectorIndex(self.vectors(), self.about["factory"], _read(self.folder / TRAINED))
+        self.merge_into(merged, progress)
+        return merged
+
+    def merge_into(self, begun: VectorIndex, progress: Progress | None = None) -> None:
+        """Adds all shards to the index that they grow. Raises ValueError: as `merged` does."""
+        index = begun.index
         for number in self._whole():
             shard = self._shard(number)
             # Lists keep numbers of rows, which go on; plain codes have none and stand one after the other.
             index.merge_from(shard, index.ntotal if ivf_in(index) else 0)
             if progress:
                 progress("merge", index.ntotal, self.about["items"])
-        return VectorIndex(self.vectors(), self.about["factory"], index)
+        begun.vectors = self.vectors()
 
     def together(self) -> ShardedIndex:
         """All shards, which are asked one after the other. Raises ValueError: shards are missing or damaged."""
@@ -216,10 +267,10 @@ class ShardedIndex(VectorIndex):
 AGAIN = "Remove it: it is then filled again"
 
 
-def _starts(vectors: Vectors, rows: int) -> list[int]:
+def _starts(vectors: Vectors, first_row: int, rows: int) -> list[int]:
     """Where shards begin: at blocks as one build would add them, for a product of other shape has other last bits."""
     starts: list[int] = []
-    for start in vectors.block_starts(ADDED):
+    for start in vectors.block_starts(ADDED, first_row):
         if not starts or start - starts[-1] >= rows:
             starts.append(start)
     return starts

@@ -18,9 +18,10 @@ import faiss
 import ray
 
 from lrvsf.command import explain, is_refusal
-from lrvsf.scale.cluster import Pool, answer_of, check_nodes, take_pool
+from lrvsf.scale import faiss_shards
+from lrvsf.scale.cluster import Pool, answer_of, check_nodes
 from lrvsf.scale.engine import Cluster
-from lrvsf.scale.faiss_shards import build_in_shards, can_be_merged
+from lrvsf.scale.faiss_shards import build_in_shards, can_be_merged, grow_in_shards
 from lrvsf.scale.ray_embed import embedding_on_ray
 from lrvsf.search.commands import HowToEmbed
 from lrvsf.search.index import EXACT, Progress, VectorIndex, default_factory, made
@@ -34,8 +35,8 @@ def indexing_on_ray(cluster: Cluster, how: HowToEmbed) -> Iterator[HowToEmbed]:
     Raises ValueError, ConnectionError: the cluster has no room for the actors, or does not answer.
     """
     with embedding_on_ray(cluster, gpu=how.device == "cuda") as embed:
-        build = partial(build_on_ray, embed.pool)
-        yield replace(how, embed=embed, device="cpu", bf16=embed.bf16, build=build)
+        build, grow = (partial(job, embed.pool) for job in (build_on_ray, grow_on_ray))
+        yield replace(how, embed=embed, device="cpu", bf16=embed.bf16, build=build, grow=grow)
 
 
 def build_on_ray(
@@ -47,31 +48,51 @@ def build_on_ray(
     seed: int,
     progress: Progress | None,
 ) -> VectorIndex:
-    """`VectorIndex.build`, by way of shards that a cluster fills; in this process where the kind has no shards.
+    """`VectorIndex.build`, by way of shards that a cluster fills; here if the kind has none, or one would do.
 
     Args:
         folder: of the shards, which stay there.
 
     Raises:
-        ValueError: as `VectorIndex.build`; a node lacks something, or the cluster has no longer room.
+        ValueError: as `VectorIndex.build`; a node lacks something.
         RuntimeError: a shard could not be filled, or its process died each time that it was started.
     """
     vectors = Vectors.open(segments)
     factory = factory or default_factory(len(vectors), storage)
-    if factory == EXACT or not can_be_merged(made(vectors.shape[1], factory)):
+    if factory == EXACT or not _is_shared(made(vectors.shape[1], factory), len(vectors)):
         return VectorIndex.build(vectors, factory, storage, seed, progress)
-    folder, segments = (
-        folder.absolute(),
-        [segment.absolute() for segment in segments],
-    )  # a process there works elsewhere
-    folder.mkdir(parents=True, exist_ok=True)
-    check_nodes(folder, partial(_digest, segments))
+    folder, segments = _seen_by_all(folder, segments)
     return build_in_shards(folder, segments, factory, storage, seed, partial(fill_on_ray, pool), progress)
 
 
+def grow_on_ray(pool: Pool, folder: Path, index: VectorIndex, segments: list[Path], progress: Progress | None) -> None:
+    """`VectorIndex.add` of the rows that an index lacks of some segments. Otherwise as `build_on_ray`."""
+    vectors, first_row = Vectors.open(segments), len(index.vectors)
+    if index.index is None or not _is_shared(index.index, len(vectors) - first_row):
+        index.add(vectors, first_row, progress)
+        return
+    folder, segments = _seen_by_all(folder, segments)
+    grow_in_shards(folder, index, segments, partial(fill_on_ray, pool), progress)
+
+
+def _is_shared(kind: faiss.Index, rows: int) -> bool:
+    """Whether processes share in adding rows: they are several shards, and the kind has any."""
+    return rows > faiss_shards.SHARD_ROWS and can_be_merged(kind)
+
+
+def _seen_by_all(folder: Path, segments: list[Path]) -> tuple[Path, list[Path]]:
+    """The same folders, by full paths. Raises ValueError: a node sees others, or may not write into the first."""
+    folder, segments = folder.absolute(), [segment.absolute() for segment in segments]
+    folder.mkdir(parents=True, exist_ok=True)
+    check_nodes(folder, partial(_digest, segments))
+    return folder, segments
+
+
 def fill_on_ray(pool: Pool, fill: Callable[[int], int], numbers: list[int]) -> Iterator[int]:
-    """What `fill` gives for each number, as they are done, by as many processes as the pool has actors."""
-    pool = take_pool(pool.actors, pool.cpus, 0)  # those that embedded have just left
+    """What `fill` gives for each number, as they are done, by as many processes as the pool has actors.
+
+    They wait for their room until the actors that embedded have left it.
+    """
     filling, sent = _fill.options(num_cpus=pool.cpus), ray.put(fill)
     waiting, at_work = numbers[::-1], []
     while waiting or at_work:

@@ -23,7 +23,7 @@ from lrvsf.report import EXAMPLES
 from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import BUILDING, Generation, Generations, Segment
-from lrvsf.search.index import BuildIndex, VectorIndex
+from lrvsf.search.index import BuildIndex, GrowIndex, Progress, VectorIndex
 from lrvsf.search.opening.opened import read_metadata
 from lrvsf.search.own_model import load_encoder, load_own_encoder
 from lrvsf.search.segments import (
@@ -135,24 +135,28 @@ def add_images(
         known = KnownPictures(catalog, current.manifest["model"]["digest"])
         segment, reused = write_segment(catalog, encoder, source, origin, known, how)
         # A replaced row is a removed one: segments never change, and their readers have them open.
-        name = _grow(catalog, current, segment, np.union1d(current.removed, replaced))
+        name = _grow(catalog, current, segment, np.union1d(current.removed, replaced), how.grow)
         catalog.switch(name)
         _forget_spools(catalog)
     return _report(catalog, name, [(segment, reused)]) | {"replaced": len(replaced)}
 
 
-def _grow(catalog: Generations, current: Generation, segment: Segment, removed: np.ndarray) -> str:
+def _grow(
+    catalog: Generations, current: Generation, segment: Segment, removed: np.ndarray, grow: GrowIndex | None
+) -> str:
     """A generation of one segment more, whose index is the present one and the new rows; its name."""
     facts = {name: current.manifest[name] for name in ("model", "dims", "index")}
     segments = [*current.segments, segment]
     if there := catalog.same(segments, removed, facts["index"]["asked"]):
         return there
-    with catalog.writing(facts, segments, removed) as folder:
+    work = _work(catalog, [current.name, *(one.folder.name for one in segments)])
+    with catalog.writing(facts, segments, removed) as folder, StageBars() as bars:
         # Not trained again, which would cost what the whole catalog does; `compact` does it.
         grown = VectorIndex.load(current.folder, Vectors.open([one.folder for one in current.segments]))
-        grown.add(Vectors.open([one.folder for one in segments]), current.total)
+        (grow or _grow_here)(work, grown, [one.folder for one in segments], bars)
         grown.save(folder)
         facts["index"] = facts["index"] | grown.about()
+    shutil.rmtree(work, ignore_errors=True)
     return facts["name"]
 
 
@@ -262,8 +266,7 @@ def write_generation(
     # The same command makes a damaged index anew, in a generation of its own.
     if (there := catalog.same(segments, nothing, vars(kind))) and _has_whole_index(catalog.open(there)):
         return there
-    # Named by what it is of, so that the same command finds what a killed one has left of the index.
-    work = catalog.folder / BUILDING / f"i-{digest_of([[one.folder.name for one in segments], vars(kind)])}"
+    work = _work(catalog, [[one.folder.name for one in segments], vars(kind)])
     with catalog.writing(facts, segments, nothing) as folder, StageBars() as bars:
         paths = [segment.folder for segment in segments]
         built = (build or _build_here)(work, paths, kind.factory, kind.storage, kind.seed, bars)
@@ -273,8 +276,17 @@ def write_generation(
     return facts["name"]
 
 
+def _work(catalog: Generations, facts: Any) -> Path:
+    """A folder for the parts of an index: named by what it is of, so that the same command finds a killed one's."""
+    return catalog.folder / BUILDING / f"i-{digest_of(facts)}"
+
+
 def _build_here(_: Path, segments: list[Path], *kind_and_progress: Any) -> VectorIndex:
     return VectorIndex.build(Vectors.open(segments), *kind_and_progress)
+
+
+def _grow_here(_: Path, index: VectorIndex, segments: list[Path], progress: Progress) -> None:
+    index.add(Vectors.open(segments), len(index.vectors), progress)
 
 
 def _has_whole_index(generation: Generation) -> bool:

@@ -18,7 +18,7 @@ from lrvsf.scale.engine import Actors, Address, Cluster, CpusPerActor, Engine, c
 if TYPE_CHECKING:
     from lrvsf.embedding.store import Embed
     from lrvsf.search.generations import Generations
-    from lrvsf.search.index import BuildIndex
+    from lrvsf.search.index import BuildIndex, GrowIndex
 
 STORAGES = ("float16", "int8", "binary")
 KS, MOST_KS = (1, 5, 10), 7  # of R@K, as in evaluate_lrvsf.py's tables; how many of them fit a line of `measure`
@@ -69,7 +69,7 @@ class HowToEmbed:
         max_bad_fraction, max_bad_in_a_row: unreadable pictures that are put up with.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
         embed: what embeds many pictures in place of this process, see `EmbeddingStore.fill`; then `device` is not its.
-        build: what builds the index in place of this process.
+        build, grow: what builds the index, or adds to the one that is there, in place of this process.
         bf16: whether in bfloat16; None: as it is fast on `device`.
     """
 
@@ -79,6 +79,7 @@ class HowToEmbed:
     device: str | None = None
     embed: Embed | None = None
     build: BuildIndex | None = None
+    grow: GrowIndex | None = None
     bf16: bool | None = None
 
     def __post_init__(self) -> None:

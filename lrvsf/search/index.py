@@ -56,6 +56,8 @@ Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
 # Builds an index of the rows of some segments: a folder of its own for what a killed build shall leave, the segments'
 # folders, and as `VectorIndex.build` has them factory, storage, seed and progress.
 BuildIndex = Callable[[Path, list[Path], str | None, str | None, int, Progress], "VectorIndex"]
+# Adds to an index the rows that it lacks of some segments: a folder likewise, the index, all segments, progress.
+GrowIndex = Callable[[Path, "VectorIndex", list[Path], Progress], None]
 
 
 class VectorIndex:

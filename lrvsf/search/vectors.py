@@ -98,9 +98,9 @@ class Vectors:
         for start, stored in self._scan(size, first_row):
             yield start, renormalised(stored).numpy()
 
-    def block_starts(self, size: int) -> list[int]:
+    def block_starts(self, size: int, first_row: int = 0) -> list[int]:
         """The number of the first row of each of these blocks; nothing is read."""
-        return [start for start, _ in self._scan(size)]
+        return [start for start, _ in self._scan(size, first_row)]
 
     @cached_property
     def lengths(self) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from waiting import killed_at
 
 from lrvsf.scale import faiss_shards
-from lrvsf.scale.faiss_shards import IndexShards, build_in_shards
+from lrvsf.scale.faiss_shards import IndexShards, build_in_shards, grow_in_shards
 from lrvsf.search import index as module
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.vectors import Selection, Vectors
@@ -79,6 +79,17 @@ def test_shards_merged_or_asked_together_are_one_index(segments, queries, begun,
         assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     again = VectorIndex.load(tmp_path / "merged", Vectors.open(segments))
     assert (again.search(queries, 10)[1] == whole.search(queries, 10)[1]).all()
+
+
+@pytest.mark.parametrize("factory", MERGED)
+def test_an_index_grows_in_shards_as_in_one_go(segments, tmp_path, monkeypatch, factory):
+    """By the rows of the second segment, in three shards."""
+    monkeypatch.setattr(faiss_shards, "SHARD_ROWS", 700)
+    whole, grown = (VectorIndex.build(Vectors.open(segments[:1]), factory) for _ in range(2))
+    whole.add(Vectors.open(segments), 1777)
+    grow_in_shards(tmp_path / "shards", grown, segments)
+    assert len(list((tmp_path / "shards").glob("shard-*"))) == 3 and len(grown.vectors) == COUNT
+    assert (faiss.serialize_index(grown.index) == faiss.serialize_index(whole.index)).all()
 
 
 def test_what_cannot_be_merged_is_refused_before_it_is_trained(segments, tmp_path, monkeypatch):

@@ -23,38 +23,40 @@ from lrvsf.search.commands import HowToEmbed, IndexKind
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.vectors import Vectors
 
-COUNT = 60
+COUNT, MORE = 60, 20
 
 
 @pytest.fixture
 def shop(like_actors, tmp_path, monkeypatch):
-    """A tiny model, and pictures in a table; an index of them has four shards, each of two of the catalog's."""
+    """A tiny model, and pictures in a table, of which 20 come later; an index has shards of two of the catalog's."""
     monkeypatch.setattr(faiss_shards, "SHARD_ROWS", 16)
     tiny_condvit().save_pretrained(tmp_path / "model")
-    columns = {"id": [f"x{number}" for number in range(COUNT)], "image": [squares(number) for number in range(COUNT)]}
-    write_table(tmp_path / "items.parquet", columns)
+    for name, rows in (("items", range(COUNT)), ("more", range(COUNT, COUNT + MORE))):
+        columns = {"id": [f"x{row}" for row in rows], "image": [squares(row) for row in rows]}
+        write_table(tmp_path / f"{name}.parquet", columns)
     return [str(tmp_path / "model"), str(tmp_path / "items.parquet")]
 
 
-def index_of(out):
-    """The bytes of the index of a catalog of one generation."""
-    (folder,) = (out / "generations").iterdir()
-    return {path.name: path.read_bytes() for path in folder.glob("index.*")}
+def indexes_of(out):
+    """The bytes of the indexes of all generations of a catalog."""
+    return {path.relative_to(out): path.read_bytes() for path in out.glob("generations/*/index.*")}
 
 
 @pytest.mark.parametrize("factory", ["IVF4,RaBitQ", "IVF4,SQ8", "HNSW8", "Flat"])
 def test_a_catalog_has_the_index_of_one_process(cluster, shop, tmp_path, monkeypatch, factory):
-    """Graphs have no shards, and are built by the command; the exact search needs no index."""
+    """Then it grows. Graphs have no shards, and are built by the command; the exact search needs no index."""
     monkeypatch.chdir(tmp_path)
     flags, filled = ["--factory", factory], []
     monkeypatch.setattr(
         "lrvsf.scale.ray_index.fill_on_ray",
         lambda pool, fill, numbers: filled.extend(numbers) or fill_on_ray(pool, fill, numbers),
     )
-    search_catalog.main(["index", *shop, "one", *flags])
-    search_catalog.main(["index", *shop, "many", *flags, "--engine", "ray", "--actors", "2"])
-    assert index_of(Path("one")) == index_of(Path("many"))
-    assert filled == ([0, 1, 2, 3] if "IVF" in factory else [])
+    for out, engine in (("one", []), ("many", ["--engine", "ray", "--actors", "2"])):
+        search_catalog.main(["index", *shop, out, *flags, *engine])
+        search_catalog.main(["add", "more.parquet", out, *engine])
+    assert len(indexes_of(Path("one"))) == (2 if factory == "Flat" else 4)
+    assert indexes_of(Path("one")) == indexes_of(Path("many"))
+    assert filled == ([0, 1, 2, 3, 0, 1] if "IVF" in factory else [])
     assert not list(Path("many/building").iterdir())
 
 
@@ -107,7 +109,7 @@ def test_a_killed_command(shop, tmp_path, monkeypatch):
     assert filled == [2, 3] and not list((out / "building").iterdir())
     monkeypatch.undo()
     index_images(*shop, None, None, tmp_path / "one", None, kind, False, HowToEmbed())
-    assert index_of(out) == index_of(tmp_path / "one")
+    assert indexes_of(out) == indexes_of(tmp_path / "one")
 
 
 def test_a_damaged_file_is_named(cluster, segment, tmp_path):
