@@ -105,15 +105,19 @@ class RayEmbedding:
             records = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 ShardEmbedder,
                 fn_constructor_args=(store, what, self.pool),
-                compute=ray.data.ActorPoolStrategy(size=min(self.pool.actors, len(items))),
+                # One run at a time: else the actor that has started first is given all of a few runs, and others wait.
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(self.pool.actors, len(items)), max_tasks_in_flight_per_actor=1
+                ),
                 batch_size=1,
                 num_cpus=self.pool.cpus,
                 num_gpus=self.pool.gpus,
             )
-            # Closed with this generator: an error of ours ends the actors.
-            with closing(iter(records.iter_rows())) as rows:
-                for row in rows:
-                    yield json.loads(row["record"])
+            # None ahead, which would keep a record back until the next shard is whole. Closed with this generator: an
+            # error of ours ends the actors.
+            with closing(iter(records.iter_batches(batch_size=1, prefetch_batches=0))) as batches:
+                for batch in batches:
+                    yield json.loads(batch["record"][0])
 
 
 class ShardEmbedder:
