@@ -6,7 +6,8 @@
    which products are complete. Their sizes in turn say which products each shard holds.
 3. A job for each shard reads the images of its products and writes it.
 
-Jobs are told names of files and numbers; rows and images pass from one to the next through WORK, on a disk that all
+Ray Data's own shuffles would have all images in its object store, and spill them (docs/scale.md has the figures). Here
+jobs are told names of files and numbers; rows and images pass from one to the next through WORK, on a disk that all
 see. What a job writes is whole or absent, and depends on its input alone. So it may be done twice, and by anybody; a
 run that was killed goes on with the jobs whose files are missing.
 
