@@ -38,11 +38,10 @@ if __name__ == "__main__":  # the imports below take seconds: what is wrong is t
 import torch
 from accelerate import PartialState
 
-from lrvsf.data.images import Tolerance
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model, runs_in_bf16
 from lrvsf.evaluation.bootstrap import chosen_settings, evaluate_bootstrap
-from lrvsf.evaluation.embedded import Elsewhere, EmbeddedTestSet, StoredTestSet
+from lrvsf.evaluation.embedded import Elsewhere, EmbeddedTestSet
 from lrvsf.evaluation.pages.attention import write_attention
 from lrvsf.evaluation.pages.conditions import check_conditions, measure_conditions, write_conditions
 from lrvsf.evaluation.pages.plots import PLOTS, plot_all
@@ -78,10 +77,7 @@ def evaluate(
     bf16 = runs_in_bf16(args.bf16, args.protocol, state.device)
     encoder = Encoder(model, args.conditioning or model.config.condition, bf16, state.device, args.dims)
     output = Path(args.output_dir)
-    tolerance = Tolerance(args.max_bad_fraction, args.max_bad_in_a_row)
-    folder = args.embeds or output / "embeds"
-    settings_of_store = {"batch_size": args.batch_size, "tolerance": tolerance, "dtype": args.store_dtype}
-    data = EmbeddedTestSet(StoredTestSet(folder, encoder, test_set, **settings_of_store), elsewhere)
+    data = EmbeddedTestSet(args.open_store(encoder, test_set), elsewhere)
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
         shown = pictures.attention_categories, output / "attention.png", pictures.attention_texts
         write_attention(encoder, test_set, pictures.attention, *shown)
@@ -101,7 +97,7 @@ def evaluate(
         plot_all({name: results}, {name: queries.table()}, output)
         print(results_table(results))
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
-        print(f"The embeddings are in {folder}; --embeds takes them from there.")
+        print(f"The embeddings are in {args.embeds_folder}; --embeds takes them from there.")
     if pictures.conditioning_page:
         results["conditions"] = measure_conditions(data, args.batch_size, args.allow_unmatched_categories)
         if state.is_main_process:

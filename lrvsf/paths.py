@@ -99,6 +99,15 @@ def near(path: Path) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def table_of(folder: str | Path) -> tuple[Path, str | None] | None:
+    """The Lance table that is named, and which version: TABLE or TABLE@VERSION. None where it is no such table."""
+    name, _, version = str(folder).rpartition("@")
+    for path, asked in ((Path(folder), None), (Path(name or folder), version)):
+        if (path / "_versions").is_dir():
+            return path, asked
+    return None
+
+
 def check_output(folder: Path, flag: str = "output_dir") -> None:
     """Refuses a folder to write to that is a file, lies in one, or cannot be written to."""
     # The nearest folder above that is there decides: what is missing will be made in it.

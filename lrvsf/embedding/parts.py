@@ -79,6 +79,10 @@ class _TestSetPart(Part):
     def describe(self) -> str:
         return describe_files(self.test_set.files[self.what])
 
+    def embed_gallery(self, encoder: Encoder, rows: list[int], pixels: list[np.ndarray]) -> Tensor:
+        """(B, dim) of pictures that are found, not asked with: without a condition, whatever they are asked for."""
+        return encoder.embed(pixels)
+
 
 class Products(_TestSetPart):
     """The products of a test set: its picture as "target", and a scene as "query", asked by the product's category or
@@ -97,10 +101,9 @@ class Products(_TestSetPart):
 
     def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
         queries, targets = pixels
-        # Only queries are conditioned: a gallery is embedded once, whatever it is asked for.
         conditions = self.conditions(encoder)
         asked = [conditions[row] for row in rows]
-        return {"query": encoder.embed(queries, asked), "target": encoder.embed(targets)}
+        return {"query": encoder.embed(queries, asked), "target": self.embed_gallery(encoder, rows, targets)}
 
     def conditions(self, encoder: Encoder) -> list[str | None]:
         if encoder.conditioning == "text" and self._texts is None:
@@ -127,3 +130,6 @@ class Distractors(_TestSetPart):
     def items(self, start: int, stop: int) -> Iterator[Item]:
         for row, image in self.test_set.distractors(start, stop):
             yield row, (image,)
+
+    def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        return {"distractor": self.embed_gallery(encoder, rows, pixels[0])}

@@ -7,17 +7,20 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrvsf.data.names import did_you_mean
 from lrvsf.flags import FlagParser, flag
-from lrvsf.paths import PRODUCTS, check_model, check_output, near
+from lrvsf.paths import PRODUCTS, check_model, check_output, near, table_of
 from lrvsf.recipe import read_arguments
 from lrvsf.scale.engine import cluster_asked
 
 if TYPE_CHECKING:
-    from lrvsf.evaluation.embedded import Elsewhere
+    from lrvsf.data.testset import ProductTestSet
+    from lrvsf.embedding.encoder import Encoder
+    from lrvsf.evaluation.embedded import Elsewhere, StoredTestSet
 
 GALLERY_SIZES = (500, 2000, 5000)  # which Mini LRVS-F fills
 STEPS = {  # of evaluate_lrvsf.py, besides measuring; each module has a `main`
@@ -37,7 +40,7 @@ class EvaluateArguments:
     embeds: str | None = flag(
         None,
         "folder of the model's embeddings: what it holds is taken, what it lacks is made; by default embeds in "
-        "output_dir",
+        "output_dir. Or a Lance table with those of the gallery, see docs/scale.md: only queries are embedded",
     )
     protocol: str = flag(
         "bootstrap",
@@ -92,6 +95,28 @@ class EvaluateArguments:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
         if Path(self.output_dir).is_file():
             raise ValueError(f"output_dir={self.output_dir} is a file. Give a folder's name.")
+
+    @property
+    def embeds_folder(self) -> Path:
+        """Where the embeddings are; those that a Lance table has are copied there."""
+        own = Path(self.output_dir) / "embeds"
+        return own if self.embeds is None or table_of(self.embeds) else Path(self.embeds)
+
+    def open_store(self, encoder: Encoder, test_set: ProductTestSet) -> StoredTestSet:
+        """The store of the embeddings, of which nothing is made yet.
+
+        Raises ValueError: --embeds names a Lance table that does not fit.
+        """
+        from lrvsf.data.images import Tolerance  # here, as all that follows takes seconds to import
+        from lrvsf.evaluation.embedded import StoredTestSet
+
+        tolerance, parts = Tolerance(self.max_bad_fraction, self.max_bad_in_a_row), None
+        if self.embeds and table_of(self.embeds):
+            from lrvsf.scale.lance_gallery import gallery_parts  # here, as Lance need not be installed
+
+            parts = gallery_parts(self.embeds, encoder, test_set, tolerance)
+        settings = {"batch_size": self.batch_size, "tolerance": tolerance, "dtype": self.store_dtype}
+        return StoredTestSet(self.embeds_folder, encoder, test_set, parts, **settings)
 
 
 @dataclass
@@ -189,11 +214,26 @@ def check_evaluation(asked: Namespace) -> None:
         if (path := getattr(asked, name)) is not None and not Path(path).is_file():
             raise FileNotFoundError(f"--{name}: there is no file {path}{near(Path(path))}")
     check_output(Path(asked.output_dir))
+    if asked.embeds is not None:
+        check_embeds(asked.embeds, asked.store_dtype)
     if asked.protocol == "bootstrap":
         from lrvsf.data.testset import ProductTestSet  # here, as pyarrow would delay --help and every other mistake
 
         sizes = GALLERY_SIZES if asked.gallery_sizes is None else asked.gallery_sizes
         check_galleries(sizes, ProductTestSet(asked.data_root).n_distractors)
+
+
+def check_embeds(embeds: str, dtype: str) -> None:
+    """Refuses a Lance table that is not there, or cannot be read, or has another type than is asked for."""
+    if not table_of(embeds):
+        # Otherwise a misspelt table would be a new folder, and the whole gallery would be embedded into it.
+        if embeds.endswith(".lance") or embeds.rpartition("@")[0].endswith(".lance"):
+            raise FileNotFoundError(f"--embeds: there is no Lance table {embeds}{near(Path(embeds))}")
+        return
+    if find_spec("lance") is None:
+        raise ImportError('--embeds names a Lance table, which needs Lance: pip install "lrvsf[ray]"')
+    if dtype != "float16":
+        raise ValueError(f"store_dtype={dtype}, but a Lance table has float16. Leave --store_dtype out")
 
 
 def check_test_set(root: str) -> None:

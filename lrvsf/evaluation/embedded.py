@@ -51,10 +51,22 @@ class Elsewhere(Protocol):
 
 
 class StoredTestSet(EmbeddingStore):
-    """The embedding store of a test set, which it knows."""
+    """The embedding store of a test set, which it knows.
 
-    def __init__(self, folder: str | Path, encoder: Encoder, test_set: ProductTestSet, **settings: Any) -> None:
-        parts = Products(test_set), Distractors(test_set)  # `settings` are the others of `EmbeddingStore`
+    Args:
+        parts: its products and distractors, where they get their embeddings otherwise than from the encoder alone.
+        settings: the others of `EmbeddingStore`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        encoder: Encoder,
+        test_set: ProductTestSet,
+        parts: tuple[Products, Distractors] | None = None,
+        **settings: Any,
+    ) -> None:
+        parts = parts or (Products(test_set), Distractors(test_set))
         super().__init__(folder, encoder, parts, test_set.root, **settings)
         self.test_set = test_set
 

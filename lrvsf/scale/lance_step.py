@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from lrvsf.paths import check_output
+from lrvsf.paths import check_output, table_of
 from lrvsf.scale.engine import Address, cluster_asked
 from lrvsf.search.commands import Out
 
@@ -23,7 +23,7 @@ def lance(
     What is there is not written again, and older versions stay: TABLE@g-000001 is the table as that generation left it.
     """
     cluster = cluster_asked(engine, address, None, None)
-    from lrvsf.search.generations import Generations, is_catalog, table_of
+    from lrvsf.search.generations import Generations, is_catalog
 
     Generations(out).answering()
     check_output(table, "TABLE")

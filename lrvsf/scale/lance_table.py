@@ -25,7 +25,8 @@ except ImportError as error:
 import numpy as np
 
 from lrvsf.data.names import did_you_mean, quoted
-from lrvsf.search.generations import FORMAT, Generation, table_of
+from lrvsf.paths import table_of
+from lrvsf.search.generations import FORMAT, Generation
 from lrvsf.search.sources.metadata import INTERNAL
 
 ANSWERS = "answers"  # the tag of the version that is opened

@@ -19,6 +19,7 @@ import pyarrow as pa
 from lrvsf.command import Command, called
 from lrvsf.data.names import quoted
 from lrvsf.durable import locked, whole_folder
+from lrvsf.paths import table_of
 from lrvsf.scale.lance_index import index_of, keep_index
 from lrvsf.scale.lance_table import (
     ANSWERS,
@@ -30,7 +31,7 @@ from lrvsf.scale.lance_table import (
     open_latest,
     vector_column,
 )
-from lrvsf.search.generations import FORMAT, Generation, Generations, is_catalog, table_of
+from lrvsf.search.generations import FORMAT, Generation, Generations, is_catalog
 from lrvsf.search.opening.opened import read_metadata
 from lrvsf.search.segments import DIGEST, THUMBNAIL, digests_of, kept_items
 from lrvsf.search.sources.metadata import INTERNAL

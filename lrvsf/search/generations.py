@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.data.parquet import DAMAGE
 from lrvsf.durable import locked, whole_folder, write_whole
-from lrvsf.paths import near
+from lrvsf.paths import near, table_of
 from lrvsf.search.sources.metadata import INTERNAL
 
 CURRENT, PREVIOUS = "CURRENT", "PREVIOUS"
@@ -295,15 +295,6 @@ class Generations:
 def is_catalog(folder: Path) -> bool:
     """Whether a folder is a catalog's, even one of which nothing is whole yet."""
     return any((folder / name).exists() for name in (CURRENT, SEGMENTS, GENERATIONS, BUILDING))
-
-
-def table_of(folder: str | Path) -> tuple[Path, str | None] | None:
-    """The Lance table that is named, and which version: TABLE or TABLE@VERSION. None where it is no such table."""
-    name, _, version = str(folder).rpartition("@")
-    for path, asked in ((Path(folder), None), (Path(name or folder), version)):
-        if (path / "_versions").is_dir():
-            return path, asked
-    return None
 
 
 def generations_in(folder: str | Path) -> Generations:

@@ -14,9 +14,9 @@ from vector_shops import MODELS, VectorShop, drawn, queries, table_of_items
 
 import search_catalog
 from lrvsf.command import explain, is_refusal
+from lrvsf.paths import table_of
 from lrvsf.search import index as search_index
 from lrvsf.search.catalog import Catalog
-from lrvsf.search.generations import table_of
 from lrvsf.search.vectors import Selection
 
 lance = pytest.importorskip("lance")

@@ -7,13 +7,14 @@ prepared; what the published routes write stays as it came.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 from PIL.Image import Transpose
 
-from lrvsf.data.images import decode_image
+from lrvsf.data.images import FORMATS, decode_image
 
 UPRIGHT = "turned upright, as EXIF says"
 ON_WHITE = "transparent, put on white"
@@ -39,7 +40,7 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
     turn = TURNS.get(_orientation(image))
     if turn is not None:
         changes.append(UPRIGHT)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _has_many_bits(image):
         grey = _to_8_bits(image)  # a plain conversion clips: all from 256 on would be white
         if isinstance(clear := image.info.get("transparency"), int):  # the shade that a PNG shows nothing for
             grey = np.where(np.asarray(image) == clear, np.uint8(255), grey)
@@ -57,6 +58,19 @@ def as_shown(image: Image.Image, changes: list[str]) -> Image.Image:
 def decode_shown(data: bytes | None) -> Image.Image:
     """Encoded bytes as an RGB image in memory, as a browser shows it. Raises BadImage."""
     return decode_image(data, lambda image: as_shown(image, []))
+
+
+def is_shown_as_stored(data: bytes) -> bool:
+    """Whether `decode_shown` gives what the published, plain conversion gives, told by the head of a whole file.
+
+    Where the head does not tell, as of an alpha channel that may be opaque, the answer is no.
+    """
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    return not (_has_many_bits(image) or image.has_transparency_data or _orientation(image) in TURNS)
+
+
+def _has_many_bits(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -11,7 +11,8 @@ from typing import Self
 
 import pyarrow as pa
 
-from lrvsf.search.generations import Generation, Generations, table_of
+from lrvsf.paths import table_of
+from lrvsf.search.generations import Generation, Generations
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.segments import Thumbnails
 from lrvsf.search.vectors import Vectors

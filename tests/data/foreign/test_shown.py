@@ -7,7 +7,7 @@ import pytest
 from made import encode, rows_of, write_csv, write_file
 from PIL import Image, ImageOps
 
-from lrvsf.data.foreign.shown import ON_WHITE, SCALED, UPRIGHT, as_shown
+from lrvsf.data.foreign.shown import ON_WHITE, SCALED, UPRIGHT, as_shown, decode_shown, is_shown_as_stored
 from lrvsf.data.images import decode_image
 from lrvsf.prepare.catalog.write_catalog import catalog, fetch
 
@@ -143,3 +143,28 @@ def test_a_catalog_is_put_right_and_says_so(tmp_path):
     assert white[:, :200].max() < 10 and white[:, 300:].min() > 245
     assert (np.abs(grey.astype(int) - 100) <= 1).all()
     assert all(Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) == 1 for data in found.values())
+
+
+def with_alpha(kind, clear):
+    image = Image.new("RGBA", (8, 4), (200, 30, 30, 255))
+    image.putpixel((1, 1), (0, 0, 0, 0 if clear else 255))
+    return encode(image, kind)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        *((corner(turn, kind), turn == 1) for turn in (1, 3, 6) for kind in ("PNG", "JPEG", "WEBP", "TIFF")),
+        *((with_alpha(kind, clear), False) for kind in ("PNG", "TIFF") for clear in (False, True)),
+        *((encode(Image.new(mode, (8, 4))), False) for mode in ("LA", "I;16")),
+        (encode(Image.new("I", (8, 4)), "TIFF"), False),
+        *((encode(Image.new(mode, (8, 4)), kind), True) for mode in ("L", "P", "1") for kind in ("PNG", "TIFF")),
+        *((encode(Image.new("CMYK", (8, 4)), kind), True) for kind in ("JPEG", "TIFF")),
+        (encode(Image.new("P", (8, 4)), "GIF", transparency=0), False),
+        (encode(Image.new("P", (8, 4)), "PNG", transparency=0), False),
+    ],
+)
+def test_the_head_tells_what_is_shown_as_it_is_stored(data, told):
+    assert is_shown_as_stored(data) == told
+    if told:
+        assert np.array_equal(np.asarray(decode_shown(data)), np.asarray(decode_image(data)))
