@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import fsspec
 
+from lrvsf.data.bounds.remote_file import RemoteFile, unreachable
 from lrvsf.data.names import printable
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,53 @@ def place_of(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "::" in name and os.path.lexists(name):
         raise ValueError(f"{name} has '::' in its name, which is read as two places; rename it")
     return fsspec.url_to_fs(name)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A file that is not on a disk; it is opened as a `Path` is. It can be sent to another process."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.url.partition("?")[0].rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def open(self, mode: str = "rb") -> RemoteFile:
+        """To be read, by ranges. Raises Unreachable."""
+        return RemoteFile(*_remote_place(self.url), self.url)
+
+
+def addresses_at(url: str, suffix: str) -> list[Address]:
+    """The file behind an address or, of a folder, all files of that suffix right in it, by name.
+
+    Raises:
+        Unreachable: it cannot be listed.
+        ImportError: no package reads such addresses here.
+        ValueError: nobody knows such addresses.
+    """
+    if Address(url).name.lower().endswith(suffix):
+        return [Address(url)]
+    filesystem, path = _remote_place(url)
+    try:
+        there = filesystem.ls(path, detail=False)
+    except Exception as error:  # each file system raises its own
+        raise unreachable(url, error) from error
+    found = [Address(filesystem.unstrip_protocol(place)) for place in there]
+    names = set(content_names([one.name for one in found], url))
+    return sorted((one for one in found if one.name in names and one.name.lower().endswith(suffix)), key=str)
+
+
+def _remote_place(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return place_of(url)
+    except ImportError as error:
+        raise ImportError(f"{url} needs a package that is not here: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{url} is of no store that is known ({error}); download it, or name a folder") from error
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:

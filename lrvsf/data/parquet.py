@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lrvsf.data.bounds.parquet_pages import Unfolded, unfolded
+from lrvsf.data.bounds.remote_file import RemoteFile, Unreachable
+from lrvsf.data.folders import Address
 
 # Text that is not UTF-8 is noticed only where it becomes Python's, and Python says so in its own way. What a file
 # unfolds to can be more memory than there is.
@@ -25,6 +27,7 @@ BUFFER_BYTES = 2**20
 BATCH_BYTES = 2**27  # of a column's cells in memory at a time
 MAX_PAGE_BYTES = 2**29  # a page is read as a whole, whoever reads; pandas writes up to 1,024 images into one
 MAX_BYTES = 2**30  # of a column that is read as a whole, and of what a dictionary makes of a few rows
+AHEAD_BYTES = 2**23  # of a remote file, fetched at once: its row groups may be small (not tuned)
 MAX_EMPTY_VALUES = 2**18  # of a column in a row group, beyond a value for each byte, or 64 in the list of each row
 FEW_ROWS = 16
 
@@ -37,12 +40,13 @@ class BoundedFile(pq.ParquetFile):
     """A Parquet file of which no row group is in memory at once, and whose pages are looked at before they are read.
 
     Attributes:
-        source: its path, or an open file.
+        source: its path or address, or an open file.
     """
 
-    def __init__(self, source: str | Path | BinaryIO, **options: Any) -> None:
-        super().__init__(source, **options)
-        self.source, self._opened = source, None
+    def __init__(self, source: str | Path | Address | BinaryIO, **options: Any) -> None:
+        opened = source.open() if isinstance(source, Address) else None
+        super().__init__(opened or source, **options)
+        self.source, self._opened = source, opened
         columns = [self.schema.column(i) for i in range(len(self.schema))]
         self._in_lists = {column.path: column.max_repetition_level > 0 for column in columns}
         self._size = self._file().seek(0, io.SEEK_END)
@@ -62,6 +66,7 @@ class BoundedFile(pq.ParquetFile):
         """
         # Row group by row group, as each has cells of another size, and so another number of rows that fit.
         for group in range(self.metadata.num_row_groups) if row_groups is None else row_groups:
+            self._fetch(group, columns)
             size = min(batch_size, self._rows_in_memory(group, columns))
             yield from super().iter_batches(size, [group], columns, use_threads=use_threads)
 
@@ -136,14 +141,26 @@ class BoundedFile(pq.ParquetFile):
 
     def _indexed(self, group: int, chunk: pq.ColumnChunkMetaData) -> Iterator[int]:
         """Bytes of the values of every few rows of a column, its dictionary's repeated; none is unfolded."""
-        path = chunk.path_in_schema
-        with pq.ParquetFile(self.source, read_dictionary=[path], pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        path, source = chunk.path_in_schema, self._file() if isinstance(self.source, Address) else self.source
+        with pq.ParquetFile(source, read_dictionary=[path], pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             for batch in file.iter_batches(FEW_ROWS, [group], [path], use_threads=False):
                 column = batch.column(0)
                 while not pa.types.is_dictionary(column.type):
                     column = column.field(0) if pa.types.is_struct(column.type) else column.flatten()
                 lengths = pc.binary_length(column.dictionary)
                 yield pc.sum(lengths.take(column.indices)).as_py() or 0
+
+    def _fetch(self, group: int, columns: list[str] | None) -> None:
+        """Of a remote file, fetches all that is read of a row group, and of the next ones while they are small."""
+        if not isinstance(file := self._file(), RemoteFile):
+            return
+        spans: list[tuple[int, int]] = []
+        for following in range(group, self.num_row_groups):
+            own = [_span(chunk) for chunk in self._chunks(following, columns)]
+            if spans and sum(stop - start for start, stop in [*spans, *own]) > AHEAD_BYTES:
+                break
+            spans += own
+        file.keep(spans)
 
     def _chunks(self, group: int, columns: list[str] | None) -> list[pq.ColumnChunkMetaData]:
         row_group = self.metadata.row_group(group)
@@ -161,10 +178,18 @@ class BoundedFile(pq.ParquetFile):
         return self._opened
 
 
-def open_parquet(path: str | Path) -> BoundedFile:
+def _span(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < start:
+        start = chunk.dictionary_page_offset
+    return start, start + chunk.total_compressed_size
+
+
+def open_parquet(path: str | Path | Address) -> BoundedFile:
     """The file, read page by page. pyarrow's default reads whole row groups, and pandas writes a file as one.
 
     Raises:
+        Unreachable: it is behind an address, and cannot be read.
         one of DAMAGE: it is not a whole Parquet file.
     """
     return BoundedFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
@@ -180,7 +205,7 @@ def check_columns(file: BoundedFile, needed: Iterable[str], remedy: str) -> None
 
 
 @contextmanager
-def opened(path: str | Path, remedy: str, needed: Iterable[str] = ()) -> Iterator[BoundedFile]:
+def opened(path: str | Path | Address, remedy: str, needed: Iterable[str] = ()) -> Iterator[BoundedFile]:
     """The file, for a reader whom damage stops.
 
     Args:
@@ -188,17 +213,22 @@ def opened(path: str | Path, remedy: str, needed: Iterable[str] = ()) -> Iterato
         needed: columns that it must have.
 
     Raises:
+        Unreachable: it is behind an address, and cannot be read.
         OSError: it is not a whole Parquet file, or the block came upon damage.
         ValueError: it lacks a column.
     """
     try:
         file = open_parquet(path)
+    except Unreachable:
+        raise
     except DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file: {error}. {remedy}") from error
     with file:
         check_columns(file, needed, remedy)
         try:
             yield file
+        except Unreachable:
+            raise
         except DAMAGE as error:
             raise OSError(f"{path} is damaged: {error}. {remedy}") from error
 
@@ -218,6 +248,8 @@ def read_rows(
                 for cells in rows_of(batch):
                     yield cells
                     row += 1
+        except Unreachable:
+            raise
         except DAMAGE as error:
             raise OSError(f"near row {row}: {error}") from error
 
@@ -242,7 +274,7 @@ def wrong_types(parquet: pq.ParquetFile, texts: Iterable[str], images: Collectio
     return None
 
 
-def describe_files(files: Iterable[Path]) -> str:
+def describe_files(files: Iterable[Path | Address]) -> str:
     """Number, bytes and footers of Parquet files. A footer lists the rows, sizes and statistics of all column parts.
 
     Raises OSError: one cannot be read.

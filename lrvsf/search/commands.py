@@ -27,7 +27,7 @@ Images = Annotated[
     str,
     Argument(
         help="a folder of pictures; a .csv or .parquet table with a column image (a path from the table's folder, or "
-        "bytes); product shards, a test set or tars; or a data set, OWNER/NAME or hf://datasets/OWNER/NAME"
+        "bytes); product shards, a test set or tars; a data set, as OWNER/NAME; .parquet at an address, s3://..."
     ),
 ]
 Out = Annotated[Path, Argument(help="the catalog's folder")]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from lrvsf.data.folders import Address
 from lrvsf.data.names import appearance, did_you_mean, quoted
-from lrvsf.data.parquet import DAMAGE, opened, read_rows
+from lrvsf.data.parquet import DAMAGE, Unreachable, open_parquet, opened, read_rows
 
 TEXT = (".csv", ".tsv")
 SEPARATORS = ",;\t|"
@@ -132,15 +132,18 @@ class _Lines:
         return line
 
 
-def image_column(path: Path) -> tuple[list[str], bool]:
+def image_column(path: Path | Address) -> tuple[list[str], bool]:
     """(the columns of a Parquet table, whether its `image` holds paths and not images).
 
     Raises:
-        OSError: it is not a Parquet file.
+        OSError: it is not a Parquet file, or cannot be read.
         ValueError: `image` holds something else.
     """
     try:
-        schema = pq.read_schema(path)
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+    except Unreachable:
+        raise
     except DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file: {error}") from error
     if schema.names.count("image") != 1:  # `check_columns` says so, with the other columns
@@ -159,7 +162,7 @@ def image_column(path: Path) -> tuple[list[str], bool]:
     )
 
 
-def parquet_rows(path: Path, columns: list[str], start: int = 0) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: Path | Address, columns: list[str], start: int = 0) -> Iterator[dict[str, Any]]:
     """The rows of a table from row `start` on, a few at a time. Row groups before it are not touched."""
     with opened(path, "Write it again.") as file:
         groups = [group for group, first in enumerate(file.starts[1:]) if first > start]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lrvsf.data.folders import files_below, files_in
+from lrvsf.data.folders import addresses_at, files_below, files_in
 from lrvsf.data.foreign.picture_files import NO_SUFFIX, SUFFIXES
 from lrvsf.data.foreign.tables import TEXT
 from lrvsf.paths import near
 from lrvsf.search.sources.lister import KINDS, Lister, Source, by_path, stat_of
 from lrvsf.search.sources.prepared import is_products, list_products, list_tars, list_test_set
-from lrvsf.search.sources.shop_tables import list_table
+from lrvsf.search.sources.shop_tables import list_parquet, list_table
 from lrvsf.search.sources.streams import is_dataset, is_dataset_folder, list_dataset
 
 TAR = ".tar"
@@ -30,6 +31,8 @@ def open_source(name: str, images: Path | None = None, split: str | None = None,
         ValueError: it is no source, lacks a column, or has ids that repeat or look alike; an option does not fit.
         OSError: it is damaged.
     """
+    if is_address(name):
+        return _list_address(name, images, split)
     path = Path(name)
     tables, tars = (files_in(path, f"*{suffix}") for suffix in (".parquet", TAR))
     kind = _kind(name, path, tables, tars) if not is_dataset(name) else list_dataset
@@ -44,6 +47,23 @@ def open_source(name: str, images: Path | None = None, split: str | None = None,
     if kind in (list_products, list_tars):
         return kind(Lister(name, path, products=True), tables or tars or [path])
     return kind(Lister(name, path, products=kind is list_test_set, by_path=kind is list_folder))
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is that of a store: s3://..., https://... Data sets of the Hub have addresses of another kind."""
+    return "://" in name and not is_dataset(name)
+
+
+def _list_address(name: str, images: Path | None, split: str | None) -> Source:
+    """The rows of Parquet files behind an address: a table with the pictures' bytes, or product shards."""
+    if images or split:
+        raise ValueError(f"{name} has its pictures in it; --images_folder and --split go with other sources")
+    files = addresses_at(name, ".parquet")
+    if not files:
+        raise FileNotFoundError(f"{name} has no .parquet file; only such are read from an address. Download the rest")
+    products = is_products(files[0])
+    lister = Lister(name, Path(os.devnull), products=products)  # no path of theirs is opened
+    return list_products(lister, files) if products else list_parquet(lister, files)
 
 
 def _kind(name: str, path: Path, tables: list[Path], tars: list[Path]) -> Callable[..., Source]:

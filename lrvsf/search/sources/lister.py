@@ -30,7 +30,8 @@ Read = Callable[[int, int], Iterable[Picture]]  # the pictures of some numbers, 
 WHERE = f"{INTERNAL}where"
 KINDS = (
     "a folder of pictures, a .csv, .tsv or .parquet table with a column `image`, product shards or a test set of "
-    "prepare_lrvsf.py, tars in the published layout, or a data set as OWNER/NAME or hf://datasets/OWNER/NAME"
+    "prepare_lrvsf.py, tars in the published layout, a data set as OWNER/NAME or hf://datasets/OWNER/NAME, or the "
+    "address of Parquet files, as s3://... or https://..."
 )
 
 

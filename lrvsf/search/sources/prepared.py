@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lrvsf.data.bounds.tar_members import TarMembers
+from lrvsf.data.folders import Address
 from lrvsf.data.foreign.tables import parquet_rows
-from lrvsf.data.parquet import DAMAGE, describe_files, open_parquet
+from lrvsf.data.parquet import DAMAGE, Unreachable, describe_files, open_parquet
 from lrvsf.data.products import wrong_columns
 from lrvsf.data.schema import SIMPLE
 from lrvsf.data.tars import MEMBER, read_distractors, read_products
@@ -22,16 +23,18 @@ STRUCTURE += ["images.list.element.captions.list.element"]
 IMAGES = ["images.list.element.type", "images.list.element.image.bytes"]
 
 
-def is_products(path: Path) -> bool:
+def is_products(path: Path | Address) -> bool:
     """Whether a Parquet file is a product shard."""
     try:
         with open_parquet(path) as file:
             return wrong_columns(file) is None
+    except Unreachable:
+        raise
     except DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file: {error}") from error
 
 
-def list_products(lister: Lister, files: list[Path]) -> Source:
+def list_products(lister: Lister, files: list[Path] | list[Address]) -> Source:
     """The SIMPLE pictures of product shards."""
     lister.columns, counts = list(KNOWN), []
     for path in files:

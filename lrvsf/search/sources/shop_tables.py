@@ -13,10 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from lrvsf.data.folders import Address
 from lrvsf.data.foreign.picture_files import SUFFIXES, URL, is_url, picture_of
 from lrvsf.data.foreign.tables import TEXT, CsvTable, check_columns, image_column, parquet_rows
-from lrvsf.data.parquet import DAMAGE, describe_files, open_parquet
+from lrvsf.data.parquet import DAMAGE, Unreachable, describe_files, open_parquet
 from lrvsf.data.schema import SCENES
+from lrvsf.data.testset import image_bytes
 from lrvsf.search.sources.lister import Lister, Picture, Source, by_file, by_path, stat_of
 from lrvsf.search.sources.metadata import check_names, comparable
 
@@ -60,7 +62,7 @@ def _list_csv(lister: Lister, path: Path) -> Source:
     return lister.source(by_path(lister, paths), typed=True)
 
 
-def list_parquet(lister: Lister, files: list[Path], spooled: bool = False) -> Source:
+def list_parquet(lister: Lister, files: list[Path] | list[Address], spooled: bool = False) -> Source:
     """The rows of Parquet files.
 
     Args:
@@ -69,6 +71,10 @@ def list_parquet(lister: Lister, files: list[Path], spooled: bool = False) -> So
     counts, tables = [], []
     for path in files:
         present, paths = image_column(path)
+        if paths and isinstance(path, Address):
+            raise ValueError(
+                f"{path} has paths in image, which lead nowhere from here; write the pictures' bytes there"
+            )
         named = _id_column(lister, path, present)
         wanted = [name for name in (named, "role") if name in present] + ["image"] * paths
         kept, row = [], -1
@@ -83,8 +89,11 @@ def list_parquet(lister: Lister, files: list[Path], spooled: bool = False) -> So
 
     folder = lister.folder  # not the lister itself: a reader may be sent to another process
 
-    def pictures(path: Path, start: int) -> Iterator[Picture]:
+    def pictures(path: Path | Address, start: int) -> Iterator[Picture]:
         for cells in parquet_rows(path, ["image"], start):
+            if isinstance(path, Address):  # whatever path stands in a cell there, none is opened here
+                yield image_bytes(cells["image"])
+                continue
             picture = picture_of(cells["image"], folder)
             yield os.path.join(folder, picture.strip()) if isinstance(picture, str) else picture
 
@@ -106,7 +115,7 @@ def _add(lister: Lister, where: str, cells: dict[str, Any], named: str | None, p
     return lister.add(f"{where} ({image})", cells[named] if named else image)
 
 
-def _id_column(lister: Lister, path: Path, present: list[str]) -> str | None:
+def _id_column(lister: Lister, path: Path | Address, present: list[str]) -> str | None:
     """Which column has the ids; None where there is none."""
     check_columns(path, present, ["image"], IDS)
     check_names(str(path), [name for name in present if name.strip()])
@@ -139,12 +148,12 @@ def _is_picture(cell: str) -> bool:
     return os.path.splitext(cell)[1] in SUFFIXES
 
 
-def _blank_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _blank_rows(path: Path | Address) -> Iterator[dict[str, Any]]:
     with open_parquet(path) as file:
         yield from itertools.repeat({}, file.metadata.num_rows)
 
 
-def _metadata(lister: Lister, path: Path, names: list[str], kept: list[int]) -> pa.Table:
+def _metadata(lister: Lister, path: Path | Address, names: list[str], kept: list[int]) -> pa.Table:
     """The columns of a file that can be kept, of the rows that are."""
     columns = {}
     try:
@@ -156,6 +165,8 @@ def _metadata(lister: Lister, path: Path, names: list[str], kept: list[int]) -> 
                     columns[name] = comparable(file.read([name])[name].take(pa.array(kept, pa.int64())))
                 elif name not in lister.unused:
                     lister.unused.append(name)
+    except Unreachable:
+        raise
     except DAMAGE as error:
         raise OSError(f"{path} is damaged: {error}. Write it again.") from error
     return pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])
