@@ -48,7 +48,7 @@ from lrvsf.evaluation.pages.plots import PLOTS, plot_all
 from lrvsf.evaluation.pages.sheet import write_sheet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.queries import QueryTable
-from lrvsf.evaluation.results import results_table, save_results
+from lrvsf.evaluation.results import results_table, save_results, shown_name
 from lrvsf.processes import alone_in
 from lrvsf.terminal import never_refuse
 
@@ -77,7 +77,7 @@ def evaluate(
     bf16 = runs_in_bf16(args.bf16, args.protocol, state.device)
     encoder = Encoder(model, args.conditioning or model.config.condition, bf16, state.device, args.dims)
     output = Path(args.output_dir)
-    data = EmbeddedTestSet(args.open_store(encoder, test_set), elsewhere)
+    data = EmbeddedTestSet(args.open_store(encoder, test_set), elsewhere, args.views)
     if pictures.attention and state.is_main_process:  # first, as it takes seconds and a wrong row must not show late
         shown = pictures.attention_categories, output / "attention.png", pictures.attention_texts
         write_attention(encoder, test_set, pictures.attention, *shown)
@@ -93,7 +93,7 @@ def evaluate(
     if state.is_main_process:
         save_results(results, output / "results.json")
         queries.save(output / "queries.parquet")
-        name = Path(args.model).name
+        name = shown_name(results)
         plot_all({name: results}, {name: queries.table()}, output)
         print(results_table(results))
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")

@@ -1,4 +1,4 @@
-"""What can be embedded: any source of numbered rows, as a `Part`; and the two parts of a test set."""
+"""What can be embedded: any source of numbered rows, as a `Part`; and the parts of a test set."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from configuration_condvit import CondViTConfig
+from lrvsf.data.images import decode_image
 from lrvsf.data.parquet import describe_files
 from lrvsf.data.testset import Origin, ProductTestSet
 from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.views import Views, averaged, names_of
 
 Item = tuple[int, Any]  # a row number, and what `Part.decode` makes pixels of
 
@@ -109,6 +112,34 @@ class Products(_TestSetPart):
         if encoder.conditioning == "text" and self._texts is None:
             self._texts = self.test_set.texts(encoder.model.config.text_template)
         return self._texts if encoder.conditioning == "text" else self._categories
+
+
+class QueryViews(Products):
+    """The queries of a test set's products once more, by several views, in a store of their own: targets have none."""
+
+    kinds = ("query",)
+
+    def __init__(self, test_set: ProductTestSet, views: Views) -> None:
+        super().__init__(test_set)
+        self.views = views
+
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        for product in self.test_set.products(start, stop):
+            yield product.row, product.query_image
+
+    def decode(self, encoder: Encoder, image: bytes | None) -> Decoded:
+        whole = decode_image(image)
+        return Decoded([np.stack([encoder.pixels_of(view.of(whole)) for view in self.views])])  # (V, 3, S, S)
+
+    def embed(self, encoder: Encoder, rows: list[int], pixels: list[list[np.ndarray]]) -> dict[str, Tensor]:
+        conditions = self.conditions(encoder)
+        asked = [conditions[row] for row in rows]
+        # A view at a time: a forward pass has no more pictures than without views.
+        of_each = [encoder.embed(list(looks), asked).numpy() for looks in zip(*pixels[0], strict=True)]  # V of (B, dim)
+        return {"query": torch.from_numpy(averaged(np.stack(of_each, axis=1)))}
+
+    def describe(self) -> str:
+        return f"{names_of(self.views)} of {super().describe()}"
 
 
 def check_conditions(test_set: ProductTestSet, conditioning: str, config: CondViTConfig) -> None:

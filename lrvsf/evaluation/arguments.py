@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrvsf.data.names import did_you_mean
+from lrvsf.embedding.views import ONCE, read_views
 from lrvsf.flags import FlagParser, flag
 from lrvsf.paths import PRODUCTS, check_model, check_output, near, table_of
 from lrvsf.recipe import read_arguments
@@ -75,6 +76,11 @@ class EvaluateArguments:
         "(blip2_caption1), and a text model knows the names of categories too",
         ["category", "text", "none"],
     )
+    query_views: str | None = flag(
+        None,
+        "bootstrap: embed each query by several views and average them, as whole,center0.8,flip: its picture, the "
+        "middle of it by that share of each side, its mirror image. The published protocols ask with the whole alone",
+    )
     dims: int | None = flag(
         None, "keep this many first dimensions, for a model trained with matryoshka_dims; by default all"
     )
@@ -95,6 +101,7 @@ class EvaluateArguments:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
         if Path(self.output_dir).is_file():
             raise ValueError(f"output_dir={self.output_dir} is a file. Give a folder's name.")
+        self.views = read_views(self.query_views)
 
     @property
     def embeds_folder(self) -> Path:
@@ -216,6 +223,7 @@ def check_evaluation(asked: Namespace) -> None:
     check_output(Path(asked.output_dir))
     if asked.embeds is not None:
         check_embeds(asked.embeds, asked.store_dtype)
+    check_views(asked.query_views, asked.protocol, asked.conditioning_page)
     if asked.protocol == "bootstrap":
         from lrvsf.data.testset import ProductTestSet  # here, as pyarrow would delay --help and every other mistake
 
@@ -234,6 +242,19 @@ def check_embeds(embeds: str, dtype: str) -> None:
         raise ImportError('--embeds names a Lance table, which needs Lance: pip install "lrvsf[ray]"')
     if dtype != "float16":
         raise ValueError(f"store_dtype={dtype}, but a Lance table has float16. Leave --store_dtype out")
+
+
+def check_views(asked: str | None, protocol: str, conditioning_page: bool) -> None:
+    """Refuses views that there are not, and those of what is measured with the whole picture alone."""
+    if read_views(asked) == ONCE:
+        return
+    if protocol != "bootstrap":
+        raise ValueError(
+            f"query_views={asked} has no place in the {protocol} protocol, whose published figures ask with the whole "
+            "picture alone. Leave it out, or take --protocol bootstrap with that protocol's --gallery_sizes."
+        )
+    if conditioning_page:
+        raise ValueError(f"query_views={asked}, but --conditioning_page asks with the whole picture; leave one out.")
 
 
 def check_test_set(root: str) -> None:

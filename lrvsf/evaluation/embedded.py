@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.parts import Distractors, Products, check_conditions
+from lrvsf.embedding.parts import Distractors, Products, QueryViews, check_conditions
 from lrvsf.embedding.store import Embed, EmbeddingStore, Shard
 from lrvsf.embedding.top import TopItems
+from lrvsf.embedding.views import ONCE, Views, names_of
 from lrvsf.evaluation.columns import Categories, join_categories
 
 SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one; not tuned
@@ -79,6 +80,7 @@ class EmbeddedTestSet:
 
     Args:
         elsewhere: what embeds, and counts for the protocols, in place of this launch's processes. Pages count here.
+        views: of each query, whose embeddings are averaged.
 
     Attributes:
         rows: the products' row numbers in the test set; `queries` and `targets` (P, dim) are in their order, on the
@@ -87,9 +89,9 @@ class EmbeddedTestSet:
         facts: what results.json says of the model, the test set and the versions.
     """
 
-    def __init__(self, store: StoredTestSet, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(self, store: StoredTestSet, elsewhere: Elsewhere | None = None, views: Views = ONCE) -> None:
         self.encoder, self.test_set, self._store = store.encoder, store.test_set, store
-        self._elsewhere, self._filled = elsewhere, False
+        self._elsewhere, self._views, self._filled = elsewhere, views, False
 
     def fill(self) -> None:
         """Embeds what the store lacks and reads the products. Every process must call it; a second call does nothing.
@@ -107,6 +109,8 @@ class EmbeddedTestSet:
             raise ValueError(f"None of the {test_set.n_products} products of {test_set.root} can be read: {skipped}.")
         # What the store gives, whether it was just written or not: the rounding of its type is in every result.
         self.queries, self.targets = (store.whole(kind).to(encoder.device) for kind in Products.kinds)
+        if self._views != ONCE:
+            self.queries = self._queries_by_views().to(encoder.device)
         self.distractor_rows = store.rows("distractors")
         self.n_distractors = len(self.distractor_rows)
         names, origins = test_set.categories(), list(test_set.origins("products"))  # of all rows, unlike what follows
@@ -115,6 +119,7 @@ class EmbeddedTestSet:
         self.facts = {
             "model_weights": store.made_with["model.weights"],  # hashed once, by the process that opened the store
             "conditioning": encoder.conditioning,
+            **({} if self._views == ONCE else {"query_views": names_of(self._views)}),
             "embedding_dim": encoder.dim,
             "compute_dtype": "bfloat16" if encoder.bf16 else "float32",
             "store_dtype": store.dtype,
@@ -130,6 +135,24 @@ class EmbeddedTestSet:
             captions = test_set.captions()
             self.facts["queries_without_caption"] = sum(captions[row] is None for row in self.rows)
         self._filled = True
+
+    def _queries_by_views(self) -> Tensor:
+        """(P, dim) in the order of `rows`, stored in a folder of their own beside the others, which stay as they are.
+
+        Raises ValueError: a query could be read before, and cannot now.
+        """
+        store, part = self._store, QueryViews(self.test_set, self._views)
+        folder = store.folder / "query_views" / names_of(self._views)
+        settings = store.batch_size, store.tolerance, store.dtype
+        views = EmbeddingStore(folder, self.encoder, [part], self.test_set.root, *settings)
+        views.fill(self._elsewhere and self._elsewhere.embed)
+        (places,) = positions_among(views.rows(part.what), [torch.tensor(self.rows)])
+        if len(places) < len(self.rows):
+            raise ValueError(
+                f"{len(self.rows) - len(places)} queries of {self.test_set.root} could be read whole, and not by their "
+                f"views: {views.skipped(part.what)}. Restore the file, and remove {store.folder}."
+            )
+        return views.whole("query")[places]
 
     @cached_property
     def categories(self) -> Categories:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lrvsf.evaluation.queries import load_queries
-from lrvsf.evaluation.results import FIRST_KS, is_trivial, load_results
+from lrvsf.evaluation.results import FIRST_KS, is_trivial, load_results, views_of
 
 RESAMPLES = 10_000  # percentiles of 2.5 stand on 250 of them
 AT_A_TIME = 500  # resamples in memory: 4 MB for 1,000 products
@@ -54,7 +54,8 @@ def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
     """Two folders that evaluate_lrvsf.py wrote -> the differences at each gallery size and K. A K that reaches all of
     a gallery is left out.
 
-    The model, the conditioning and the restriction to a category may differ: those are what is compared.
+    The model, the conditioning, the views of a query and the restriction to a category may differ: those are what is
+    compared.
 
     Raises:
         ValueError: another test set, protocol, seed or other draws: the differences would not be paired.
@@ -118,6 +119,7 @@ def differences_table(named_results: Mapping[str, Mapping[str, Any]], difference
     for which, (name, results) in zip(("first", "second"), named_results.items(), strict=True):
         asked = "conditioning " + results["conditioning"]
         asked += ", only items of the target's category" if results.get("restrict_to_category") else ""
+        asked += f", query views {views}" if (views := views_of(results)) else ""
         lines.append(f"{which + ':':<8}{name} ({asked})")
     for galleries in dict.fromkeys(one.galleries for one in differences):
         stored = " on the stored folds" if galleries == "stored_folds" else ""

@@ -3,6 +3,7 @@ or, query by query, from queries.parquet next to it (`lrvsf.evaluation.queries`)
 
 model, model_weights, conditioning, embedding_dim, compute_dtype, store_dtype, data_root, versions
 protocol, seed, folds, products_per_fold, gallery_sizes, n_products, n_distractors
+query_views                              which views each query is the mean of, if it is: no published protocol asks so
 test_set[products | distractors]         what its files are, wherever they lie
 skipped[products | distractors][reason]  counts of rows that could not be read
 skipped_rows[products | distractors]     the first hundred of them: row, product_id, file, row_in_file, reason
@@ -45,6 +46,7 @@ KS = (1, 5, 10, 20, 50)  # the K at which results.json reports
 FIRST_KS = KS[:3]  # of tables that compare, plots, pages, queries.parquet, validation and model cards
 
 TRIVIAL = "-: a gallery has at most K items, so that every query would succeed"
+UNPUBLISHED = "as no published protocol asks"
 GROUND = ("test_set", "skipped", "seed", "folds", "products_per_fold", "product_folds", "missing_draws")
 FEW_QUERIES = 200  # below, the table says how little a score can tell; not tuned: an interval of at most 14 points
 MOST_NAMES = 30  # categories listed, those with the fewest items first; not tuned
@@ -69,6 +71,7 @@ def results_table(results: Results) -> str:
     lines = [
         "model         {model}",
         "conditioning  {conditioning}, {embedding_dim} dimensions, computed in {compute_dtype}",
+        *(["query views   {query_views}, " + UNPUBLISHED] if views_of(results) else []),
         "test set      {n_products} products, {n_distractors} distractors",
         "skipped       {counts}",
     ]
@@ -247,7 +250,22 @@ def _differing_ground(named_results: Mapping[str, Results]) -> list[str]:
         if (differ := [fact for fact in GROUND if results.get(fact) != ground.get(fact)])
     ]
     within = [printable(name) for name, results in named_results.items() if results.get("restrict_to_category")]
-    return [*sentences, *([f"Only items of the target's category: {', '.join(within)}."] if within else [])]
+    views = [f"{printable(name)} ({asked})" for name, results in named_results.items() if (asked := views_of(results))]
+    return [
+        *sentences,
+        *([f"Only items of the target's category: {', '.join(within)}."] if within else []),
+        *([f"Queries by views of their pictures, {UNPUBLISHED}: {', '.join(views)}."] if views else []),
+    ]
+
+
+def views_of(results: Results) -> str:
+    """The views whose mean each query was, as "whole,flip"; empty where it was the whole picture alone."""
+    return printable(results.get("query_views", ""))
+
+
+def shown_name(results: Results) -> str:
+    """The model's name for a plot, with the views of its queries."""
+    return ", ".join(filter(None, (Path(results["model"]).name, views_of(results))))
 
 
 def percent(recall: Mapping[str, float]) -> str:

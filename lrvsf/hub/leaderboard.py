@@ -156,6 +156,11 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
             "restrict_to_category=True: these galleries hold only items of the target's category, not what the "
             "leaderboard compares. Evaluate without --restrict_to_category."
         )
+    if results.get("query_views"):
+        raise ValueError(
+            f"query_views={results['query_views']}: each query was the mean of several views, as no published protocol "
+            "asks. Evaluate without --query_views."
+        )
     drawn = results["folds"], results["products_per_fold"]
     if dataset == DATASET and not (results.get("product_folds") and drawn == PUBLISHED_FOLDS):
         raise ValueError(

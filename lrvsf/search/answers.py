@@ -40,16 +40,16 @@ def ask(
     as_json: bool,
     all_conditions: bool = False,
     texts: Sequence[str] | None = None,
-    **grouping: str | None,
+    **how: str | None,
 ) -> str:
     """What `query` prints; `html` is written. Arguments as those of `Catalog.search`; no condition is None."""
     data, asked = image.read_bytes(), list(texts or conditions or [None])
     try:
         if all_conditions:
-            answers: Answers = list(catalog.search_all(data, k, where, **grouping).items())
+            answers: Answers = list(catalog.search_all(data, k, where, **how).items())
         else:
             named = {"text": asked} if texts else {"category": asked}
-            found = catalog.search(data, k=k, where=where, **named, **grouping)
+            found = catalog.search(data, k=k, where=where, **named, **how)
             answers = [(condition, Answer(hits)) for condition, hits in zip(asked, found, strict=True)]
     except BadImage as error:
         raise ValueError(f"{image} cannot be asked with: {error}") from error

@@ -22,6 +22,7 @@ from lrvsf.data.foreign.shown import as_shown, decode_shown
 from lrvsf.data.images import MAX_IMAGE_BYTES
 from lrvsf.data.names import did_you_mean, quoted
 from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.views import ONCE, Views, averaged, each_asked, read_views
 from lrvsf.search.copies import ALIKE, Copies
 from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation
@@ -140,24 +141,35 @@ class Catalog:
         """The model as it is asked in words, loaded at the first text. Raises as `load_reader` does."""
         return load_reader(self.encoder)
 
-    def embed(self, images: Sequence[Picture], conditions: Sequence[str | None] = (None,)) -> np.ndarray:
+    def embed(
+        self, images: Sequence[Picture], conditions: Sequence[str | None] = (None,), query_views: str | None = None
+    ) -> np.ndarray:
         """Unit rows (images x conditions, dim), float32: all conditions of the first image, then of the second, ...
 
+        `query_views`: of each image, whose embeddings are averaged, as "whole,center0.8,flip".
+
         Raises:
-            ValueError: an unknown condition.
+            ValueError: an unknown condition, or view.
             BadImage: a picture cannot be read.
         """
         for name in conditions:
             self.check_condition(name)
-        pixels = [self.encoder.pixels_of(_decoded(image)) for image in images]
-        return self.embed_pixels([one for one in pixels for _ in conditions], list(conditions) * len(pixels))
+        return self._embed_views(images, conditions, read_views(query_views))
 
-    def embed_texts(self, images: Sequence[Picture], texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(
+        self, images: Sequence[Picture], texts: Sequence[str], query_views: str | None = None
+    ) -> np.ndarray:
         """As `embed`, with words in place of names. Raises as `check_text` does."""
         for text in texts:
             self.check_text(text)
-        pixels = [self.encoder.pixels_of(_decoded(image)) for image in images]
-        return self.embed_pixels([one for one in pixels for _ in texts], list(texts) * len(pixels), in_words=True)
+        return self._embed_views(images, texts, read_views(query_views), in_words=True)
+
+    def _embed_views(
+        self, images: Sequence[Picture], conditions: Sequence[str | None], views: Views, in_words: bool = False
+    ) -> np.ndarray:
+        pixels = [[self.encoder.pixels_of(view.of(whole)) for view in views] for whole in map(_decoded, images)]
+        rows = self.embed_pixels(*each_asked(pixels, conditions), in_words)  # (images x conditions x V, dim)
+        return averaged(rows.reshape(-1, len(views), rows.shape[1]))
 
     def embed_pixels(
         self, pixels: Sequence[np.ndarray], conditions: Sequence[str | None], in_words: bool = False
@@ -184,6 +196,7 @@ class Catalog:
         group: str | None = "product",
         near_duplicates: str = "keep",
         text: str | Sequence[str] | None = None,
+        query_views: str | None = None,
     ) -> list:
         """The best k items.
 
@@ -194,6 +207,7 @@ class Catalog:
             where: what the metadata must fulfil, as "price < 50 and brand = 'x'".
             group: "product": photos of one product (the same `product_id`, or id) are one hit, with its best photo.
             near_duplicates: "fold" takes items for one hit that show one picture, in whatever size or compression.
+            query_views: as `embed` takes them.
 
         Returns: hits, best first; a list of such lists for several conditions, and for several images a list of those.
         """
@@ -201,8 +215,9 @@ class Catalog:
             raise ValueError("category and text were given; a question has one condition: give one of them")
         images, asked = [image] if isinstance(image, Picture) else list(image), category if text is None else text
         conditions = [asked] if asked is None or isinstance(asked, str) else list(asked)
-        rows = self.embed(images, conditions) if text is None else self.embed_texts(images, conditions)
-        named = conditions if text is None else [None] * len(conditions)  # no scale is known of words
+        rows = (self.embed if text is None else self.embed_texts)(images, conditions, query_views)
+        # What scores mean is known under names, and of pictures that are seen once.
+        named = conditions if text is None and read_views(query_views) == ONCE else [None] * len(conditions)
         found = self.nearest(rows, k, where, group, near_duplicates, named * len(images))
         by_image = [found[start : start + len(conditions)] for start in range(0, len(found), max(len(conditions), 1))]
         if asked is None or isinstance(asked, str):
@@ -216,16 +231,18 @@ class Catalog:
         where: str | None = None,
         group: str | None = "product",
         near_duplicates: str = "keep",
+        query_views: str | None = None,
     ) -> dict[str, Answer]:
         """What is found under every condition that the model knows, and whether the thing seems to be there at all."""
         if not self.conditions:
             raise ValueError(f"{self.encoder.model.name_or_path} knows no condition; ask with `search`")
+        if read_views(query_views) != ONCE:  # what is in the picture was not learnt from views, nor what scores mean
+            found = self.search(image, self.conditions, k, where, group, near_duplicates, query_views=query_views)
+            return dict(zip(self.conditions, map(Answer, found), strict=True))
         rows = self.embed([image], [*self.conditions, None])  # (C + 1, dim), the last without a condition
         found = self.nearest(rows[:-1], k, where, group, near_duplicates, self.conditions)
-        return {
-            name: Answer(hits, *told)
-            for name, hits, told in zip(self.conditions, found, self.verdicts(rows), strict=True)
-        }
+        told = zip(self.conditions, found, self.verdicts(rows), strict=True)
+        return {name: Answer(hits, *verdict) for name, hits, verdict in told}
 
     def verdicts(self, rows: np.ndarray) -> list[tuple[bool | None, float | None]]:
         """Whether the thing of each condition seems to be in a picture, and how likely; None for what is not told.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from lrvsf.command import quiet_libraries
+from lrvsf.embedding.views import read_views
 from lrvsf.paths import check_model, check_output, near
 from lrvsf.scale.engine import Actors, Address, Cluster, CpusPerActor, Engine, cluster_asked
 
@@ -236,6 +237,7 @@ def query(
     category: Annotated[list[str] | None, Option(help="what is meant, a condition; again for more")] = None,
     text: Annotated[list[str] | None, Option(help="what is meant, in words, for a model that reads them")] = None,
     all: Annotated[bool, Option(help="ask under every condition that the model knows")] = False,
+    query_views: Annotated[str | None, Option(help="looks at the picture to average, as whole,center0.8,flip")] = None,
     where: Where = None,
     k: Annotated[int, Option(help="how many hits")] = 10,
     every_photo: Annotated[bool, Option(help="let every photo of a product be a hit of its own")] = False,
@@ -250,6 +252,7 @@ def query(
         raise FileNotFoundError(f"there is no picture {image}")
     if sum(map(bool, (category, text, all))) > 1:
         raise ValueError("--category, --text and --all each say what is meant; give one of them")
+    read_views(query_views)  # refused before torch is imported
     if html and html.is_dir():
         raise ValueError(f"html={html} is a folder; name a file for the page, such as {html / 'sheet.html'}")
     if k < 1:
@@ -260,8 +263,8 @@ def query(
 
     quiet_libraries()
     catalog = Catalog.open(out, model, device)
-    grouping = {"group": None if every_photo else "product", "near_duplicates": "fold" if fold else "keep"}
-    return ask(catalog, image, category, k, where, html, as_json, all, text, **grouping)
+    how = {"group": None if every_photo else "product", "near_duplicates": "fold" if fold else "keep"}
+    return ask(catalog, image, category, k, where, html, as_json, all, text, query_views=query_views, **how)
 
 
 def measure(
@@ -304,9 +307,7 @@ def serve(
     waiting: Annotated[int, Option(help="requests that are taken at once; the next one gets 429")] = 64,
     seconds: Annotated[float, Option(help="longest time to an answer; a slower one is 504")] = 30.0,
     batch_size: Annotated[int, Option(help="pictures that the model embeds at once; more for a GPU")] = 8,
-    token_file: Annotated[
-        Path | None, Option(help="a file with the token that clients have to send; or the variable LRVSF_TOKEN")
-    ] = None,
+    token_file: Annotated[Path | None, Option(help="a file with the token that clients send; or LRVSF_TOKEN")] = None,
     cors: Annotated[
         list[str] | None, Option(help="the origin of web pages that may ask, as https://shop.example; again for more")
     ] = None,
@@ -315,9 +316,8 @@ def serve(
 ) -> None:
     """Answer over HTTP: /search, /embed, /items, /health, /ready, /metrics; /docs shows how.
 
-    Conditions are asked for by name, or in words where the model reads texts, as /ready says.
-
-    A new generation answers as soon as it is switched to. SIGTERM ends the service when it has answered what it took.
+    Conditions are asked for by name, or in words where the model reads texts, as /ready says. A new generation answers
+    as soon as it is switched to. SIGTERM ends the service when it has answered what it took.
     """
     from lrvsf.search.serving.limits import Limits
 

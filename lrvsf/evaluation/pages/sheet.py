@@ -22,6 +22,7 @@ from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.durable import write_whole
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import ranks_among_all
+from lrvsf.evaluation.results import views_of
 from processing_condvit import pad_and_resize
 
 FOUND = 10  # products shown of each query's answer
@@ -96,6 +97,7 @@ def write_sheet(data: EmbeddedTestSet, path: str | Path, count: int, seed: int =
     facts = {
         "model": model,
         "conditioning": data.encoder.conditioning,
+        "views": views_of(data.facts),
         "n_products": len(ranks),
         "n_distractors": data.n_distractors,
         "n_first": int((ranks <= 1).sum()),

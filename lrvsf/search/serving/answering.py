@@ -26,6 +26,7 @@ from PIL import Image
 
 from lrvsf.data.foreign.shown import as_shown
 from lrvsf.data.images import BadImage, decode_image
+from lrvsf.embedding.views import ONCE, Views, averaged, each_asked
 from lrvsf.search.answers import Answers
 from lrvsf.search.catalog import Catalog
 from lrvsf.search.generations import generations_in
@@ -49,6 +50,7 @@ class Question:
         conditions: None asks without one.
         in_words: conditions are texts, for a model that reads them, and not names.
         everything: ask under every condition that the model knows instead.
+        views: of each picture, whose embeddings are averaged.
     """
 
     pictures: tuple[bytes, ...]
@@ -57,6 +59,7 @@ class Question:
     where: str | None = None
     everything: bool = False
     in_words: bool = False
+    views: Views = ONCE
 
     def check(self, catalog: Catalog) -> None:
         """Raises ValueError: the model does not know a condition, or cannot read a text."""
@@ -117,28 +120,27 @@ class Answering:
         """
         question.check(catalog)
         with self.telemetry.stage("decode"):
-            work = [self._in(self._decoding, self._pixels, catalog, data) for data in question.pictures]
-            pixels = await asyncio.gather(*work)
-        conditions = list(question.conditions) * len(pixels)
-        pixels = [one for one in pixels for _ in question.conditions]
+            work = [self._in(self._decoding, self._pixels, catalog, data, question.views) for data in question.pictures]
+            pixels, conditions = each_asked(await asyncio.gather(*work), question.conditions)
         with self.telemetry.stage("embed"):
             # In parts, so that a request of many rows is no larger a batch than others, and takes turns with them.
             parts = [slice(start, start + self.limits.batch) for start in range(0, len(pixels), self.limits.batch)]
             jobs = [ToEmbed(catalog, pixels[part], conditions[part], question.in_words) for part in parts]
             futures = [self._embedding.submit(job, len(job.pixels)) for job in jobs]
-            return np.concatenate(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+            rows = np.concatenate(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+        return averaged(rows.reshape(-1, len(question.views), rows.shape[1]))
 
     async def search(self, question: Question, catalog: Catalog) -> Answers:
         """What is found under each condition. Raises as `embed` does, and FilterError."""
-        conditions = question.conditions
-        if question.everything:
-            conditions = (*catalog.conditions, None)  # the last tells, with the others, what is in the picture
-        rows = await self.embed(replace(question, conditions=conditions), catalog)  # (conditions, dim)
-        verdicts: list[tuple[Any, Any]] = [(None, None)] * len(conditions)
-        asked = rows
-        if question.everything:
-            conditions, verdicts, asked = conditions[:-1], catalog.verdicts(rows), rows[:-1]
-        named = [None] * len(conditions) if question.in_words else conditions  # no scale is known of words
+        conditions = tuple(catalog.conditions) if question.everything else question.conditions
+        once = question.views == ONCE
+        # A plain row at the end tells, with the others, what is in a picture that is seen once.
+        further = (None,) if question.everything and once else ()
+        rows = await self.embed(replace(question, conditions=conditions + further), catalog)  # (conditions, dim)
+        asked = rows[: len(conditions)]
+        verdicts = catalog.verdicts(rows) if further else [(None, None)] * len(conditions)
+        # What scores mean is known under names, and of pictures that are seen once.
+        named = conditions if once and not question.in_words else [None] * len(conditions)
         with self.telemetry.stage("search"):
             if question.where is None:
                 job = self._searching.submit(ToFind(catalog, asked, named, question.k), len(asked))
@@ -193,8 +195,8 @@ class Answering:
         self.telemetry.answers(catalog.generation.name, len(catalog))
         return catalog
 
-    def _pixels(self, catalog: Catalog, data: bytes) -> np.ndarray:
-        """(3, S, S) uint8."""
+    def _pixels(self, catalog: Catalog, data: bytes, views: Views) -> list[np.ndarray]:
+        """(3, S, S) uint8 of each view."""
 
         def shown(image: Image.Image) -> Image.Image:
             # The header is read and nothing decoded yet; the library's own bound is for a machine's own pictures.
@@ -203,7 +205,8 @@ class Answering:
                 raise BadImage("too large", f"{image.width} x {image.height} are {pixels:,} pixels; {most}")
             return as_shown(image, [])
 
-        return catalog.encoder.pixels_of(decode_image(data, shown))
+        whole = decode_image(data, shown)
+        return [catalog.encoder.pixels_of(view.of(whole)) for view in views]
 
     def _embed(self, jobs: Sequence[ToEmbed]) -> list[np.ndarray]:
         """Rows of each job; jobs of generations that share a model are one batch, but names and words are two."""

@@ -27,10 +27,15 @@ FILE = {"type": "string", "format": "binary"}
 CONDITION = {**TEXTS, "description": "what is meant, one of the model's conditions; again for more"}
 WHOSE = "for a model that reads texts, as /ready says"
 IN_WORDS = {**TEXTS, "description": f"what is meant in words, in place of condition, {WHOSE}; again for more"}
+VIEWS = {
+    **TEXT,
+    "description": "looks at the picture, whose embeddings are averaged, such as whole,center0.8,flip; each costs as "
+    "much as the picture",
+}
 K = {"type": "integer", "minimum": 1, "default": 10, "description": "hits under each condition"}
 WHERE = {**TEXT, "description": "what the metadata must fulfil, such as price < 50"}
 ALL = {"type": "boolean", "default": False, "description": "ask under every condition that the model knows"}
-SEARCHED = {"condition": CONDITION, "text": IN_WORDS, "k": K, "where": WHERE, "all": ALL}
+SEARCHED = {"condition": CONDITION, "text": IN_WORDS, "query_views": VIEWS, "k": K, "where": WHERE, "all": ALL}
 FORMAT = {"type": "string", "enum": ["float", "base64"], "default": "float"}
 
 
@@ -71,7 +76,7 @@ EMBED = {
     "requestBody": _body(
         {"type": "array", "items": FILE},
         {"type": "array", "items": BASE64},
-        {"condition": CONDITION, "text": IN_WORDS, "encoding_format": FORMAT},
+        {"condition": CONDITION, "text": IN_WORDS, "query_views": VIEWS, "encoding_format": FORMAT},
         "input",
     ),
     "responses": _answer(

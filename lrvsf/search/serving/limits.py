@@ -16,6 +16,7 @@ class Limits:
         pixels: of a picture; a telephone takes 12 to 50 million.
         images: in one request to /embed.
         conditions: in one request, names or texts.
+        views: of each picture; each is one row more for the model under each condition.
         letters: of a condition, and of an id; two or three sentences.
         k: hits under each condition.
         waiting: requests that are being answered or wait for it; the next one is sent away with 429.
@@ -27,6 +28,7 @@ class Limits:
     pixels: int = 50_000_000
     images: int = 16
     conditions: int = 32
+    views: int = 4
     letters: int = 200
     k: int = 200
     waiting: int = 64

@@ -16,12 +16,13 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from lrvsf.data.names import did_you_mean, quoted
+from lrvsf.embedding.views import Views, read_views
 from lrvsf.search.filters import MAX_LETTERS
 from lrvsf.search.serving.answering import Question
 from lrvsf.search.serving.limits import Limits, Refused
 
-SEARCH = ("image", "condition", "text", "k", "where", "all")
-EMBED = ("image", "input", "condition", "text", "encoding_format", "model", "dimensions", "user")
+SEARCH = ("image", "condition", "text", "query_views", "k", "where", "all")
+EMBED = ("image", "input", "condition", "text", "query_views", "encoding_format", "model", "dimensions", "user")
 TEXT_BYTES = 4 * MAX_LETTERS  # of a field of a form
 
 Fields = dict[str, list[Any]]
@@ -80,11 +81,10 @@ def question_of(fields: Mapping[str, list[Any]], limits: Limits, most_images: in
     where = _one(fields, "where", None)
     if where is not None and not isinstance(where, str):
         raise Refused(400, f"the field where is a text, and {_short(where)} is not")
-    if kind == "text":
-        return Question(tuple(images), tuple(conditions), _count(fields, limits.k), where or None, in_words=True)
     # An empty field of a form was not filled in; so is a condition that is empty.
-    asked = tuple(name or None for name in conditions) or (None,)
-    return Question(tuple(images), asked, _count(fields, limits.k), where or None, everything)
+    asked = tuple(conditions) if kind == "text" else tuple(name or None for name in conditions) or (None,)
+    how = {"in_words": kind == "text", "views": _views(fields, limits)}
+    return Question(tuple(images), asked, _count(fields, limits.k), where or None, everything, **how)
 
 
 def _meant(fields: Mapping[str, list[Any]]) -> tuple[str, list[Any]]:
@@ -104,6 +104,19 @@ def _count(fields: Mapping[str, list[Any]], most: int) -> int:
     if not 1 <= k <= most:
         raise Refused(400, f"the field k is a whole number from 1 to {most}, and {_short(given)} is not")
     return k
+
+
+def _views(fields: Mapping[str, list[Any]], limits: Limits) -> Views:
+    given = _one(fields, "query_views", None)
+    if given is not None and (not isinstance(given, str) or len(given) > limits.letters):
+        raise Refused(400, f"the field query_views is names with commas between, and {_short(given)} is not")
+    try:
+        views = read_views(given or None)
+    except ValueError as error:
+        raise Refused(400, error) from error
+    if len(views) > limits.views:
+        raise Refused(400, f"the field query_views has {len(views)} views; {limits.views} are the most")
+    return views
 
 
 def _one(fields: Mapping[str, list[Any]], name: str, default: Any) -> Any:

@@ -59,7 +59,14 @@ def test_choice_by_hand():
 def test_page_escapes_what_the_data_says():
     product = Product(3, squares(1), squares(2), "Bags & <b>more</b>", "<script>alert(1)</script>")
     found = [Answer(False, "distractor 8", squares(3), "<b>d8</b>", 2), Answer(True, "product 3", squares(1))]
-    facts = {"model": "a<i>b", "conditioning": "category", "n_products": 1, "n_distractors": 1, "n_first": 0}
+    facts = {
+        "model": "a<i>b",
+        "conditioning": "category",
+        "views": "",
+        "n_products": 1,
+        "n_distractors": 1,
+        "n_first": 0,
+    }
     page = render_sheet([], [Retrieval(product, 2.5, found)], {**facts, "recalls": {1: 0.0, 10: 1.0}, "seed": 7})
     parsed = Page(page)
     assert not {"script", "i"} & parsed.tags and "<script>alert(1)</script>" in parsed.text
