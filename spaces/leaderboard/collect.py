@@ -222,7 +222,7 @@ def read_results(model: str, text: str) -> tuple[Entry | None, list[str]]:
         if results["restrict_to_category"]:
             return None, ["its galleries were restricted to the category, and do not compare"]
         if results.get("query_views"):
-            return None, ["its queries were averaged over several views, and do not compare"]
+            return None, ["its queries are means of several views, and do not compare"]
         entry = Entry(model, None, "results.json", results["conditioning"], results["embedding_dim"])
         problems: list[str] = []
         for size, gallery in results["galleries"].items():

@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from lrvsf.evaluation.results import comparison_table, load_results, results_table, save_results, wilson_interval
+from lrvsf.evaluation.results import (
+    comparison_table,
+    load_results,
+    results_table,
+    save_results,
+    shown_name,
+    wilson_interval,
+)
 
 
 def results(scale: float = 1.0, sizes=(500, 2000)) -> dict:
@@ -63,6 +70,16 @@ def test_a_comparison_says_what_does_not_compare():
     assert "b was not measured on the ground of a, so that they do not compare: test_set, seed differ." in text
     restricted = comparison_table({"a": small, "b": small | {"restrict_to_category": True}})
     assert restricted.endswith("\nOnly items of the target's category: b.")
+
+
+def test_views_are_told_and_no_published_figure():
+    seen = results() | {"query_views": "whole,center0.8,flip"}
+    lines = results_table(seen).splitlines()
+    assert lines[2] == "query views   whole,center0.8,flip, as no published protocol asks"
+    assert [*lines[:2], *lines[3:]] == results_table(results()).splitlines()
+    text = " ".join(comparison_table({"a": results(), "b": seen}).split())
+    assert text.endswith("Queries by views of their pictures, as no published protocol asks: b (whole,center0.8,flip).")
+    assert [shown_name(one) for one in (results(), seen)] == ["category", "category, whole,center0.8,flip"]
 
 
 def test_comparison_needs_a_common_size():
