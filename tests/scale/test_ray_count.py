@@ -47,15 +47,15 @@ def flags(make_test_set, tiny_model, tmp_path, monkeypatch):
 
 
 def test_the_script_writes_what_one_process_writes(cluster, one_thread, flags, tmp_path, monkeypatch):
-    """Embedded and counted by two processes; a path is relative to this one's folder."""
+    """Embedded, queries by their views too, and counted by two processes; a path is relative to this one's folder."""
     monkeypatch.setattr(evaluate_lrvsf, "plot_all", lambda *given: None)  # it takes seconds
     monkeypatch.chdir(tmp_path)
-    flags += as_flags(gallery_sizes=[10, 38], folds=3, seed=5)
+    flags += as_flags(gallery_sizes=[10, 38], folds=3, seed=5, query_views="whole,flip")
     evaluate_lrvsf.main([*flags, "--output_dir", "one"])
     evaluate_lrvsf.main([*flags, "--output_dir", "two", "--engine", "ray", "--actors", "2"])
-    embeds = sorted(path.relative_to("one") for path in Path("one/embeds").iterdir())
+    embeds = sorted(path.relative_to("one") for path in Path("one/embeds").rglob("*") if path.is_file())
     written = ["results.json", "queries.parquet", *embeds]
-    assert len(written) == 2 + 2 + 2 + 5 + 1
+    assert len(written) == 2 + 2 + 2 + 5 + 1 + 2 + 1
     for name in written:
         assert (Path("one") / name).read_bytes() == (Path("two") / name).read_bytes(), name
 
