@@ -102,9 +102,9 @@ ray: .venv-ray/ready
 	$(@D)/bin/pip check
 	touch $@
 
-# docs/reliability.md: the faults of which a test shows what happens.
-reliability: img2dataset
-	$(BIN)/python -m pytest tests -m survives --reliability docs/reliability.md
+# docs/reliability.md: the faults of which a test shows what happens, those of a cluster among them.
+reliability: img2dataset .venv-ray/ready
+	.venv-ray/bin/python -m pytest tests -m survives --reliability docs/reliability.md
 
 img2dataset: .venv/ready
 	$(BIN)/python -c "from pathlib import Path; from lrvsf.prepare.laion.img2dataset import ensure_environment; \

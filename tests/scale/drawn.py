@@ -81,10 +81,10 @@ class Drawn(Part):
         return [(int(process), [int(row) for row in rows.split()]) for process, rows in lines]
 
 
-def store_of(drawn, name, tolerance=HALF, model=None):
+def store_of(drawn, name, tolerance=HALF, model=None, batch_size=3):
     """A store of float32 rows in a folder of that name beside the log, by a tiny model; nothing is embedded yet."""
     encoder = Encoder(model or tiny_condvit(), "none")
-    return EmbeddingStore(drawn.folder / name, encoder, [drawn], "drawn", 3, tolerance, dtype="float32")
+    return EmbeddingStore(drawn.folder / name, encoder, [drawn], "drawn", batch_size, tolerance, dtype="float32")
 
 
 def fill_on_ray(store):

@@ -99,6 +99,9 @@ class KilledOnce(RankCounter):
         super().add(embeds, first_row, categories)
 
 
+@pytest.mark.survives(
+    "a process of a cluster that dies while it counts ranks", "its run is counted anew; the same ranks"
+)
 @pytest.mark.parametrize("actors", [1, 2, 3])
 def test_counts_of_runs_add_up(cluster, tmp_path, monkeypatch, actors):
     """Shards of all sizes, one of them empty; a process dies in the middle of one run, which is counted again."""

@@ -18,6 +18,7 @@ pytest.importorskip("ray")
 
 import search_catalog
 from lrvsf.data.images import Tolerance, TooMuchDamage
+from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.scale import cluster as cluster_module
 from lrvsf.scale.cluster import check_nodes, take_pool
 from lrvsf.scale.ray_embed import _runs
@@ -44,7 +45,7 @@ def twice(drawn):
 
 
 def test_a_catalog_has_the_bytes_of_one_process(cluster, like_actors, tmp_path):
-    """Pictures in a table, two of them bad, in row groups that end within shards; then it grows."""
+    """Pictures in a table, two of them bad, in row groups that end within shards; then it grows, from an address."""
     tiny_condvit().save_pretrained(tmp_path / "model")
     pictures = [squares(number) if number not in (3, 12) else b"<html>" for number in range(60)]
     table = {"id": [f"x{number}" for number in range(60)], "image": pictures, "price": list(range(60))}
@@ -55,11 +56,28 @@ def test_a_catalog_has_the_bytes_of_one_process(cluster, like_actors, tmp_path):
         flags = [str(tmp_path / out), "--batch_size", "3", "--max_bad_fraction", "0.2", *engine]
         search_catalog.main(["index", str(tmp_path / "model"), str(tmp_path / "shop/items.parquet"), *flags])
         # Four of these pictures are known, and not embedded again.
-        search_catalog.main(["add", str(tmp_path / "shop/more.parquet"), *flags, "--replace"])
+        search_catalog.main(["add", f"file://{tmp_path}/shop/more.parquet", *flags, "--replace"])
     one, many = tmp_path / "one", tmp_path / "many"
     assert contents(one / "segments") == contents(many / "segments")
     first, second = (Catalog.open(out).search(squares(100), k=5) for out in (one, many))
     assert [(hit.id, hit.score) for hit in first] == [(hit.id, hit.score) for hit in second]
+
+
+def test_two_actors_in_batches_of_any_size(cluster, like_actors, tmp_path):
+    """In those of one process, its bits; in others, their last ones may differ. float32."""
+
+    def embeds(name, fill, batch_size):
+        store = store_of(Drawn(tmp_path / "drawn", total=60), name, batch_size=batch_size)
+        fill(store)
+        return store.whole("item"), contents(store.folder)
+
+    plain, files = embeds("one", EmbeddingStore.fill, 3)
+    assert plain.dtype == torch.float32 and len(plain) == 60 - len(BAD)
+    assert embeds("same", fill_on_ray, 3)[1] == files
+    for batch_size in (1, 7):
+        many, written = embeds(f"many-{batch_size}", fill_on_ray, batch_size)
+        assert (many - plain).abs().max() <= 1e-6
+        assert embeds(f"one-{batch_size}", EmbeddingStore.fill, batch_size)[1] == written
 
 
 @pytest.mark.survives(

@@ -96,6 +96,9 @@ def doubled(folder, number):
     return 2 * number
 
 
+@pytest.mark.survives(
+    "an actor of a cluster that dies while it decodes", "its pictures are decoded anew; none is twice"
+)
 def test_results_come_in_order_and_once(cluster, tmp_path):
     mapper = RayMap(Pool(2, 1, 0))
     (tmp_path / "kill").touch()
