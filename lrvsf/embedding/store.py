@@ -34,7 +34,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lrvsf.data.images import USUAL, BadImageCounter, Tolerance
-from lrvsf.durable import locked, write_whole
+from lrvsf.durable import LOCK, locked, write_whole
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.fingerprint import differences, fingerprint
 from lrvsf.embedding.parts import Part
@@ -189,9 +189,12 @@ class EmbeddingStore:
         if manifest.is_file():
             self._compare(manifest, made_with)
         else:
-            if any(self.folder.glob("*.safetensors")):
+            # A lock is ours, and a part that of a run that was killed before it had written the manifest.
+            others = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK and path.suffix != ".part")
+            if others:  # a catalog, a model, ...
                 raise ValueError(
-                    f"{self.folder} has .safetensors files but no {MANIFEST} that says what they are; {self.remedy}."
+                    f"{self.folder} holds {', '.join(others[:3])} and no {MANIFEST}, so it is no folder of embeddings; "
+                    f"{self.remedy}."
                 )
             source = {"model": self.encoder.model.name_or_path, "data_root": str(self.data_root)}
             self._write(manifest, json.dumps({"made_with": made_with, "source": source}, indent=1).encode() + b"\n")

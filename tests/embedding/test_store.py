@@ -131,7 +131,7 @@ def test_fingerprint_knows_what_is_the_same(test_set, make_model, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(open_store, tmp_path, tiny_model):
     tiny_model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="model has .safetensors files but no manifest.json.*--embeds"):
+    with pytest.raises(ValueError, match="model holds .* and no manifest.json, so it is no folder of .*--embeds"):
         open_store("model").fill()
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint/manifest.json").write_text('{"run": {}}')
