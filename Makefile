@@ -84,7 +84,7 @@ leaderboard: .venv-app/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The pages in a real browser, Debian's chromium; pytest says what it skips without one.
 test-app: .venv-app/ready
