@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--actors", type=int, default=os.cpu_count())
-    parser.add_argument("--folder", type=Path, help="where all is written, to be kept; 4 GB for a million")
+    parser.add_argument("--folder", type=Path, help="where all is written, to be kept; 1.4 GB for a million")
     args = parser.parse_args()
     os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # else its processes yield to all others
     torch.set_num_threads(1)  # as an actor of one CPU has: other numbers, other last bits
