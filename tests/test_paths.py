@@ -63,6 +63,7 @@ def test_a_home_that_the_shell_has_not_written_out_is_named(here, monkeypatch):
 
 NO_FOLDS = {"product_folds": None, "stored_folds": None}
 NO_CLUSTER = dict.fromkeys(("engine", "address", "actors", "cpus_per_actor"))
+NO_VIEWS = {"query_views": None, "conditioning_page": False}
 
 
 def asked(**given):
@@ -119,7 +120,7 @@ def test_what_is_there_already_is_not_called_meant(here):
 def test_a_gallery_that_the_test_set_cannot_fill_is_refused(here, sizes, larger):
     write_layout(here / "data/test", {}, {"jpg": [b""]}, {"jpg": [b""] * 2})
     given = {"model": "runs/first", "data_root": "data/test", "embeds": None} | NO_FOLDS
-    given |= NO_CLUSTER
+    given |= NO_CLUSTER | NO_VIEWS
     asked = Namespace(**given, output_dir="out", protocol="bootstrap", gallery_sizes=sizes)
     with pytest.raises(ValueError, match=f"gallery_sizes has {larger}, but only 3 distractors are available"):
         check_evaluation(asked)
@@ -129,7 +130,7 @@ def test_a_gallery_that_the_test_set_cannot_fill_is_refused(here, sizes, larger)
 
 def test_what_evaluate_lrvsf_cannot_read_is_refused(here):
     given = {"model": "runs/first", "data_root": "data/test", "embeds": None} | NO_FOLDS
-    given |= NO_CLUSTER
+    given |= NO_CLUSTER | NO_VIEWS
     given |= {"output_dir": "out", "protocol": "paper"}
     check_evaluation(Namespace(**given))
     with pytest.raises(FileNotFoundError, match="data has no products.parquet: .* Did you mean data/test?"):
