@@ -50,6 +50,7 @@ from lrvsf.data.images import BadImageCounter
 from lrvsf.data.testset import DISTRACTOR_SCHEMA, QUERY_SCHEMA
 from lrvsf.embedding.pipeline import embed_ranges
 from lrvsf.embedding.store import ROWS
+from lrvsf.scale.faiss_shards import SHARD_ROWS
 from lrvsf.search.catalog import Catalog
 from lrvsf.search.generations import Generations
 from lrvsf.search.index import INDEX, add_rows, made, train
@@ -191,9 +192,10 @@ def check_index(out: Path, images: int) -> Iterator[str]:
         f"{first:.2%}, among ten {among:.2%}, in {each:.1f} ms each"
     )
     built = made(index.vectors.shape[1], index.factory)
-    faiss.omp_set_num_threads(os.cpu_count())  # as the command has, which trains; who fills has one
+    faiss.omp_set_num_threads(os.cpu_count())  # as the command has, which trains
     train(built, index.vectors, index.factory, 0, None)
-    faiss.omp_set_num_threads(1)
+    if images > SHARD_ROWS:  # else the command fills, too; a process of the cluster has one thread
+        faiss.omp_set_num_threads(1)
     add_rows(built, index.vectors, 0, images)
     assert np.array_equal(faiss.serialize_index(built), faiss.serialize_index(index.index))
     yield "the index is, to the byte, what one process builds"
