@@ -25,11 +25,12 @@ from lrvsf.search.commands import (
     space,
     switch,
 )
+from lrvsf.search.exporting.export_step import export
 from lrvsf.signals import end_at_once
 from lrvsf.steps import run_step, step_name
 from lrvsf.terminal import never_refuse
 
-STEPS = (index, add, remove, info, compact, switch, rollback, calibrate, query, measure, serve, space, lance)
+STEPS = (index, add, remove, info, compact, switch, rollback, calibrate, query, measure, serve, space, export, lance)
 
 
 def main(arguments: list[str] | None = None) -> None:

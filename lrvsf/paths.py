@@ -118,6 +118,15 @@ def check_output(folder: Path, flag: str = "output_dir") -> None:
         raise PermissionError(f"{flag}={folder}: {there} cannot be written to. Name another folder")
 
 
+def check_new_folder(folder: Path, flag: str, catalog: Path) -> None:
+    """Refuses a folder to write that holds something already, or lies in the catalog that is read."""
+    check_output(folder, flag)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; name a new folder, or remove it")
+    if folder.resolve().is_relative_to(catalog.resolve()):
+        raise ValueError(f"{folder} is inside {catalog}, which is a catalog's alone; choose another folder")
+
+
 def _check_unfinished(folder: Path) -> None:
     if (folder / WEIGHTS).is_file() and not any(folder.glob("checkpoint-*")):  # which have a refusal of their own
         raise FileExistsError(

@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from lrvsf.command import quiet_libraries
 from lrvsf.embedding.views import read_views
-from lrvsf.paths import check_model, check_output, near
+from lrvsf.paths import check_model, check_new_folder, check_output, near
 from lrvsf.scale.engine import Actors, Address, Cluster, CpusPerActor, Engine, cluster_asked
 
 if TYPE_CHECKING:
@@ -342,11 +342,7 @@ def space(
     model: Model = None,
 ) -> dict[str, Any]:
     """Write a folder that shows a catalog as a page: it runs anywhere, and can be pushed as a Hugging Face Space."""
-    check_output(folder, "FOLDER")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; name a new folder, or remove it")
-    if folder.resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"{folder} is inside {out}, which is a catalog's alone; choose another folder")
+    check_new_folder(folder, "FOLDER", out)
     if examples and not examples.is_dir():
         raise FileNotFoundError(f"there is no folder {examples}{near(examples)}; --examples names one of photos")
     _answering(out)

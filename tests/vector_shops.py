@@ -39,9 +39,9 @@ class VectorShop:
     def __init__(self, folder):
         self.catalog = Generations(folder)
 
-    def segment(self, name, items, model="old"):
-        """Items, whose vectors are those of the numbers in their ids."""
-        ids = [int(one[1:]) for one in items["id"].to_pylist()]
+    def segment(self, name, items, model="old", ids=None):
+        """Items, whose vectors are those of some numbers, by default of those in their ids."""
+        ids = ids or [int(one[1:]) for one in items["id"].to_pylist()]
         folder = self.catalog.folder / "segments" / f"s-{name}-{model}"
         folder.mkdir(parents=True)
         embeds = torch.from_numpy(drawn(ids, MODELS[model][1])).half()

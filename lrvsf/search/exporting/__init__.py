@@ -1,0 +1,1 @@
+"""A catalog in the bulk form of other people's vector databases."""
