@@ -74,12 +74,11 @@ def machine_flags(fp16: bool) -> list[str]:
     """
     import torch
 
-    if torch.cuda.is_available():
-        fast_bf16, cpu = torch.cuda.is_bf16_supported(including_emulation=False), []
-    else:
-        able, cpu = torch.cpu.get_capabilities(), ["--use_cpu=True"]
-        fast_bf16 = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
-    return [*cpu, f"--bf16={fast_bf16 and not fp16}"]
+    from lrvsf.processes import has_fast_bf16
+
+    gpu = torch.cuda.is_available()
+    fast_bf16 = has_fast_bf16(torch.device("cuda" if gpu else "cpu"))
+    return [*([] if gpu else ["--use_cpu=True"]), f"--bf16={fast_bf16 and not fp16}"]
 
 
 def _refuse(message: str) -> None:

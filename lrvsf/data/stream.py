@@ -192,10 +192,23 @@ class _Pairs(Dataset):
         return self.products
 
     def __getitems__(self, item: tuple[int, list[dict], list[dict]]) -> dict[str, Any]:
-        batch = self.maker.batch(*item)
+        with _one_thread():
+            batch = self.maker.batch(*item)
         if (hashes := batch.pop("text_hashes", None)) is not None:
             batch["text_embeds"] = self.rows_of_texts(hashes)  # (B, E)
         return _beyond_dev_shm(batch)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch's work: to wake others for a single picture costs more than scaling it, and much more where
+    they must wait for a core. A loading process has one anyway; the training process needs all for its step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _as_is(batch: dict[str, Any]) -> dict[str, Any]:

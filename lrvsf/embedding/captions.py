@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from lrvsf.data.wording import text_hash
 from lrvsf.durable import locked, whole_file, write_whole
-from lrvsf.embedding.encoder import has_fast_bf16
 from lrvsf.embedding.fingerprint import weights_digest
+from lrvsf.processes import has_fast_bf16
 from text_condvit import CondViTTextEncoder
 
 PART = 16_384  # texts of a part: at E = 768 it has 25 MB, and a killed computation loses one at most; not tuned

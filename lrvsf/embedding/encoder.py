@@ -18,6 +18,7 @@ from lrvsf.data.images import decode_image
 from lrvsf.data.names import quoted
 from lrvsf.embedding.baselines import Baseline, load_baseline
 from lrvsf.paths import check_model
+from lrvsf.processes import has_fast_bf16
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD, pad_and_resize
 
@@ -44,16 +45,6 @@ def load_condvit(path: str, **loading: Any) -> CondViTModel:
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{path} lacks the weights {', '.join(missing[:5])}; restore its model.safetensors")
     return model
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products are much faster than float32 here: on GPUs that have them, and on CPUs with AMX.
-
-    (AVX-512's bf16 instructions alone gain little at a small model's width, so they are left to who asks for them.)
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 def runs_in_bf16(asked: bool | None, protocol: str, device: torch.device) -> bool:

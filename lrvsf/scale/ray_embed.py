@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from lrvsf.command import explain, is_refusal
 from lrvsf.data.images import BadImage, BadImageCounter, Tolerance
-from lrvsf.embedding.encoder import Encoder, has_fast_bf16
+from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Part
 from lrvsf.embedding.store import Bad, DamagedShard, EmbeddingStore, Range
+from lrvsf.processes import has_fast_bf16
 from lrvsf.scale.cluster import Pool, check_nodes, connected, on_each_gpu, stand_in, take_pool
 from lrvsf.scale.engine import Cluster
 

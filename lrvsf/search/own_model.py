@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from lrvsf.embedding.encoder import Encoder, has_fast_bf16, load_model
+from lrvsf.embedding.encoder import Encoder, load_model
+from lrvsf.processes import has_fast_bf16
 from lrvsf.search.generations import Generation
 from lrvsf.search.segments import digest_of, model_facts
 
@@ -18,7 +19,7 @@ def load_encoder(
     """A model that embeds items, or queries under its conditions.
 
     Args:
-        bf16: None: as it is fast on the device, for GPUs.
+        bf16: None: as it is fast on the device, for GPUs; on CPUs not, as one may index and another answer.
 
     Raises ValueError: it has fewer dimensions; there is no such device.
     """
