@@ -40,7 +40,7 @@ DATABASES = {
     "parquet": Database({"float32": None, "float16": None}),
     # A point or a bracket would be a path into the payload.
     "qdrant": Database(
-        {"float32": 65_535, "float16": 65_535, "int8": 65_535},
+        {"float32": 65_536, "float16": 65_536, "int8": 65_536},
         illegal=rf'[{CONTROLS}.\[\]"]',
         reserved=frozenset(),
     ),

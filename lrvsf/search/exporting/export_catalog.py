@@ -12,6 +12,7 @@ from typing import Any
 
 from lrvsf.durable import whole_folder
 from lrvsf.paths import public_name
+from lrvsf.report import Ledger
 from lrvsf.search.exporting.databases import field_names
 from lrvsf.search.exporting.exported_items import ExportedItems
 from lrvsf.search.generations import Generation, Generations
@@ -30,6 +31,7 @@ An item's key is `uuid.uuid5(uuid.NAMESPACE_URL, id)`, the same in every export;
 has `id + "\\0" + "1"` in its place, the third `id + "\\0" + "2"`. Load a later export into a new collection, and let
 that take the old one's name: loaded over it, what the catalog no longer has would stay.
 """
+CHANGED = "\nNot everything could be kept as it was: {what}.\n"
 RENAMED = "\nThese columns have another name here: {names}.\n"
 
 
@@ -56,15 +58,22 @@ def export_catalog(catalog: Path, out: Path, to: str, dtype: str) -> dict[str, A
             **{"items": len(items), "to": to, "generation": generation.name, "dim": items.dim},
             **{"model": public_name(model["name"]), "digest": model["digest"]},
         )
-        told = ", ".join(f"`{column}` is `{field}`" for column, field in renamed.items())
-        text = head + loading + KEYED * (to in WITH_KEYS) + (RENAMED.format(names=told) if told else "")
+        text = head + loading + KEYED * (to in WITH_KEYS) + _notes(renamed, items.changed)
         (folder / "README.md").write_text(text, "utf-8")
     taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     report = {"export": str(out), "for": to, "generation": generation.name, "items": len(items)}
     report |= {"dimensions": items.dim, "dtype": dtype}
     if renamed:
         report["renamed columns"] = renamed
+    report |= items.changed.report("changed")
     return report | {"megabytes": round(taken / 1e6, 1), "how to load it": str(out / "README.md")}
+
+
+def _notes(renamed: dict[str, str], changed: Ledger) -> str:
+    """What is otherwise than in the catalog."""
+    names = ", ".join(f"`{column}` is `{field}`" for column, field in renamed.items())
+    what = "; ".join(f"{count:,} {reason}" for reason, count in changed.counts.items())
+    return (RENAMED.format(names=names) if names else "") + (CHANGED.format(what=what) if what else "")
 
 
 def _opened(catalog: Path, stored: bool) -> tuple[Generation, ExportedItems]:

@@ -1,16 +1,14 @@
 """The items of a catalog as they leave it: those that are there, in batches, whatever database they go to.
 
-Memory does not hold the catalog: rows are read as they are written. What grows with it is one byte an item, whether it
-is still there, and eight, by which repeated ids are found.
+Memory does not hold the catalog: rows are read as they are written. What grows with it are a few numbers an item, by
+which photos with one id are counted.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,14 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from lrvsf.data.parquet import DAMAGE
+from lrvsf.report import Ledger
 from lrvsf.search.generations import Generation, damaged
 from lrvsf.search.sources.metadata import INTERNAL
 from lrvsf.search.vectors import Vectors
 
 BATCH = 1024  # items read and written at a time; not tuned
 ID = "id"
+LOW = 2**62 - 1  # bits of a UUID that are all of its hash
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class ExportedItems:
     Attributes:
         dim: of the vectors.
         schema: of `Batch.cells`.
+        changed: what a database could not take as it was, counted by what became of it, with the first ids.
 
     Raises:
         FileNotFoundError: a file is gone.
@@ -70,7 +71,7 @@ class ExportedItems:
         found = pa.unify_schemas(schemas, promote_options="permissive")
         fields = [field for field in found if not field.name.startswith(INTERNAL) and field.name != ID]
         self.columns = pa.schema([found.field(ID), *fields])  # as the catalog names them
-        self.schema = self.columns
+        self.schema, self.changed = self.columns, Ledger()
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._left))
@@ -81,36 +82,35 @@ class ExportedItems:
 
     def batches(self) -> Iterator[Batch]:
         """All items, in the catalog's order, at most BATCH at a time. Raises ValueError: a file is damaged."""
-        met: Counter[str] = Counter()
+        done, numbers = 0, self._numbers()
         with tqdm(desc="export", total=len(self), unit="item", delay=1) as bar:
             for first, table in self._tables(self.columns.names):
                 rows = first + np.flatnonzero(self._left[first : first + len(table)])
                 if not len(rows):
                     continue
                 cells = pa.table(table.take(rows - first).columns, schema=self.schema)
-                keys = [key_of(name, self._number(name, met)) for name in cells[ID].to_pylist()]
+                own = numbers[done : done + len(rows)].tolist()
+                keys = [key_of(name, number) for name, number in zip(cells[ID].to_pylist(), own, strict=True)]
                 vectors = self.vectors.stored(rows).numpy() if self._stored else self.vectors.take(rows)
                 yield Batch(keys, cells, vectors)
+                done += len(rows)
                 bar.update(len(rows))
 
-    def _number(self, name: str, met: Counter[str]) -> int:
-        """Which of the photos with this id it is, from 0; only ids that may repeat are counted."""
-        if hash(name) not in self._repeated:
-            return 0
-        met[name] += 1
-        return met[name] - 1
-
-    @cached_property
-    def _repeated(self) -> set[int]:
-        """Hashes of ids that are not met once: photos of a product share its id."""
-        hashes = np.empty(len(self), np.int64)
-        done = 0
+    def _numbers(self) -> np.ndarray:
+        """(items,) which of the photos with its id each item is, from 0, in the catalog's order."""
+        # Part of the key stands for an id, as a dictionary of all ids would be the catalog in memory. Should two ids
+        # have the same part, one of them is numbered 1 instead of 0, and their keys differ all the same.
+        short, done = np.empty(len(self), np.int64), 0
         for first, table in self._tables([ID]):
             names = table[ID].filter(pa.array(self._left[first : first + len(table)])).to_pylist()
-            hashes[done : done + len(names)] = [hash(name) for name in names]
+            short[done : done + len(names)] = [key_of(name).int & LOW for name in names]
             done += len(names)
-        hashes.sort()
-        return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        order = np.argsort(short, kind="stable")  # of equal ids the earlier item is the first
+        short = short[order]
+        starts = np.flatnonzero(np.append(True, short[1:] != short[:-1]))
+        numbers = np.empty(len(self), np.int64)
+        numbers[order] = np.arange(len(self)) - np.repeat(starts, np.diff(np.append(starts, len(self))))
+        return numbers
 
     def _tables(self, names: list[str]) -> Iterator[tuple[int, pa.Table]]:
         """The number of the first row, and columns of all rows, removed ones included, some at a time."""

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lrvsf.search.exporting.cells import as_json, kind_of, plain_rows, vectors_as_json
 from lrvsf.search.exporting.databases import VECTOR
-from lrvsf.search.exporting.exported_items import ExportedItems
+from lrvsf.search.exporting.exported_items import ID, ExportedItems
 from lrvsf.search.exporting.write_qdrant import parts_of
 
 ITEMS, BYTES = 5_000, 2**23  # of a request at most; Elasticsearch refuses more than 100 MB, and advises a tenth
-# A longer text stays in the document, and is not found by filters: Lucene refuses terms of more than 32,766 bytes.
-TEXT = {"type": "keyword", "ignore_above": 8_191}
+MOST_LETTERS = 8_191  # of a text that filters find, as Lucene refuses terms of more than 32,766 bytes
+TOO_LONG = f"texts over {MOST_LETTERS:,} letters, kept, but not filtered by"
+TEXT = {"type": "keyword", "ignore_above": MOST_LETTERS}
 MAPPED: dict[str, dict[str, Any]] = {  # kind of a column -> its mapping
     **{"text": TEXT, "whole": {"type": "long"}, "number": {"type": "double"}, "truth": {"type": "boolean"}},
     **dict.fromkeys(["day", "time", "time with zone"], {"type": "date", "format": "strict_date_optional_time_nanos"}),
@@ -67,6 +69,10 @@ def mappings(schema: pa.Schema, dim: int, dtype: str) -> dict[str, Any]:
 def _lines(items: ExportedItems) -> Iterator[str]:
     """An item's two lines: what is to be done, and the document."""
     for batch in items.batches():
+        for column in batch.cells.columns:
+            if kind_of(column.type) == "text":
+                too_long = pc.greater(pc.utf8_length(column), MOST_LETTERS)
+                items.changed.add_all(TOO_LONG, batch.cells[ID].filter(too_long).to_pylist())
         rows, vectors = plain_rows(batch.cells), vectors_as_json(batch.vectors)
         for key, row, vector in zip(batch.keys, rows, vectors, strict=True):
             yield f'{{"index":{{"_id":"{key}"}}}}\n{{"{VECTOR}":{vector},{as_json(row)[1:]}\n'

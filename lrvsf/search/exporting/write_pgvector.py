@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lrvsf.search.exporting.cells import kind_of
 from lrvsf.search.exporting.databases import KEY, VECTOR
@@ -45,7 +46,7 @@ psql DATABASE -f load.sql       # in this folder
 makes the table `items`, fills it and indexes it; it needs the extension `vector`, 0.7 or later.
 `1 - (vector <=> query)` is the cosine.
 """
-NULS = "\nPostgreSQL's texts have no NUL: {count:,} cells had one, which is U+FFFD now.\n"
+WITHOUT_NUL = "texts with a NUL, now U+FFFD"
 
 
 def write(items: ExportedItems, folder: Path, dtype: str) -> str:
@@ -53,9 +54,14 @@ def write(items: ExportedItems, folder: Path, dtype: str) -> str:
     (folder / "load.sql").write_text(statements(items.schema, items.dim, VECTOR_TYPES[dtype]), "utf-8")
     with open(folder / "items.copy", "wb") as file:
         file.write(HEAD)
-        nuls = sum(_write_batch(file, batch) for batch in items.batches())
+        for batch in items.batches():
+            _write_batch(file, batch)
+            for column in batch.cells.columns:
+                if kind_of(column.type) == "text":
+                    with_nul = batch.cells[ID].filter(pc.match_substring(column, NUL))
+                    items.changed.add_all(WITHOUT_NUL, with_nul.to_pylist())
         file.write(struct.pack(">h", -1))
-    return LOADING + (NULS.format(count=nuls) if nuls else "")
+    return LOADING
 
 
 def statements(schema: pa.Schema, dim: int, kind: str) -> str:
@@ -83,32 +89,27 @@ def _name(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _write_batch(file: BinaryIO, batch: Batch) -> int:
-    """Writes some rows; how many texts had a NUL."""
+def _write_batch(file: BinaryIO, batch: Batch) -> None:
     columns = [_packed(column) for column in batch.cells.columns]
-    nuls = sum(nul for _, nul in columns)
     vectors = batch.vectors.astype(batch.vectors.dtype.newbyteorder(">"))
     head = struct.pack(">ihh", 4 + vectors.strides[0], vectors.shape[1], 0)
     count = struct.pack(">h", len(columns) + 2)
-    for key, vector, *cells in zip(batch.keys, vectors, *(cells for cells, _ in columns), strict=True):
+    for key, vector, *cells in zip(batch.keys, vectors, *columns, strict=True):
         file.write(b"".join([count, struct.pack(">i", 16), key.bytes, *cells, head, vector.tobytes()]))
-    return nuls
 
 
-def _packed(column: pa.ChunkedArray) -> tuple[list[bytes], int]:
-    """Each cell with its length before it; how many had a NUL."""
+def _packed(column: pa.ChunkedArray) -> list[bytes]:
+    """Each cell with its length before it."""
     kind = kind_of(column.type)
     if kind == "text":
-        texts = column.to_pylist()
-        packed = [EMPTY if text is None else _text(text) for text in texts]
-        return packed, sum(text is not None and NUL in text for text in texts)
+        return [EMPTY if text is None else _text(text) for text in column.to_pylist()]
     length, form, first = FORMS[kind]
     pack = struct.Struct(f">i{form}").pack
     if kind == "day":
         column = column.cast(pa.date32()).cast(pa.int32())
     elif kind in ("time", "time with zone"):
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())  # nanoseconds are cut
-    return [EMPTY if cell is None else pack(length, cell - first if first else cell) for cell in column.to_pylist()], 0
+    return [EMPTY if cell is None else pack(length, cell - first if first else cell) for cell in column.to_pylist()]
 
 
 def _text(text: str) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from vector_shops import VectorShop, table_of_items
 
 from lrvsf.search.exporting import write_elasticsearch, write_milvus, write_qdrant
 from lrvsf.search.exporting.databases import field_names
@@ -178,6 +179,18 @@ def test_pgvector(exported, kept, same_as_ours, dtype, number):
     for ident, row in {row["id"].decode(): row for row in rows}.items():
         for name, reader in read.items():
             assert (None if row[name] is None else reader(row[name])) == kept[ident][name]
+
+
+@pytest.mark.parametrize(
+    "to, text, told",
+    [("pgvector", "n\0ul", "texts with a NUL, now U+FFFD"), ("elasticsearch", "x" * 8192, "texts over 8,191")],
+)
+def test_what_a_database_cannot_keep_is_counted_and_named(tmp_path, step, capsys, to, text, told):
+    shop = VectorShop(tmp_path / "catalog")
+    shop.answer(shop.segment("a", table_of_items(range(4), title=["a", None, text, "x" * 8191])))
+    step("export", tmp_path / "catalog", tmp_path / "out", "--to", to)
+    printed = capsys.readouterr().out
+    assert told in printed and "x2" in printed and f": 1 {told}" in (tmp_path / "out/README.md").read_text()
 
 
 def copied(data):

@@ -1,0 +1,1 @@
+"""Rows of a catalog in fewer bytes, and what is found by them."""
