@@ -6,9 +6,11 @@ A table is created from batches as they come (https://docs.lancedb.com/tables/cr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import lancedb
+import pyarrow as pa
 
 from lrvsf.search.exporting.exported_items import ExportedItems
 from lrvsf.search.exporting.write_parquet import vector_schema, with_vectors
@@ -29,8 +31,21 @@ same metric: `table.create_index(metric="cosine", vector_column_name="vector")`.
 
 
 def write(items: ExportedItems, folder: Path, dtype: str) -> str:
-    """Writes the table; gives what README.md says of asking it."""
+    """Writes the table; gives what README.md says of asking it. Raises ValueError: a file of the catalog is damaged."""
     schema = vector_schema(items, dtype)
-    batches = (with_vectors(batch, schema) for batch in items.batches())
-    lancedb.connect(folder).create_table("items", batches, schema=schema)
+    refused: list[ValueError] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from (with_vectors(batch, schema) for batch in items.batches())
+        except ValueError as error:
+            refused.append(error)
+            raise
+
+    try:
+        lancedb.connect(folder).create_table("items", batches(), schema=schema)
+    except Exception:
+        if refused:  # LanceDB has made a RuntimeError of it, with all tracebacks in its text
+            raise refused[0] from None
+        raise
     return LOADING.format(folder=folder.name.removesuffix(".writing"))

@@ -2,9 +2,11 @@
 
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from lrvsf.search.exporting import write_qdrant
+from lrvsf.search.exporting.databases import DATABASES
 from lrvsf.search.generations import Generations
 
 
@@ -64,6 +66,24 @@ def test_a_missing_client_is_refused(copy, tmp_path, step, monkeypatch):
     monkeypatch.setattr("lrvsf.search.exporting.export_step.find_spec", lambda name: None)
     with pytest.raises(ImportError, match='needs the client of LanceDB: pip install "lrvsf.databases."'):
         step("export", copy, tmp_path / "out", "--to", "lancedb")
+
+
+@pytest.mark.parametrize("to", DATABASES)
+def test_a_damaged_file_is_named_and_nothing_is_left(copy, tmp_path, step, to):
+    if to == "lancedb":
+        pytest.importorskip("lancedb", reason="make databases has this client")
+    path = Generations(copy).answering().segments[1].items
+    data = bytearray(path.read_bytes())
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    columns = (group.column(place) for place in range(group.num_columns))
+    (column,) = (column for column in columns if column.path_in_schema == "title")
+    start = column.dictionary_page_offset or column.data_page_offset
+    for place in range(start, start + column.total_compressed_size):
+        data[place] ^= 0xA5
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        step("export", copy, tmp_path / "out", "--to", to)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.writing"))
 
 
 def test_an_export_that_fails_leaves_nothing(copy, tmp_path, step, monkeypatch):
