@@ -6,7 +6,8 @@ models find the same queries hard, which a difference of each product with itsel
 with replacement, each with all its draws, and the difference is taken in every resample: a paired bootstrap. Its 2.5th
 and 97.5th percentiles are the interval.
 
-What the interval does not cover: other distractors, and other training runs of the same recipe.
+What the interval does not cover: other distractors and, where each model is one run, other training runs of the same
+recipe. Several runs are compared by their means, product by product, and run by run.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Difference:
         low, high: the 95 % interval of second - first.
         for_first, for_second: products whose query the one evaluation gets right more often than the other. Where each
             product is asked once, as in the paper's galleries, these are the queries that only one gets right.
+        by_run: second - first of each pair of runs.
     """
 
     galleries: str
@@ -48,44 +50,56 @@ class Difference:
     high: float
     for_first: int
     for_second: int
+    by_run: tuple[float, ...]
 
 
-def compare_pair(first: str | Path, second: str | Path) -> list[Difference]:
-    """Two folders that evaluate_lrvsf.py wrote -> the differences at each gallery size and K. A K that reaches all of
-    a gallery is left out.
+def compare_pair(first: Sequence[str | Path], second: Sequence[str | Path]) -> list[Difference]:
+    """Two models' runs, folders that evaluate_lrvsf.py wrote -> the differences at each gallery size and K. A K that
+    reaches all of a gallery is left out.
 
     The model, the conditioning, the views of a query and the restriction to a category may differ: those are what is
     compared.
 
+    Args:
+        first, second: one folder each, or as many of one as of the other: the runs of one seed are a pair.
+
     Raises:
-        ValueError: another test set, protocol, seed or other draws: the differences would not be paired.
+        ValueError: another test set, protocol, seed or other draws: the differences would not be paired. More runs of
+            one than of the other.
         FileNotFoundError: no queries.parquet.
     """
-    results = [load_results(Path(folder, "results.json")) for folder in (first, second)]
-    _check_same(*results, first, second)
-    tables = [load_queries(folder) for folder in (first, second)]
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} runs of the first and {len(second)} of the second: give as many of each.")
+    folders = [*first, *second]
+    results = [load_results(Path(folder, "results.json")) for folder in folders]
+    tables = [load_queries(folder) for folder in folders]
     parts = [_part_of(table) for table in tables]
-    if parts[0] != parts[1]:
-        named = [", ".join(f"{galleries} {size}" for galleries, size in part) for part in parts]
-        raise ValueError(
-            f"{first} has the galleries {named[0]}, {second} {named[1]}. Evaluate both with the same flags."
-        )
+    for folder, other, part in zip(folders[1:], results[1:], parts[1:], strict=True):
+        _check_same(results[0], other, folders[0], folder)
+        if part != parts[0]:
+            named = [", ".join(f"{galleries} {size}" for galleries, size in each) for each in (parts[0], part)]
+            raise ValueError(
+                f"{folders[0]} has the galleries {named[0]}, {folder} {named[1]}. Evaluate both with the same flags."
+            )
     differences = []
     for galleries, size in parts[0]:
-        pair = [_rows(table, galleries, size) for table in tables]
-        _check_draws(*pair, size, first, second)
-        draws = pair[0]["draws"].to_numpy()  # (P,), the same in both
-        hits = [np.stack([rows[f"hit_at_{k}"].to_numpy() for k in FIRST_KS], axis=1) for rows in pair]  # (P, 3) each
-        lows, highs = bootstrap_interval(hits[1] - hits[0], draws)
+        rows = [_rows(table, galleries, size) for table in tables]
+        for folder, other in zip(folders[1:], rows[1:], strict=True):
+            _check_draws(rows[0], other, size, folders[0], folder)
+        draws = rows[0]["draws"].to_numpy()  # (P,), the same in all
+        hits = np.stack([[each[f"hit_at_{k}"].to_numpy() for k in FIRST_KS] for each in rows])  # (2 runs, 3, P)
+        hits = hits.reshape(2, len(first), len(FIRST_KS), -1)
+        means = hits.mean(1)  # (2, 3, P): over the runs
+        lows, highs = bootstrap_interval((means[1] - means[0]).T, draws)
         for column, k in enumerate(FIRST_KS):
             if any(is_trivial(part, "recall", str(k), whole) for part, whole in _measured(results, galleries, size)):
                 continue
-            values = [hit[:, column] for hit in hits]
-            recalls = [float(value @ draws / draws.sum()) for value in values]  # pooled over all draws, as the interval
-            better = [int((values[a] > values[b]).sum()) for a, b in ((0, 1), (1, 0))]
-            differences.append(
-                Difference(galleries, size, k, *recalls, float(lows[column]), float(highs[column]), *better)
-            )
+            # Pooled over all draws, as the interval is.
+            recalls = [float(model[column] @ draws / draws.sum()) for model in means]
+            better = [int((means[a, column] > means[b, column]).sum()) for a, b in ((0, 1), (1, 0))]
+            by_run = tuple(((hits[1, :, column] - hits[0, :, column]) @ draws / draws.sum()).tolist())
+            interval = float(lows[column]), float(highs[column])
+            differences.append(Difference(galleries, size, k, *recalls, *interval, *better, by_run))
     return differences
 
 
@@ -130,6 +144,8 @@ def differences_table(named_results: Mapping[str, Mapping[str, Any]], difference
         for one in differences:
             if one.galleries == galleries:
                 lines.append(_line(one))
+                if len(one.by_run) > 1:
+                    lines.append(f"{'run by run':>24}   " + "".join(f"{100 * each:+10.2f}" for each in one.by_run))
     return "\n".join(lines)
 
 

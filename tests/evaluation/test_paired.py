@@ -78,29 +78,47 @@ def pair(tmp_path):
 
 
 def test_by_hand(pair):
-    at_1, at_5, at_10 = compare_pair(*pair)
+    at_1, at_5, at_10 = compare_pair(*([folder] for folder in pair))
     assert (at_1.size, at_1.k, at_1.first, at_1.second) == (500, 1, 1 / 5, 4 / 5)
     assert (at_1.for_first, at_1.for_second) == (0, 2) and (at_10.for_first, at_10.for_second) == (0, 1)
     assert (at_5.first, at_5.second, at_10.first) == (1 / 5, 1.0, 4 / 5)
     assert 0 <= at_1.low < 3 / 5 < at_1.high <= 1
-    back = compare_pair(*reversed(pair))[0]
+    back = compare_pair(*([folder] for folder in reversed(pair)))[0]
     assert (back.low, back.high) == pytest.approx((-at_1.high, -at_1.low), abs=1e-12)
-    assert compare_pair(*pair) == [at_1, at_5, at_10]  # the bootstrap is seeded
+    assert compare_pair(*([folder] for folder in pair)) == [at_1, at_5, at_10]  # the bootstrap is seeded
 
 
 def test_a_k_that_reaches_the_gallery_is_no_difference(tmp_path):
     few = {"500": RESULTS["galleries"]["500"] | {"items": 10}}
     pair = [write(tmp_path / name, [[0, 9], [7, 0], [0, 12]], galleries=few) for name in "ab"]
-    assert [one.k for one in compare_pair(*pair)] == [1, 5]
+    assert [one.k for one in compare_pair(*([folder] for folder in pair))] == [1, 5]
 
 
 def test_a_model_does_not_differ_from_itself(pair):
-    assert all((one.low, one.high, one.for_first) == (0, 0, 0) for one in compare_pair(pair[0], pair[0]))
+    assert all((one.low, one.high, one.for_first) == (0, 0, 0) for one in compare_pair([pair[0]], [pair[0]]))
+
+
+def test_runs_of_two_recipes(tmp_path, capsys):
+    """By hand: runs are paired in their order, and the mean's products are what is drawn."""
+    firsts = [
+        write(tmp_path / f"a{seed}", above) for seed, above in enumerate(([[0, 9], [7, 0], [0, 12]], [[9] * 2] * 3))
+    ]
+    seconds = [write(tmp_path / f"b{seed}", above) for seed, above in enumerate(([[0] * 2] * 3, [[0] * 2] * 3))]
+    at_1 = compare_pair(firsts, seconds)[0]
+    assert (at_1.first, at_1.second) == pytest.approx((1 / 10, 1.0)) and at_1.by_run == pytest.approx((4 / 5, 1.0))
+    assert (at_1.for_first, at_1.for_second) == (0, 3) and at_1.low > 0
+    named = [f"{name}={folder}" for name, folders in (("a", firsts), ("b", seconds)) for folder in folders]
+    compare.main(["--paired", *named])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and any(line.split()[:3] == ["a,", "run", "2"] for line in lines)
+    assert lines[-1].split() == ["run", "by", "run", "+20.00", "+0.00"]
 
 
 def test_table(pair):
     results = [load_results(folder / "results.json") for folder in pair]
-    table = differences_table(dict(zip(["Mini CLIP", "Mini CondViT"], results, strict=True)), compare_pair(*pair))
+    table = differences_table(
+        dict(zip(["Mini CLIP", "Mini CondViT"], results, strict=True)), compare_pair(*([folder] for folder in pair))
+    )
     lines = table.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[1].startswith("second: Mini CondViT (conditioning none, only items of the target's")
@@ -123,10 +141,10 @@ def test_other_ground_is_refused(tmp_path, changes, says):
     first = write(tmp_path / "a", [[0, 9], [7, 0], [0, 12]])
     second = write(tmp_path / "b", [[0, 0], [0, 0], [0, 3]], **changes)
     if says is None:  # as often in all: what became of a query is known per product, not per fold
-        compare_pair(first, second)
+        compare_pair([first], [second])
         return
     with pytest.raises(ValueError, match=says):
-        compare_pair(first, second)
+        compare_pair([first], [second])
 
 
 def test_whole_evaluations(make_test_set, make_store, tiny_model, tmp_path, capsys):
@@ -152,7 +170,9 @@ def test_the_command_says_why_not(pair, tmp_path):
     with pytest.raises(ValueError, match="two models; 1 are given"):
         compare.main(["--paired", first])
     with pytest.raises(ValueError, match="names two models"):
-        compare.main(["--paired", first, first])
+        compare.main([first, first])
+    with pytest.raises(ValueError, match="2 runs of the first and 1 of the second"):
+        compare.main(["--paired", first, first, f"b={pair[1]}"])
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "results.json").write_text(json.dumps(RESULTS))
     with pytest.raises(FileNotFoundError, match="queries.parquet does not exist. Evaluate the model again"):

@@ -3,7 +3,9 @@
     evaluate_lrvsf.py compare --plots runs/mini NAME=FOLDER [NAME=FOLDER ...]
     evaluate_lrvsf.py compare --paired NAME=FOLDER NAME=FOLDER
 
-A FOLDER holds what evaluate_lrvsf.py wrote.
+A FOLDER holds what evaluate_lrvsf.py wrote. With --paired, a NAME may come as
+often as it has runs, one a seed: the first of one is compared with the first
+of the other, and their means as well.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--paired", action="store_true", help="two models: their difference, query by query")
     args = parser.parse_args(arguments)
     never_refuse()
-    folders, results = [], {}
+    runs: dict[str, list[str]] = {}
     for model in args.models:
         name, equals, folder = model.partition("=")
         path = Path(folder, "results.json")
@@ -33,18 +35,23 @@ def main(arguments: list[str] | None = None) -> None:
             raise FileNotFoundError(
                 f"{model!r}: no {path}; give NAME=FOLDER with a folder that evaluate_lrvsf.py wrote"
             )
-        if name in results:
-            raise ValueError(f"{name!r} names two models; give each a name of its own")
-        folders.append(folder)
-        results[name] = load_results(path)
-    if args.paired and len(folders) != 2:
-        raise ValueError(f"--paired compares two models; {len(folders)} are given")
+        runs.setdefault(name, []).append(folder)
+    if twice := [name for name, folders in runs.items() if len(folders) > 1 and not args.paired]:
+        raise ValueError(f"{twice[0]!r} names two models; give each a name of its own")
+    if args.paired and len(runs) != 2:
+        raise ValueError(f"--paired compares two models; {len(runs)} are given")
+    named = {
+        name if len(folders) == 1 else f"{name}, run {number}": folder
+        for name, folders in runs.items()
+        for number, folder in enumerate(folders, 1)
+    }
+    results = {name: load_results(Path(folder, "results.json")) for name, folder in named.items()}
     if len(protocols := {measured.get("protocol") for measured in results.values()}) > 1:
         raise ValueError(f"These are results of different protocols, {protocols}, whose numbers do not compare.")
-    differences = compare_pair(*folders) if args.paired else None
+    differences = compare_pair(*runs.values()) if args.paired else None
     print("Recall at K in %\n\n" + comparison_table(results))
     if differences:
-        print("\n" + differences_table(results, differences))
+        firsts = {name: load_results(Path(folders[0], "results.json")) for name, folders in runs.items()}
+        print("\n" + differences_table(firsts, differences))
     if args.plots:
-        queries = {name: load_queries(folder) for name, folder in zip(results, folders, strict=True)}
-        plot_all(results, queries, args.plots)
+        plot_all(results, {name: load_queries(folder) for name, folder in named.items()}, args.plots)
