@@ -86,9 +86,9 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# The pages in a real browser, Debian's chromium; pytest says what it skips without one.
+# The pages in a real browser, Debian's chromium, and ONNX; pytest says what it skips without a browser or npm.
 test-app: .venv-app/ready
-	.venv-app/bin/python -m pytest -rs tests/spaces
+	.venv-app/bin/python -m pytest -rs tests/spaces tests/hub/graphs
 
 # docs/scale.md: a cluster of this machine, in an environment of its own.
 ray: .venv-ray/ready

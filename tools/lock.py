@@ -1,7 +1,7 @@
 """Writes what the environments of `make` are made of: make lock
 
     requirements.lock, constraints.txt            .venv: everything but the pages
-    requirements-app.lock, constraints-app.txt    .venv-app: the pages too; gradio holds Pillow below 13
+    requirements-app.lock, constraints-app.txt    .venv-app: the pages too, and ONNX; gradio holds Pillow below 13
 
 A lock has versions and hashes for every Python and platform that is supported, torch excepted; constraints have the
 same versions without hashes, and torch's. torch has another build for each kind of accelerator, under one version and
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FILES = ["requirements.txt", "requirements-search.txt", "requirements-dev.txt"]
-ENVIRONMENTS = {"": FILES, "-app": [*FILES, "requirements-app.txt"]}
+ENVIRONMENTS = {"": FILES, "-app": [*FILES, "requirements-app.txt", "requirements-onnx.txt"]}
 OF_TORCH = re.compile(r"(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==")
 HEAD = "# Written by `make lock`; `make` installs it with --require-hashes.\n"
 CONSTRAINTS = "# Written by `make lock`: the versions of requirements{}.lock, and torch's.\n"

@@ -26,6 +26,7 @@ from lrvsf.hub.encoder_place import check_found_anywhere, put_encoder_into
 PUSHED = (
     *("README.md", "LICENSE", "*.json", "*.safetensors", "*.py"),
     *(".eval_results/*.yaml", "runs/**/events.out.tfevents.*"),
+    *("onnx/*.onnx", "onnx/*.onnx.data", "onnx/*.npy", "onnx/*.py"),
 )
 NEEDED = ("README.md", "config.json", "preprocessor_config.json", "*.safetensors", "modeling_*.py")
 

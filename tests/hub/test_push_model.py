@@ -18,11 +18,13 @@ from lrvsf.command import fold
 from lrvsf.hub import push_model as push
 
 SCORES = ".eval_results/lrvsf.yaml"
-MODEL = [SCORES, "README.md", "config.json", "model.safetensors", "modeling_condvit.py", "preprocessor_config.json"]
+MODEL = [SCORES, "README.md", "config.json", "model.safetensors", "modeling_condvit.py"]
+MODEL += ["onnx/condvit_onnx.py", "onnx/query.onnx", "onnx/query.onnx.data", "preprocessor_config.json"]
 LEFT = [
     "training_args.bin", "model.safetensors.tmp", "optimizer.pt", "checkpoint-3/model.safetensors",
     "checkpoint-3/trainer_state.json", "checkpoint-3/optimizer.pt", "validation/products.parquet",
-    "validation/model.json", "runs/a/notes.pkl", "__pycache__/modeling_condvit.cpython-311.pyc",
+    "validation/model.json", "runs/a/notes.pkl", "onnx/__pycache__/a.pyc",
+    "__pycache__/modeling_condvit.cpython-311.pyc",
 ]  # fmt: skip
 CONFIG = b'{"model_type": "condvit"}'
 EVENTS = "runs/Nov25_host/events.out.tfevents.1.host.1.0"

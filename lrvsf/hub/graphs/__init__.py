@@ -1,0 +1,1 @@
+"""A CondViT as ONNX graphs, and what runs them without torch."""
