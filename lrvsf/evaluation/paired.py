@@ -72,10 +72,11 @@ def compare_pair(first: Sequence[str | Path], second: Sequence[str | Path]) -> l
         raise ValueError(f"{len(first)} runs of the first and {len(second)} of the second: give as many of each.")
     folders = [*first, *second]
     results = [load_results(Path(folder, "results.json")) for folder in folders]
+    for folder, other in zip(folders[1:], results[1:], strict=True):  # first, as it needs no table
+        _check_same(results[0], other, folders[0], folder)
     tables = [load_queries(folder) for folder in folders]
     parts = [_part_of(table) for table in tables]
-    for folder, other, part in zip(folders[1:], results[1:], parts[1:], strict=True):
-        _check_same(results[0], other, folders[0], folder)
+    for folder, part in zip(folders[1:], parts[1:], strict=True):
         if part != parts[0]:
             named = [", ".join(f"{galleries} {size}" for galleries, size in each) for each in (parts[0], part)]
             raise ValueError(
