@@ -100,22 +100,26 @@ def kept(odd_shop):
 
 @pytest.fixture(scope="session")
 def milvus_collection():
-    """`milvus_collection(client, body)`: makes by the client what a REST request would make."""
-    DataType = pytest.importorskip("pymilvus", reason=CLIENTS).DataType
+    """`milvus_collection(client, body)`: makes by the client what a REST request would make; `.schema(body)`."""
+    pymilvus = pytest.importorskip("pymilvus", reason=CLIENTS)
+    kinds = {"VarChar": "VARCHAR", "Int64": "INT64", "Double": "DOUBLE", "Bool": "BOOL"}
+    kinds |= {"FloatVector": "FLOAT_VECTOR", "Float16Vector": "FLOAT16_VECTOR"}
 
-    kinds = {"VarChar": "VARCHAR", "Int64": "INT64", "Double": "DOUBLE", "Bool": "BOOL", "FloatVector": "FLOAT_VECTOR"}
-
-    def make(client, body):
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    def schema_of(body):
+        schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         for field in body["schema"]["fields"]:
             more = {name: int(value) for name, value in field.get("elementTypeParams", {}).items()}
             more |= {"is_primary": field.get("isPrimary", False), "nullable": field.get("nullable", False)}
-            schema.add_field(field["fieldName"], DataType[kinds[field["dataType"]]], **more)
+            schema.add_field(field["fieldName"], pymilvus.DataType[kinds[field["dataType"]]], **more)
+        return schema
+
+    def make(client, body):
         indexes = client.prepare_index_params()
         for index in body["indexParams"]:
             indexes.add_index(index["fieldName"], index_type="FLAT", metric_type=index["metricType"])
-        client.create_collection("items", schema=schema, index_params=indexes)
+        client.create_collection("items", schema=schema_of(body), index_params=indexes)
 
+    make.schema = schema_of
     return make
 
 

@@ -7,6 +7,7 @@ documents.
 import datetime as dt
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -127,6 +128,29 @@ def test_pgvector(postgres, exported, kept, same_as_ours, dtype):
         f"EXPLAIN SELECT id FROM items ORDER BY vector <=> '{[0.1] * 64}'::{kind} LIMIT 10"
     ).fetchall()
     assert "items_vector_idx" in str(plan)  # the operators of the query are those of the index
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_milvus_own_bulk_writer_makes_the_same_file(exported, milvus_collection, tmp_path, dtype):
+    pymilvus = pytest.importorskip("pymilvus.bulk_writer", reason=CLIENTS, exc_type=ImportError)
+    folder = exported("milvus", dtype)
+    ours, schema = pq.read_table(folder / "items.parquet"), json.loads((folder / "collection.json").read_text())
+    writer = pymilvus.LocalBulkWriter(
+        milvus_collection.schema(schema), str(tmp_path), file_type=pymilvus.BulkFileType.PARQUET
+    )
+    for row in ours.to_pylist():
+        if dtype == "float16":
+            row["vector"] = np.array(row["vector"], np.uint8).view("<f2")
+        writer.append_row(row)
+    writer.commit()
+    ((path,),) = writer.batch_files
+    theirs = pq.read_table(path)
+    assert theirs.column_names == ours.column_names
+    # Whole numbers beyond 2^53 next to empty cells are rounded by their writer, which goes through pandas.
+    assert theirs.drop_columns(["stock"]).to_pylist() == ours.drop_columns(["stock"]).to_pylist()
+    plain = [field for field in ours.schema if field.name != "vector"]
+    assert [theirs.schema.field(field.name).type for field in plain] == [field.type for field in plain]
+    assert theirs.schema.field("vector").type.value_type == ours.schema.field("vector").type.value_type
 
 
 def test_elasticsearchs_helpers_make_the_same_lines(exported):
