@@ -25,7 +25,7 @@ INDEXED = {  # kind of a column -> of its index
 LOADING = """\
 ```
 url=http://localhost:6333/collections/items
-put() {{ curl --fail --silent --show-error -X PUT "$1" -H 'Content-Type: application/json' --data-binary @"$2"; }}
+put() { curl --fail --silent --show-error -X PUT "$1" -H 'Content-Type: application/json' --data-binary @"$2"; }
 put "$url" collection.json
 for file in indexes/*.json; do put "$url/index" "$file"; done
 for file in points/*.json; do put "$url/points?wait=true" "$file"; done
@@ -46,7 +46,7 @@ def write(items: ExportedItems, folder: Path, dtype: str) -> str:
     for number, points in enumerate(parts_of(_points(items), POINTS, BYTES)):
         body = '{"points":[\n' + ",\n".join(points) + "\n]}\n"
         (folder / f"points/{number:05d}.json").write_text(body, "utf-8")
-    return LOADING.format()
+    return LOADING
 
 
 def collection(dim: int, dtype: str) -> dict[str, Any]:
