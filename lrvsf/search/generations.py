@@ -288,7 +288,7 @@ class Generations:
     def _read(self, file: str) -> str | None:
         try:
             return (self.folder / file).read_text("utf-8").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
 

@@ -49,6 +49,7 @@ def test_what_is_refused(copy, tmp_path, step):
     refused(FileExistsError, "is not empty; name a new folder", copy, copy, "--to", "parquet")
     (tmp_path / "file").write_text("x")
     refused(NotADirectoryError, "file is a file", copy, tmp_path / "file", "--to", "parquet")
+    refused(FileNotFoundError, "file is no catalog", tmp_path / "file", out, "--to", "parquet")
     assert not out.exists()
     (tmp_path / "table/_versions").mkdir(parents=True)
     refused(ValueError, "is a Lance table; export the catalog", tmp_path / "table", out, "--to", "parquet")
