@@ -12,7 +12,7 @@ MODELS := category none mini-clip mini-condvit
 # The environment of `prepare_lrvsf.py download`, which the tests use where it stands.
 export LRVSF_IMG2DATASET ?= $(CURDIR)/.venv-img2dataset
 
-.PHONY: demo app leaderboard test test-app test-oldest ray databases reliability img2dataset lock clean
+.PHONY: demo app leaderboard test test-app test-oldest ray databases mteb reliability img2dataset lock clean
 .SECONDARY:
 
 # torch comes last: all that it shares with others then stands, under its hash (see tools/lock.py).
@@ -113,6 +113,17 @@ databases: .venv-databases/ready
 	$(@D)/bin/pip check
 	touch $@
 
+# contrib/mteb, run by mteb's own runner.
+mteb: .venv-mteb/ready
+	.venv-mteb/bin/python -m pytest -rs tests/contrib
+
+.venv-mteb/ready: requirements.lock constraints.txt requirements-mteb.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --require-hashes --no-deps -r $<
+	$(@D)/bin/pip install --quiet -c constraints.txt torch -r requirements-mteb.txt
+	$(@D)/bin/pip check
+	touch $@
+
 # docs/reliability.md: the faults of which a test shows what happens, those of a cluster among them.
 reliability: img2dataset .venv-ray/ready
 	.venv-ray/bin/python -m pytest tests -m survives --reliability docs/reliability.md
@@ -135,4 +146,4 @@ test-oldest: $(OLDEST)/ready
 	  --ignore tests/training/test_killed_runs.py tests/data/test_images.py tests/data/test_stream.py
 
 clean:
-	rm -rf .venv .venv-app .venv-oldest .venv-ray .venv-databases .venv-img2dataset .venv-lock build
+	rm -rf .venv .venv-app .venv-oldest .venv-ray .venv-databases .venv-mteb .venv-img2dataset .venv-lock build

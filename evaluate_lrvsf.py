@@ -49,6 +49,7 @@ from lrvsf.evaluation.pages.sheet import write_sheet
 from lrvsf.evaluation.paper import evaluate_paper
 from lrvsf.evaluation.queries import QueryTable
 from lrvsf.evaluation.results import results_table, save_results, shown_name
+from lrvsf.hub.mteb_result import save_mteb_result
 from lrvsf.processes import alone_in
 from lrvsf.terminal import never_refuse
 
@@ -98,6 +99,8 @@ def evaluate(
         print(results_table(results))
         print(f"\nWrote results.json, queries.parquet, {', '.join(PLOTS)} to {output}.")
         print(f"The embeddings are in {args.embeds_folder}; --embeds takes them from there.")
+        if path := save_mteb_result(results, output):
+            print(f"Wrote {path}, mteb's result file.")
     if pictures.conditioning_page:
         results["conditions"] = measure_conditions(data, args.batch_size, args.allow_unmatched_categories)
         if state.is_main_process:

@@ -70,6 +70,19 @@ def tiny_condvit(**config):
     return CondViTModel(CondViTConfig(**{**TINY, **config})).eval()
 
 
+def spread_out(model):
+    """The model with wider weights. As drawn, all its embeddings are within a rounding or two of each other, so that
+    ranks would be of rounding."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                weights.normal_(std=0.3)  # a cosine of two pictures is then from -0.2 to 1
+    if model.config.condition == "text":
+        model.embed_categories()
+    return model
+
+
 def tiny_clip(projection_dim=16, vision=None):
     """A whole CLIP in evaluation mode, text tower and all; `vision` replaces fields of its vision tower."""
     torch.manual_seed(0)
@@ -131,6 +144,18 @@ def write_tiny_reader(folder):
     model = CondViTModel.from_clip(clip, text_encoder=clip, text_encoder_in_checkpoint=True)
     model.save_pretrained(folder)
     CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def write_teller(folder, condition):
+    """Writes the folder of a tiny model of category or text that tells pictures and conditions apart; gives it."""
+    from processing_condvit import CondViTProcessor
+
+    if condition == "text":
+        spread_out(CondViTModel.from_pretrained(write_tiny_reader(folder))).save_pretrained(folder)
+    else:
+        spread_out(tiny_condvit(condition=condition)).save_pretrained(folder)
+        CondViTProcessor(size=32).save_pretrained(folder)
     return folder
 
 

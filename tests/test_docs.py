@@ -13,7 +13,7 @@ from lrvsf.evaluation.arguments import STEPS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = "lrvsf|tests|docs|recipes|tools|benchmarks|metrics|assets|spaces|deploy"
+FOLDERS = "lrvsf|tests|docs|recipes|tools|benchmarks|metrics|assets|spaces|contrib|deploy"
 SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS.split("|") for path in ROOT.glob(f"{folder}/**/*.py"))]
 NAMES = {path.relative_to(ROOT).as_posix() for path in SOURCES}
 

@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-gpu.txt", "requirements-search.txt"]
-REQUIREMENTS += ["requirements-ray.txt", "requirements-databases.txt", "requirements-onnx.txt"]
+REQUIREMENTS += ["requirements-ray.txt", "requirements-databases.txt", "requirements-onnx.txt", "requirements-mteb.txt"]
 
 
 def lines(name):

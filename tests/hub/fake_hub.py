@@ -1,6 +1,7 @@
 """A Hub on loopback with one account, "me": enough of it to create a model repository, upload to it and commit.
 
-It keeps what it is sent, and on request answers an endpoint with an error, or not at all.
+It keeps what it is sent, gives the files of the last commit to who downloads them, and on request answers an endpoint
+with an error, or not at all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_right"
+SHA = "a" * 40  # of every commit
 SILENCE = 0  # a fault's status: take the request and never answer
 
 ROUTES = {
@@ -24,7 +26,10 @@ ROUTES = {
     "xet": r"GET /api/models/(?P<repo>[^/]+/[^/]+)/xet-write-token/(?P<branch>\w+)",  # served by its faults only
     "upload": r"PUT /storage/(?P<oid>[0-9a-f]{64})",
     "commit": r"POST /api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<branch>\w+)",
+    "info": r"GET /api/models/(?P<repo>[^/]+/[^/]+)(/revision/\w+)?",
+    "tree": r"GET /api/models/(?P<repo>[^/]+/[^/]+)/tree/\w+(/(?P<folder>.+))?",
 }
+FILE = r"(GET|HEAD) /(?P<repo>[^/]+/[^/]+)/resolve/\w+/(?P<path>.+)"
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -104,6 +109,16 @@ class FakeHub(ThreadingHTTPServer):
         name = hashlib.sha1(body).hexdigest()
         return 200, {"success": True, "commitOid": name, "commitUrl": f"{self.url}/{repo}/commit/{name}"}
 
+    def info(self, body: bytes, repo: str) -> tuple[int, dict]:
+        if repo not in self.repositories or not self.commits:
+            return 404, {"error": "Repository not found"}
+        files = [{"rfilename": path} for path in self.commits[-1]]
+        return 200, {"id": repo, "_id": "1", "sha": SHA, "private": self.repositories[repo], "siblings": files}
+
+    def tree(self, body: bytes, repo: str, folder: str | None) -> tuple[int, list]:
+        files = [(path, data) for path, data in self.commits[-1].items() if path.startswith(f"{folder or ''}")]
+        return 200, [{"type": "file", "path": path, "size": len(data), "oid": "1"} for path, data in files]
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -112,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         request = f"{self.command} {self.path.partition('?')[0]}"
+        if wanted := re.fullmatch(FILE, request):
+            return self.send_file(wanted["path"])
         matches = {name: re.fullmatch(pattern, request) for name, pattern in ROUTES.items()}
         route = next((name for name, match in matches.items() if match), "")
         self.server.asked[route] += 1
@@ -130,14 +147,22 @@ class _Handler(BaseHTTPRequestHandler):
         status, answer = getattr(self.server, route)(body, **matches[route].groupdict())
         self.send(status, json.dumps(answer).encode(), {})
 
-    do_GET = do_POST = do_PUT = answer
+    do_GET = do_HEAD = do_POST = do_PUT = answer
+
+    def send_file(self, path: str) -> None:
+        files = self.server.commits[-1] if self.server.commits else {}
+        if path not in files:
+            return self.send(404, b"Entry not found", {"X-Error-Code": "EntryNotFound"})
+        name = hashlib.sha256(files[path]).hexdigest()
+        self.send(200, files[path], {"X-Repo-Commit": SHA, "ETag": f'"{name}"'})
 
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *args) -> None:
         pass
