@@ -1,17 +1,19 @@
 """Images per second that an encoder embeds: at rest, and from JPEGs of 256 x 341 pixels that threads decode beside it.
 
-    python benchmarks/bench_embed.py [--models B/32 B/16] [--batches 1 32] [--seconds 2] [--compile] [--markdown]
+    python benchmarks/bench_embed.py [--models B/32 B/16] [--batches 1 32] [--seconds 2] [--compile] [--onnx]
+        [--markdown]
 
 Weights are random. "At rest" is `Encoder.embed` of uint8 pixels in memory, copies to and from the device included;
 "from JPEGs" is `embed_ranges`, the way of the evaluation. On a CPU rates are per second of processor time, all threads
 added, so that they are of one core; on a GPU they are of the wall. The last column compares with one thread that does
-nothing but decode, pad and resize.
+nothing but decode, pad and resize. `--onnx` needs requirements-onnx.txt, and a CPU: ONNX Runtime has no GPU in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from lrvsf.data.images import BadImageCounter, decode_image
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.parts import Distractors, Item
 from lrvsf.embedding.pipeline import embed_ranges
+from modeling_condvit import CondViTModel
 from processing_condvit import pad_and_resize
 
 HEADER = ["model", "batch", "way", "at rest, images/s", "from JPEGs", "x one decoding thread"]
@@ -80,13 +83,31 @@ def decode_rate(encoded: list[bytes], size: int, seconds: float, device: torch.d
     return rate(decode, seconds, device)
 
 
+def ways_of(model: CondViTModel, device: torch.device, compiled: bool, graphs: Path | None) -> dict[str, Encoder]:
+    """Encoders by name; those of ONNX Runtime where there is an empty folder for their graphs."""
+    ways = {"float32": Encoder(model, "none", False, device), "bfloat16": Encoder(model, "none", True, device)}
+    if compiled:
+        for way, bf16 in (("float32, compiled", False), ("bfloat16, compiled", True)):
+            ways[way] = Encoder(model, "none", bf16, device)
+            ways[way].model = torch.compile(model)
+    if graphs is not None:
+        from graph_encoder import GraphEncoder
+
+        from lrvsf.hub.graphs.onnx_folder import drawn_pictures, write_checked
+
+        write_checked(model, graphs, "random weights", drawn_pictures(model.config.image_size))
+        ways |= {f"ONNX {kind}": GraphEncoder(model, "none", graphs, kind == "int8") for kind in ("float32", "int8")}
+    return ways
+
+
 def main(arguments: list[str] | None = None) -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["B/32", "B/16"], choices=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 512] if gpu else [1, 32])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--compile", action="store_true", help="a further row: torch.compile, bfloat16")
+    parser.add_argument("--compile", action="store_true", help="further rows: torch.compile")
+    parser.add_argument("--onnx", action="store_true", help="further rows: ONNX Runtime")
     parser.add_argument("--markdown", action="store_true", help="print tables for a page")
     args = parser.parse_args(arguments)
     device = torch.device("cuda" if gpu else "cpu")
@@ -95,14 +116,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name in args.models:
         model = both_models(SHAPES[name], "sdpa", device)[1].eval()
         alone = decode_rate(encoded, SHAPES[name].size, args.seconds, device)
-        for batch in args.batches:
-            ways = {"float32": Encoder(model, "none", False, device), "bfloat16": Encoder(model, "none", True, device)}
-            if args.compile:
-                ways["bfloat16, compiled"] = Encoder(model, "none", True, device)
-                ways["bfloat16, compiled"].model = torch.compile(model)
-            for way, encoder in ways.items():
-                at_rest, fed = rates(encoder, batch, encoded, args.seconds)
-                rows.append([name, batch, way, f"{at_rest:.3g}", f"{fed:.3g}", f"{fed / alone:.2f}"])
+        with tempfile.TemporaryDirectory() as folder:
+            ways = ways_of(model, device, args.compile, Path(folder) if args.onnx else None)
+            for batch in args.batches:
+                for way, encoder in ways.items():
+                    at_rest, fed = rates(encoder, batch, encoded, args.seconds)
+                    rows.append([name, batch, way, f"{at_rest:.3g}", f"{fed:.3g}", f"{fed / alone:.2f}"])
     print(f"torch {torch.__version__} on {torch.cuda.get_device_name() if gpu else 'a CPU, one core of it'}\n")
     print(table(HEADER, rows, args.markdown), flush=True)
 
