@@ -87,8 +87,12 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The pages in a real browser, Debian's chromium, and ONNX; pytest says what it skips without a browser or npm.
-test-app: .venv-app/ready
+test-app: .venv-app/ready spaces/browser/node_modules/.package-lock.json
 	.venv-app/bin/python -m pytest -rs tests/spaces tests/hub/graphs
+
+# ONNX Runtime for the page in the browser, by its hash, where there is npm.
+spaces/browser/node_modules/.package-lock.json: spaces/browser/package-lock.json
+	-command -v npm > /dev/null && npm ci --ignore-scripts --no-audit --no-fund --prefix $(<D) && touch $@
 
 # docs/scale.md: a cluster of this machine, in an environment of its own.
 ray: .venv-ray/ready

@@ -32,7 +32,9 @@ class CondViTOnnx:
         options: `providers`, `sess_options` and what else `onnxruntime.InferenceSession` takes; by default the CPU.
 
     Attributes:
-        condition: "category", "text" or "none"; image_size: S, pixels a side; categories: their names by index.
+        name: the model's; condition: "category", "text" or "none"; categories: their names by index.
+        image_size: S, pixels a side; dim: P.
+        reads: "pixels" where the graphs take bytes, "pixel_values" where they take floats.
     """
 
     def __init__(self, folder: str | Path | None = None, int8: bool = False, **options: Any) -> None:
@@ -40,7 +42,9 @@ class CondViTOnnx:
         self.options = {"providers": ["CPUExecutionProvider"], **options}
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         facts = self._session("gallery").get_modelmeta().custom_metadata_map
-        self.condition, self.image_size = facts["condition"], int(facts["image_size"])
+        self.name, self.condition = facts["model"], facts["condition"]
+        self.image_size, self.dim = int(facts["image_size"]), int(facts["projection_dim"])
+        self.reads = self._session("gallery").get_inputs()[0].name
         self.categories: list[str] = json.loads(facts.get("categories", "[]"))
         self.mean, self.std = (
             255 * np.float32(json.loads(facts[f"image_{name}"])).reshape(3, 1, 1) for name in ("mean", "std")
@@ -69,9 +73,8 @@ class CondViTOnnx:
             raise ValueError("Give either pixel_values or pixels.")
         condition = self._condition(category_indices, text_embeds)
         session = self._session("query" if condition else "gallery")
-        floats = FLOATS in {one.name for one in session.get_inputs()}
         given = self._checked(pixels, np.uint8) if pixel_values is None else self._checked(pixel_values, np.float32)
-        if floats:
+        if self.reads == FLOATS:
             feeds = {FLOATS: given if pixels is None else (given - self.mean) / self.std}
         else:
             feeds = {BYTES: given if pixel_values is None else self._as_bytes(given)}
