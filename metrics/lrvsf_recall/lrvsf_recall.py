@@ -29,7 +29,7 @@ INPUTS = """
 Args:
     predictions: (P, dim) query embeddings, finite unit rows.
     references: (P, dim) target embeddings, finite unit rows; row i is what query i looks for.
-    distractor_embeds: (N, dim) the gallery's other items, finite unit rows.
+    distractor_embeds: (N, dim) the gallery's other items, finite unit rows. Default: none, the targets alone.
     product_folds: (F, draws) row numbers of products, repeats allowed. Default: one fold, each product once.
     distractor_folds: (F, size) row numbers of distractors, repeats allowed. Default: in every fold each one once.
     ks: the K of interest, each at least 1.
@@ -75,19 +75,21 @@ class LrvsfRecall(evaluate.Metric):
         self,
         predictions: Sequence[Sequence[float]],
         references: Sequence[Sequence[float]],
-        distractor_embeds: torch.Tensor,
+        distractor_embeds: torch.Tensor | None = None,
         product_folds: torch.Tensor | None = None,
         distractor_folds: torch.Tensor | None = None,
         ks: Sequence[int] = KS,
     ) -> dict[str, float]:
         if not ks or min(ks) < 1:
             raise ValueError(f"ks={list(ks)}: give one or more numbers, each at least 1.")
-        distractors = torch.as_tensor(distractor_embeds)
+        queries = torch.tensor(predictions)
+        none = queries.new_empty(0, queries.shape[-1])
+        distractors = none if distractor_embeds is None else torch.as_tensor(distractor_embeds)
         products = torch.arange(len(predictions))[None] if product_folds is None else torch.as_tensor(product_folds)
         if distractor_folds is None:
             distractor_folds = torch.arange(len(distractors)).expand(len(products), -1)
         mean, std = bootstrap_recall(
-            torch.tensor(predictions),
+            queries,
             torch.tensor(references),
             distractors,
             products,

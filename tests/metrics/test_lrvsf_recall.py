@@ -9,11 +9,15 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from evaluate.utils.gradio import parse_readme
+from huggingface_hub import RepoCard
+from packaging.requirements import Requirement
 from safetensors.torch import load_file
 
 from lrvsf.evaluation.recall import bootstrap_recall
 
-FOLDER = Path(__file__).parents[2] / "metrics" / "lrvsf_recall"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "metrics" / "lrvsf_recall"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,28 @@ def test_without_folds_everything_counts_once(load_metric):
     assert [scores[f"recall_at_{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
     assert scores["recall_at_1_std"] == 0
     assert list(load_metric().compute(**inputs))[::2] == [f"recall_at_{k}" for k in (1, 5, 10, 20, 50)]
+
+
+def test_without_distractors_the_targets_are_the_gallery(load_metric):
+    """Query 0 finds its target first; query 1 finds the other one's before its own."""
+    eye = torch.eye(3)
+    scores = load_metric().compute(predictions=eye[[0, 0]], references=eye[[0, 1]], ks=[1, 2])
+    assert (scores["recall_at_1"], scores["recall_at_2"]) == (0.5, 1.0)
+
+
+def test_the_card_is_a_spaces(load_metric):
+    """What the Hub reads of a metric's Space, by the Hub's own reader; its files are there."""
+    card = RepoCard.load(FOLDER / "README.md", ignore_metadata_errors=False)
+    told = card.data.to_dict()
+    assert (told["sdk"], told["app_file"]) == ("gradio", "app.py") and {"evaluate", "metric"} <= set(told["tags"])
+    assert told["title"] and told["emoji"] and told["license"] == "apache-2.0" and len(told["short_description"]) <= 60
+    assert {"app.py", "requirements.txt", "lrvsf_recall.py"} <= {path.name for path in FOLDER.iterdir()}
+    assert parse_readme(FOLDER / "README.md").startswith("# lrvsf_recall")  # evaluate's own
+    ours, needed = (
+        {Requirement(line).name: Requirement(line).specifier for line in path.read_text().splitlines() if line}
+        for path in (ROOT / "requirements.txt", FOLDER / "requirements.txt")
+    )
+    assert {name: bounds for name, bounds in needed.items() if ours.get(name) != bounds}.keys() == {"gradio"}
 
 
 def test_refusals(load_metric):

@@ -175,5 +175,5 @@ def test_an_installed_library_has_the_page_too(tmp_path):
 
 def test_the_version_of_gradio_is_the_tested_one():
     pin = re.search(r"^gradio==(\S+)$", (ROOT / "constraints-app.txt").read_text(), re.MULTILINE)[1]
-    for demo in (DEMO, ROOT / "spaces/leaderboard"):
+    for demo in (DEMO, ROOT / "spaces/leaderboard", ROOT / "metrics/lrvsf_recall"):
         assert f"sdk_version: {pin}\n" in (demo / "README.md").read_text(), f"{demo}: `make lock` took gradio {pin}"
