@@ -72,8 +72,7 @@ def add_results(folder: Path, results: Mapping[str, Any], dataset: str = DATASET
     if not galleries:
         why = ", ".join(f"{size}: {gallery['marked']}" for size, gallery in results["galleries"].items())
         raise ValueError(f"No gallery is as large as it says ({why}). Evaluate with more distractors.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
-        raise ValueError(f"{dataset!r} is no dataset's name on the Hub. Give OWNER/NAME.")
+    check_dataset(dataset)
     card = ModelCard.load(readme)
     replaced = (TASK, dataset, "test")  # results of the validation, and on other test sets, stay
     there = card.data.eval_results or []
@@ -170,11 +169,21 @@ def _check(folder: Path, results: Mapping[str, Any], dataset: str) -> None:
             "--product_folds bootstrapped_indices.pt, the published file; or, for your own test set, give --dataset "
             "OWNER/NAME."
         )
+    check_weights(folder, results)
+
+
+def check_dataset(name: str) -> None:
+    """Refuses what is no dataset's name on the Hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name!r} is no dataset's name on the Hub. Give OWNER/NAME.")
+
+
+def check_weights(folder: Path, results: Mapping[str, Any]) -> None:
+    """Refuses results of other weights than the folder's. It takes torch and the weights, so ask it last."""
     if "model_weights" not in results:
         raise ValueError(
             "These results do not say of which weights they are: an older version made them. Evaluate again."
         )
-    # Last, as it takes torch and the weights: were these very weights measured?
     from lrvsf.embedding.encoder import load_model
     from lrvsf.embedding.fingerprint import weights_digest
 

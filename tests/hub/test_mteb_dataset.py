@@ -11,7 +11,6 @@ from PIL import Image
 import publish_lrvsf
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.hub.mteb_dataset import as_stored, mteb_dataset
-from lrvsf.hub.mteb_result import mteb_result
 
 
 def test_queries_corpus_and_answers_are_the_test_sets(tmp_path):
@@ -90,7 +89,3 @@ def test_refusals(tmp_path):
 def test_the_step_prints_what_it_wrote(tmp_path, capsys):
     publish_lrvsf.main(["mteb_dataset", str(write_test_set(tmp_path / "test")), str(tmp_path / "out")])
     assert "queries" in capsys.readouterr().out and (tmp_path / "out/README.md").is_file()
-
-
-def test_another_protocols_galleries_are_not_the_tasks():
-    assert mteb_result({"protocol": "leaderboard"}) is None

@@ -39,7 +39,9 @@ class CondViTWrapper(AbsEncoder):
         source = {"revision": revision, "trust_remote_code": True}
         self.model_name = model_name
         self.device = device
-        self.model = AutoModel.from_pretrained(model_name, **source).to(device).eval()
+        # Published scores are of float32; a file of float16 would be computed in float16.
+        model = AutoModel.from_pretrained(model_name, dtype=torch.float32, **source)
+        self.model = model.to(device).eval()
         self.processor = AutoProcessor.from_pretrained(model_name, **source)
 
     def encode(
