@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -40,8 +41,19 @@ def load_model(path: str) -> CondViTModel | Baseline:
 
 
 def load_condvit(path: str, **loading: Any) -> CondViTModel:
-    """`CondViTModel.from_pretrained`; a weight that is missing would be a random one. Raises ValueError: there is."""
-    model, loaded = CondViTModel.from_pretrained(path, output_loading_info=True, **loading)
+    """`CondViTModel.from_pretrained`; a weight that is missing would be a random one.
+
+    Raises ValueError: there is one, or one that does not fit the configuration; the file is damaged.
+    """
+    asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # transformers' own refusal names no weight
+    try:
+        model, loaded = CondViTModel.from_pretrained(path, **asked, **loading)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: its weights cannot be read ({error}). Restore model.safetensors") from error
+    if wrong := sorted(loaded["mismatched_keys"]):
+        name, stored, expected = wrong[0]
+        shapes = f"{tuple(stored)}, and config.json says {tuple(expected)}"
+        raise ValueError(f"{path} has {name} of {shapes}. Restore the config.json and weights of one model")
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{path} lacks the weights {', '.join(missing[:5])}; restore its model.safetensors")
     return model

@@ -128,6 +128,19 @@ def test_a_condvit_without_all_its_weights_is_refused(tiny_model, tmp_path):
         load_model(str(tmp_path))
 
 
+def test_a_condvit_whose_weights_are_another_models_or_damaged_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**described, "projection_dim": 8}))
+    told = r"has visual_projection.weight of \(16, 32\), and config.json says \(8, 32\)"
+    with pytest.raises(ValueError, match=told):
+        load_model(str(tmp_path))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="its weights cannot be read .* Restore model.safetensors"):
+        load_model(str(tmp_path))
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no config.json"):
         load_model(str(tmp_path))

@@ -16,14 +16,9 @@ MOST = 64  # pictures that are looked at, spread over all that are named; not tu
 
 
 def named_pictures(places: list[Path]) -> tuple[list[Path], Ledger]:
-    """The files that are named, those of folders by path, and what of the folders is passed over.
-
-    Raises FileNotFoundError: a place is not there.
-    """
+    """The files that are named, those of folders by path, and what of the folders is passed over."""
     files, passed_over = [], Ledger()
     for place in places:
-        if not place.exists():
-            raise FileNotFoundError(f"There is no {place}. Name pictures, or a folder of them.")
         below = [place]
         if place.is_dir():
             below = sorted(place / path for path in files_below(place, passed_over.add))

@@ -13,10 +13,10 @@ from lrvsf.hub.graphs.onnx_graphs import (
     PROTOBUF_LIMIT,
     facts_of,
     feeds_of,
+    graph_bytes,
     open_graph,
     rows_of,
     torch_rows,
-    weight_bytes,
     write_graphs,
 )
 from modeling_condvit import CondViTModel
@@ -82,7 +82,7 @@ def _write_int8(
     """A part of the report. Raises ValueError: the rows' cosine with the exact ones is below LEAST_COSINE."""
     exact, rounded = folder / f"{name}.onnx", folder / f"{name}_int8.onnx"
     feeds = feeds_of(model, name, pictures, float_pixels)
-    kept, products = write_int8(exact, rounded, feeds, large=weight_bytes(model) / 4 > PROTOBUF_LIMIT)
+    kept, products = write_int8(exact, rounded, feeds, large=graph_bytes(exact) / 4 > PROTOBUF_LIMIT)
     cosines = (rows_of(open_graph(exact), feeds) * rows_of(open_graph(rounded), feeds)).sum(axis=1)
     if not cosines.mean() >= LEAST_COSINE:
         raise ValueError(
@@ -99,5 +99,4 @@ def _write_int8(
 
 def _megabytes(folder: Path) -> dict[str, float]:
     """The size of each graph, weights beside it included."""
-    files = {path.name: [path, *folder.glob(f"{path.name}.*")] for path in sorted(folder.glob("*.onnx"))}
-    return {name: sum(path.stat().st_size for path in paths) / 1e6 for name, paths in files.items()}
+    return {path.name: graph_bytes(path) / 1e6 for path in sorted(folder.glob("*.onnx"))}

@@ -89,19 +89,20 @@ def write_graphs(model: CondViTModel, folder: Path, facts: dict[str, str], float
     Weights of more than PROTOBUF_LIMIT go into a file beside, NAME.onnx.data.
     """
     names = [QUERY, GALLERY] if model.config.condition != "none" else [GALLERY]
-    large = weight_bytes(model) > PROTOBUF_LIMIT
     with _eager(model):
         for name in names:
             program = _trace(model, name == QUERY, float_pixels)
             for node in program.model.graph:  # each has a stack trace with the folders of this machine
                 node.metadata_props.clear()
             program.model.metadata_props.update(facts)
-            program.save(folder / f"{name}.onnx", external_data=large)
+            weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+            program.save(folder / f"{name}.onnx", external_data=weights > PROTOBUF_LIMIT)
     return names
 
 
-def weight_bytes(model: CondViTModel) -> int:
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
+def graph_bytes(path: Path) -> int:
+    """The size of a graph's file, and of weights that lie beside it."""
+    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.exists())
 
 
 def feeds_of(model: CondViTModel, name: str, pixels: np.ndarray, float_pixels: bool) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from lrvsf.command import quiet_libraries
-from lrvsf.durable import whole_folder
+from lrvsf.durable import locked, whole_folder
 from lrvsf.paths import check_model, check_output, public_name
 from lrvsf.report import as_table
 
@@ -50,6 +50,8 @@ def onnx(
     folder = (out or Path(model)) / FOLDER
     check_output(folder, "OUT")
     _refuse_others_files(folder)
+    if absent := [place for place in int8 or [] if not place.exists()]:
+        raise FileNotFoundError(f"There is no {absent[0]}. Name pictures, or a folder of them.")
 
     quiet_libraries()
     from lrvsf.hub.graphs.given_pictures import read_pictures
@@ -57,7 +59,7 @@ def onnx(
 
     loaded = _load(model)
     pictures, left_out = read_pictures(int8, loaded.config.image_size) if int8 else (None, None)
-    with whole_folder(folder) as writing:
+    with locked(folder.parent, "an export to ONNX"), whole_folder(folder) as writing:
         report = write_checked(loaded, writing, public_name(model), pictures, float_pixels)
     return as_table({"folder": str(folder), **report, **(left_out.report("pictures left out") if left_out else {})})
 
@@ -69,7 +71,7 @@ def _load(name: str) -> CondViTModel:
 
     model = load_model(name)
     if not isinstance(model, CondViTModel):
-        raise ValueError(f"{name} is a {model.config.model_type!r} model. Give a CondViT or a CLIP.")
+        raise ValueError(f"{name} is a baseline of another family. Give a CondViT or a CLIP.")
     return model.eval()
 
 

@@ -108,8 +108,6 @@ def test_no_picture_at_all_is_refused(tiny_folder, tmp_path, content, told):
         publish_lrvsf.main(
             ["onnx", str(tiny_folder(**NONE)), str(tmp_path / "out"), "--int8", str(tmp_path / "pictures")]
         )
-    with pytest.raises(FileNotFoundError, match="Name pictures, or a folder of them"):
-        publish_lrvsf.main(["onnx", str(tiny_folder(**NONE)), str(tmp_path / "out"), "--int8", str(tmp_path / "none")])
 
 
 def test_many_pictures_are_spread(tmp_path):

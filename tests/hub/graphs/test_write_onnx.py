@@ -2,15 +2,19 @@
 
 import errno
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from made import encode, noise, tiny_clip, write_file
+from made import encode, noise, tiny_clip, write_file, write_tiny_reader
 from one_layer import CATEGORY, NONE, TEXT, one_layer
+from transformers import Dinov2Config, Dinov2Model
 
 pytest.importorskip("onnxscript", reason="no onnx here: pip install -r requirements-onnx.txt")
 
@@ -18,6 +22,7 @@ import onnx
 import onnxruntime
 
 import publish_lrvsf
+from lrvsf.embedding.encoder import load_model
 from lrvsf.hub.graphs import onnx_folder, onnx_graphs, write_onnx
 from lrvsf.hub.graphs.condvit_onnx import CondViTOnnx
 from processing_condvit import CondViTProcessor
@@ -139,6 +144,16 @@ def test_a_clip_becomes_a_gallery(tmp_path):
     assert (tmp_path / "clip/onnx/gallery.onnx").is_file() and not (tmp_path / "clip/onnx/query.onnx").exists()
 
 
+def test_a_text_encoder_is_no_part_of_a_graph(tmp_path, monkeypatch):
+    reader = write_tiny_reader(tmp_path / "reader")
+    # Only a graph's own weights count: a text encoder in the checkpoint may be far larger than the tower.
+    weights = {name: tensor.nbytes for name, tensor in load_model(str(reader)).state_dict().items()}
+    own = sum(size for name, size in weights.items() if not name.startswith("text_encoder."))
+    monkeypatch.setattr(onnx_graphs, "PROTOBUF_LIMIT", own + 10_000)
+    publish_lrvsf.main(["onnx", str(reader)])
+    assert not list(reader.glob("onnx/*.data")) and sum(weights.values()) > own + 10_000
+
+
 def kept_folder(path):
     """An earlier export, as far as files go."""
     write_file(path / "onnx/query.onnx", b"earlier")
@@ -181,6 +196,12 @@ def test_what_is_wrong_is_refused_before_any_work(tiny_folder, tmp_path, monkeyp
         publish_lrvsf.main(["onnx", str(tmp_path / "empty")])
     with pytest.raises(ValueError, match="Name a second folder"):
         publish_lrvsf.main(["onnx", "OWNER/NAME"])
+    baseline = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2Model(Dinov2Config(**baseline)).save_pretrained(tmp_path / "dino")
+    with pytest.raises(ValueError, match="dino is a baseline of another family. Give a CondViT or a CLIP"):
+        publish_lrvsf.main(["onnx", str(tmp_path / "dino")])
+    with pytest.raises(FileNotFoundError, match="Name pictures, or a folder of them"):
+        publish_lrvsf.main(["onnx", str(tiny_folder()), "--int8", str(tmp_path / "none")])
     write_file(tmp_path / "out/onnx/mine.txt", b"mine")
     with pytest.raises(FileExistsError, match=r"holds mine.txt, which this step did not write"):
         publish_lrvsf.main(["onnx", str(tiny_folder()), str(tmp_path / "out")])
@@ -213,3 +234,18 @@ def test_it_runs_without_torch(exported, tiny_folder, tmp_path):
     with torch.inference_mode():
         expected = one_layer()(**batch).image_embeds
     np.testing.assert_allclose(json.loads(ended.stdout), expected, atol=1e-5)
+
+
+def test_the_example_of_the_docs_runs(exported, tiny_folder, tmp_path):
+    page = (Path(__file__).parents[3] / "docs/serving.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    shutil.copytree(tiny_folder(), tmp_path / "MODEL")
+    shutil.copytree(exported(), tmp_path / "MODEL/onnx")
+    for name in ("scene.jpg", "product.jpg"):
+        write_file(tmp_path / name, encode(noise(), "JPEG"))
+    path = os.pathsep.join(["MODEL/onnx", "MODEL"])  # where the files of the docs' imports lie
+    environment = {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert ended.returncode == 0 and ended.stdout.startswith("[["), ended.stderr[-3000:]
