@@ -51,13 +51,13 @@ def write_int8(path: Path, out: Path, feeds: Feeds, large: bool) -> tuple[int, i
 
 def product_errors(path: Path, feeds: Feeds) -> dict[str, float]:
     """Node -> the relative error that int8 weights and uint8 inputs make in its result, on these pictures."""
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)  # a copy beside it, with more outputs, shares what lies there
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     products = {node.name: node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights}
     sums = {name: np.zeros(2) for name in products}
     for inputs in _inputs_of(model, path, list(products.values()), feeds):
         for name, node in products.items():
-            weight = numpy_helper.to_array(weights[node.input[1]])  # (in, out)
+            weight = numpy_helper.to_array(weights[node.input[1]], str(path.parent))  # (in, out)
             exact = inputs[node.input[0]] @ weight
             rounded = _as_uint8(inputs[node.input[0]]) @ _as_int8(weight)
             sums[name] += np.square(rounded - exact).sum(), np.square(exact).sum()

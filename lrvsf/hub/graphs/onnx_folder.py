@@ -82,7 +82,7 @@ def _write_int8(
     """A part of the report. Raises ValueError: the rows' cosine with the exact ones is below LEAST_COSINE."""
     exact, rounded = folder / f"{name}.onnx", folder / f"{name}_int8.onnx"
     feeds = feeds_of(model, name, pictures, float_pixels)
-    kept, products = write_int8(exact, rounded, feeds, large=graph_bytes(exact) / 4 > PROTOBUF_LIMIT)
+    kept, products = write_int8(exact, rounded, feeds, large=graph_bytes(exact) > PROTOBUF_LIMIT)
     cosines = (rows_of(open_graph(exact), feeds) * rows_of(open_graph(rounded), feeds)).sum(axis=1)
     if not cosines.mean() >= LEAST_COSINE:
         raise ValueError(

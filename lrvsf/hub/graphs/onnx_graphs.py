@@ -3,8 +3,8 @@
 Pixels enter as bytes and are normalised within the graph: most accuracy that is lost after an export is lost by another
 preprocessing, and so a browser or a Java service cannot get that half of it wrong.
 
-They are traced by torch.export, with eager attention. On Mini that gives 144 nodes, of which one asks for a shape at
-run time; with sdpa there are 184, whose further ones slice heads at run time; torch's older exporter gives 402, is
+They are traced by torch.export, with eager attention. On Mini that gives 143 nodes, of which one asks for a shape at
+run time; with sdpa there are 183, whose further ones find shapes at run time; torch's older exporter gives 406, is
 deprecated, and takes what Python checks on the way for constants.
 """
 
