@@ -1,7 +1,7 @@
 """A CondViT as two ONNX graphs: `query` reads pixels and a condition, `gallery` pixels alone.
 
-Pixels enter as bytes and are normalised within the graph: most accuracy that is lost after an export is lost by another
-preprocessing, and so a browser or a Java service cannot get that half of it wrong.
+Pixels enter as bytes and are normalised within the graph: a browser or a Java service that normalised in another way
+would lose accuracy in silence.
 
 They are traced by torch.export, with eager attention. On Mini that gives 143 nodes, of which one asks for a shape at
 run time; with sdpa there are 183, whose further ones find shapes at run time; torch's older exporter gives 406, is
