@@ -54,7 +54,12 @@ def measured(request, tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         exec(placed(BLOCK), example)
     results = json.loads((folder / "paper/results.json").read_text())
-    return SimpleNamespace(theirs=example["found"].task_results[0], results=results, file=folder / f"paper/{TASK}.json")
+    return SimpleNamespace(
+        task=example["OnThisMachine"],
+        theirs=example["found"].task_results[0],
+        results=results,
+        file=folder / f"paper/{TASK}.json",
+    )
 
 
 def test_mtebs_recall_is_the_evaluations(measured):
@@ -73,6 +78,16 @@ def test_mteb_reads_the_evaluations_result_file(measured):
     read = mteb.TaskResult.from_disk(measured.file)
     assert read.task_name == measured.theirs.task_name == TASK
     assert read.get_score(splits=["test"]) == measured.theirs.get_score()
+
+
+def test_the_task_is_described_as_mteb_asks(measured, tmp_path, monkeypatch):
+    assert measured.task.metadata.is_filled()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    task = measured.task()
+    task.load_data()
+    told = task._calculate_descriptive_statistics_from_split("test")  # the public one writes into mteb's folder
+    assert (told["num_queries"], told["num_documents"]) == (30, 99)
+    assert told["relevant_docs_statistics"]["average_relevant_docs_per_query"] == 1
 
 
 def test_the_wrapper_says_what_it_cannot_embed(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ class LRVSFashionIT2IRetrieval(AbsTaskRetrieval):
         eval_splits=["test"],
         eval_langs=["eng-Latn"],
         main_score="recall_at_1",
-        date=("2023-01-01", "2023-06-05"),
+        date=("2023-06-01", "2023-06-30"),  # when it was published; its pictures are LAION-5B's
         domains=["E-commerce"],
         task_subtypes=["Image Text Retrieval"],
         license="cc-by-nc-4.0",
