@@ -27,6 +27,7 @@ from typer import Argument, Option
 from lrvsf.data.images import BadImage, decode_image
 from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.durable import whole_folder
+from lrvsf.evaluation.arguments import check_test_set
 from lrvsf.report import Ledger
 
 SPLIT = "test"
@@ -46,6 +47,7 @@ def mteb_dataset(
     ] = "category",
 ) -> dict[str, Any]:
     """Write a test set as a data set that mteb reads, for the task in contrib/mteb."""
+    check_test_set(str(test_set))  # it knows which folder may be meant
     source = ProductTestSet(test_set)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already. Name another folder, or remove it.")

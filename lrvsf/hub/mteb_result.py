@@ -38,6 +38,8 @@ def mteb_result(
     check_dataset(dataset)
     if not (model / "config.json").is_file():
         raise FileNotFoundError(f"{model} has no config.json: give a model folder.")
+    if not (results / "results.json").is_file():
+        raise FileNotFoundError(f"{results} has no results.json: give the folder that evaluate_lrvsf.py wrote.")
     measured = load_results(results / "results.json")
     if (told := as_mteb(measured)) is None:
         raise ValueError(f"These are results of the protocol {measured['protocol']!r}. Evaluate with --protocol paper.")

@@ -70,9 +70,11 @@ def test_a_picture_that_asks_to_be_turned_keeps_its_pixels_for_readers_that_obey
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nothing"):
+    with pytest.raises(FileNotFoundError, match="nothing has no products.parquet: give the folder"):
         mteb_dataset(tmp_path / "nothing", tmp_path / "out")
     test = write_test_set(tmp_path / "test")
+    with pytest.raises(FileNotFoundError, match=r"Did you mean .*/test\?"):
+        mteb_dataset(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="test is there already. Name another folder"):
         mteb_dataset(test, test)
     write_layout(

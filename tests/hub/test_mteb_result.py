@@ -53,7 +53,7 @@ def test_refusals(measured, tmp_path):
         mteb_result(model, results, "fashion")
     with pytest.raises(FileNotFoundError, match="no config.json"):
         mteb_result(tmp_path, results, "me/fashion")
-    with pytest.raises(FileNotFoundError, match="results.json"):
+    with pytest.raises(FileNotFoundError, match="has no results.json: give the folder"):
         mteb_result(model, tmp_path, "me/fashion")
     (tmp_path / "results.json").write_text('{"protocol": "bootstrap"}')
     with pytest.raises(ValueError, match="protocol 'bootstrap'. Evaluate with --protocol paper"):
