@@ -17,13 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lrvsf import command
 from lrvsf.data.foreign.shown import decode_shown
+from lrvsf.data.images import BadImage
 from lrvsf.durable import whole_folder
 from lrvsf.hub.graphs.condvit_onnx import CondViTOnnx
+from lrvsf.report import Ledger, as_table
 from processing_condvit import pad_and_resize
 
 HERE = Path(__file__).resolve().parent
@@ -33,29 +36,38 @@ BUNDLE = HERE / "node_modules/onnxruntime-web/dist"
 BATCH = 32
 
 
-def read_items(shop: Path, most: int) -> list[dict]:
-    """At most so many rows, spread over the table. Raises FileNotFoundError: there is no table."""
-    table = shop / "items.parquet"
+def read_items(shop: Path, most: int, left_out: Ledger) -> list[tuple[dict, Image.Image]]:
+    """At most so many rows, spread over the table, with their pictures; those that cannot be read are left out.
+
+    Raises FileNotFoundError or ValueError: there is no table, or nothing in it.
+    """
+    table, items = shop / "items.parquet", []
     if not table.is_file():
         raise FileNotFoundError(f"There is no {table}. Draw a shop by prepare_lrvsf.py mini_shop.")
     rows = pq.read_table(table, columns=["id", "title", "image"])
-    return rows.take(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)).to_pylist()
+    chosen = np.linspace(0, max(len(rows) - 1, 0), min(most, len(rows))).round().astype(int)
+    for row in rows.take(chosen).to_pylist():
+        try:
+            items.append((row, decode_shown(row["image"])))
+        except BadImage as error:
+            left_out.add(error.reason, str(row["id"]))
+    if not items:
+        raise ValueError(f"{table}: none of {len(chosen)} pictures can be read. Give a table that has some.")
+    return items
 
 
-def write_gallery(model: CondViTOnnx, items: list[dict], out: Path) -> list[dict]:
+def write_gallery(model: CondViTOnnx, items: list[tuple[dict, Image.Image]], out: Path) -> list[dict]:
     """Writes rows and thumbnails; gives what gallery.json says of each item."""
     (out / "items").mkdir()
-    told, rows = [], []
-    for start in range(0, len(items), BATCH):
-        images = [decode_shown(item["image"]) for item in items[start : start + BATCH]]
-        pixels = [np.asarray(pad_and_resize(image, model.image_size)).transpose(2, 0, 1) for image in images]
-        rows.append(model(pixels=np.stack(pixels)).image_embeds)
-        for number, (item, image) in enumerate(zip(items[start : start + BATCH], images, strict=True), start):
-            image.thumbnail((160, 160))
-            image.save(out / f"items/{number}.jpg", quality=85)
-            told.append({"id": item["id"], "title": item["title"], "picture": f"items/{number}.jpg"})
+    pixels = [np.asarray(pad_and_resize(image, model.image_size)).transpose(2, 0, 1) for _, image in items]
+    starts = range(0, len(items), BATCH)
+    rows = [model(pixels=np.stack(pixels[start : start + BATCH])).image_embeds for start in starts]
     np.concatenate(rows).astype("<f4").tofile(out / "gallery.bin")
-    return told
+    for number, (_, image) in enumerate(items):
+        image.thumbnail((160, 160))
+        image.save(out / f"items/{number}.jpg", quality=85)
+    names = [{key: row[key] for key in ("id", "title")} for row, _ in items]
+    return [{**name, "picture": f"items/{number}.jpg"} for number, name in enumerate(names)]
 
 
 def write_page(graphs: Path, shop: Path, out: Path, items: int, samples: int) -> str:
@@ -68,7 +80,8 @@ def write_page(graphs: Path, shop: Path, out: Path, items: int, samples: int) ->
     model = CondViTOnnx(graphs)
     if (model.condition, model.reads) != ("category", "pixels"):
         raise ValueError(f"{graphs} reads {model.reads} and {model.condition}. The page asks by pixels and category.")
-    found, asked = read_items(shop, items), sorted(shop.glob("scenes/*.jpg"))[:samples]
+    left_out = Ledger()
+    found, asked = read_items(shop, items, left_out), sorted(shop.glob("scenes/*.jpg"))[:samples]
     with whole_folder(out) as writing:
         for folder, files in ((HERE, PAGE), (BUNDLE, RUNTIME), (graphs, ("query.onnx",))):
             (target := writing / ("ort" if folder == BUNDLE else "")).mkdir(exist_ok=True)
@@ -80,7 +93,10 @@ def write_page(graphs: Path, shop: Path, out: Path, items: int, samples: int) ->
         told = {"items": write_gallery(model, found, writing), "samples": [f"samples/{path.name}" for path in asked]}
         about = {"model": model.name, "image_size": model.image_size, "dim": model.dim, "categories": model.categories}
         (writing / "gallery.json").write_text(json.dumps({**about, **told}))
-    return f"Wrote {out}: {len(found)} items. Look at it: python -m http.server --bind 127.0.0.1 --directory {out}"
+    served = ["python", "-m", "http.server", "--bind", "127.0.0.1", "--directory"]
+    return as_table(
+        {"items": len(found), **left_out.report("left out"), "look at it by": command.Command([*served, out])}
+    )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import opened
 from drawn_shop import HOSTILE, MODEL
-from made import encode, noise, plain, write_file
+from made import encode, noise, plain, write_file, write_rows
 from PIL import Image
 
 pytest.importorskip("onnxscript", reason="no onnx here: pip install -r requirements-onnx.txt")
@@ -153,6 +153,9 @@ def test_a_photo_of_ones_own_and_a_file_that_is_none(page, tmp_path):
     page.locator("#file").set_input_files(str(tmp_path / "notes.txt"))
     page.locator("#status", has_text="no picture that the browser can read").wait_for()
     assert found(page).count() == 0
+    write_file(tmp_path / "long.png", plain(size=(1, 8193)))
+    page.locator("#file").set_input_files(str(tmp_path / "long.png"))
+    page.locator("#status", has_text="1 x 8193 pixels; 8192 a side are the most").wait_for()
     page.locator("#file").set_input_files(str(tmp_path / "photo.png"))
     found(page).first.wait_for()
 
@@ -177,3 +180,17 @@ def test_what_a_page_cannot_be_made_of_is_refused(folder, graphs, shop, tmp_path
     with pytest.raises(FileNotFoundError, match="Fetch it: npm ci"):
         write_page(graphs, shop, tmp_path / "out", 10, 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_items_that_cannot_be_read_are_counted_and_named(folder, graphs, shop, tmp_path):
+    rows = pq.read_table(shop / "items.parquet").slice(0, 4).to_pylist()
+    rows[1]["image"] = b"no picture"
+    write_rows(tmp_path / "shop/items.parquet", rows)
+    told = write_page(graphs, tmp_path / "shop", tmp_path / "out", 300, 12)
+    assert "not an image" in told and rows[1]["id"] in told
+    gallery = json.loads((tmp_path / "out/gallery.json").read_text())
+    assert [item["id"] for item in gallery["items"]] == [rows[row]["id"] for row in (0, 2, 3)]
+    assert (tmp_path / "out/gallery.bin").stat().st_size == 3 * 4 * gallery["dim"]
+    write_rows(tmp_path / "shop/items.parquet", rows[1:2])
+    with pytest.raises(ValueError, match="none of 1 pictures can be read"):
+        write_page(graphs, tmp_path / "shop", tmp_path / "another", 300, 12)
