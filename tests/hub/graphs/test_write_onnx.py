@@ -160,7 +160,6 @@ def kept_folder(path):
     return path
 
 
-@pytest.mark.survives("ONNX rows that differ from torch's", "refused with both numbers; an earlier export stays")
 def test_rows_that_differ_are_refused_and_an_earlier_export_stays(tiny_folder, tmp_path, monkeypatch):
     out = kept_folder(tmp_path / "out")
     monkeypatch.setattr(onnx_folder, "torch_rows", lambda model, name, pixels: np.zeros((len(pixels), 16)))
@@ -169,7 +168,6 @@ def test_rows_that_differ_are_refused_and_an_earlier_export_stays(tiny_folder, t
     assert (out / "onnx/query.onnx").read_bytes() == b"earlier" and len(list(out.iterdir())) == 1
 
 
-@pytest.mark.survives("a full disk while ONNX graphs are written", "an earlier export stays, no half of one")
 def test_a_full_disk_leaves_an_earlier_export(tiny_folder, tmp_path, monkeypatch):
     def full(self, *args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
