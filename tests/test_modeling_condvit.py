@@ -328,3 +328,37 @@ def test_exported_with_any_batch_size(tiny_model: CondViTModel, pixel_values: to
     more = torch.randn(5, 3, 32, 32), torch.tensor([9, 0, 1, 2, 3])
     output = exported.module()(pixel_values=more[0], category_indices=more[1])
     torch.testing.assert_close(output.image_embeds, embed(tiny_model, *more))
+
+
+# A gallery that stays as it is
+
+
+def test_a_frozen_gallery_embeds_what_has_no_condition(
+    tiny_model: CondViTModel, pixel_values: torch.Tensor, tmp_path: Path
+) -> None:
+    before = tiny_model(pixel_values, INDICES, pixel_values)
+    model = tiny_model.with_frozen_gallery().eval()
+    assert torch.equal(embed(model, pixel_values, INDICES), before.image_embeds), "queries start where they were"
+    assert {name for name, weight in model.named_parameters() if not weight.requires_grad} == {
+        f"gallery.{name}" for name, _ in tiny_model.named_parameters()
+    }
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1)
+    model.save_pretrained(tmp_path)
+    for one in (model, CondViTModel.from_pretrained(tmp_path).eval()):
+        after = one(pixel_values, INDICES, pixel_values)
+        assert torch.equal(after.target_embeds, before.target_embeds)
+        assert torch.equal(embed(one, pixel_values), before.target_embeds)
+        assert not torch.allclose(after.image_embeds, before.image_embeds, atol=1e-3)
+        assert one.with_frozen_gallery() is one
+        assert not any(weight.requires_grad for weight in one.gallery.parameters())
+
+
+def test_a_gallery_of_another_shape_is_refused(tiny_model: CondViTModel) -> None:
+    inner = tiny_model.config.to_diff_dict()
+    with pytest.raises(Exception, match="no single model of the same projection_dim"):
+        CondViTConfig(**{**inner, "gallery": inner | {"projection_dim": 8}})
+    with pytest.raises(Exception, match="gallery sees 64 pixels, queries 32"):
+        CondViTConfig(**{**inner, "gallery": inner | {"image_size": 64}})

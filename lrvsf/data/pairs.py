@@ -75,6 +75,14 @@ def picture_numbers(row: dict, condition: int | str | None) -> list[int]:
     return sorted({m for kind, data in cells if data for m in marks(hashlib.sha256(data).digest(), kind, condition)})
 
 
+def target_cells(row: dict, categories: list[str] | None, wording: Wording | None) -> list[dict]:
+    """A product's pictures that may be its target: SIMPLE ones that can be asked for."""
+    simples = [image for image in row["images"] if image is not None and image["type"] == SIMPLE]
+    if categories is not None:  # a target of another category could not be asked for
+        simples = [image for image in simples if image["category"] in categories]
+    return simples if wording is None else [image for image in simples if wording.drawable(image)]
+
+
 class PairMaker:
     """Makes batches of pairs from batches of product rows; runs in the loader's workers.
 
@@ -83,17 +91,28 @@ class PairMaker:
         categories: the model's conditions in index order, or None to train without them.
         seed: of every draw, with the epoch and the product's id.
         wording: how words ask, for a model that reads texts.
+        places: where the targets are embedded already: (rows,) the place of each row's target among them, or -1 for one
+            that could not be read. A product's target is then always the first of its pictures that may be one.
     """
 
-    def __init__(self, image_size: int, categories: list[str] | None, seed: int, wording: Wording | None = None):
+    def __init__(
+        self,
+        image_size: int,
+        categories: list[str] | None,
+        seed: int,
+        wording: Wording | None = None,
+        places: np.ndarray | None = None,
+    ):
         self.image_size, self.categories, self.seed, self.wording = image_size, categories, seed, wording
+        self.places = places
 
     def batch(self, epoch: int, rows: list[dict], spares: list[dict]) -> dict[str, Any]:
         """Pairs of `rows`; a product without a readable pair is replaced by the next spare: B never changes.
 
         Returns:
-            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); if conditioned `category_indices`, int64 (B,),
-            or `text_hashes`, uint64 (B,) of numpy, whose texts the loader turns into `text_embeds`;
+            `pixel_values` and `target_pixel_values`, uint8 (B, 3, S, S); in place of the latter `target_places`, int64
+            (B,), of targets that are embedded already; if conditioned `category_indices`, int64 (B,), or
+            `text_hashes`, uint64 (B,) of numpy, whose texts the loader turns into `text_embeds`;
             `pictures`: int64 (B, P) numbers of all pictures of each product, 0 where it has fewer than P;
             `product_ids`: their ids, list of B; `tried`: for `count_images`, a list of (product id, None or why it
             cannot be used), one for each image in the order in which they were decoded. Where the spares do not suffice
@@ -113,7 +132,9 @@ class PairMaker:
             ids.append(row["product_id"])
             pictures.append(torch.tensor(picture_numbers(row, pair[2])))
         queries, targets, _, conditions = zip(*pairs, strict=True)
-        batch: dict[str, Any] = {"pixel_values": torch.stack(queries), "target_pixel_values": torch.stack(targets)}
+        batch: dict[str, Any] = {"pixel_values": torch.stack(queries)}
+        batch |= {"target_pixel_values": torch.stack(targets)} if self.places is None else {}
+        batch |= {"target_places": torch.tensor(targets)} if self.places is not None else {}
         batch |= {"product_ids": ids, "pictures": pad_sequence(pictures, batch_first=True)}  # (B, P), 0 is no number
         if self.categories is not None:
             batch["category_indices"] = torch.tensor(conditions)
@@ -129,23 +150,25 @@ class PairMaker:
             return None
         # One generator a product: the draws of others, readable or not, do not move this one's.
         rng = draws_of(self.seed, epoch, row["product_id"])
-        known = [image for image in row["images"] if image is not None]
-        scenes = [image for image in known if image["type"] in SCENES]
-        simples = [image for image in known if image["type"] == SIMPLE]
-        if self.categories is not None:  # a target of another category could not be asked for
-            simples = [image for image in simples if image["category"] in self.categories]
-        if self.wording is not None:
-            simples = [image for image in simples if self.wording.drawable(image)]
-        chosen = [self._first_readable(row, images, rng, tried) for images in (scenes, simples)]
-        if None in chosen:
+        scenes = [image for image in row["images"] if image is not None and image["type"] in SCENES]
+        simples = target_cells(row, self.categories, self.wording)
+        query = self._first_readable(row, scenes, rng, tried)
+        target = self._first_readable(row, simples, rng, tried) if self.places is None else self._place(row, simples)
+        if query is None or target is None:
             return None
-        (query, _), (target, cell) = chosen
-        pixels = [augment(image, self.image_size, rng) for image in (query, target)]
+        (scene, _), (target, cell) = query, target
+        pixels = [augment(scene, self.image_size, rng)]
+        pixels.append(augment(target, self.image_size, rng) if self.places is None else target)
         if self.wording is not None:  # after the crops, which are those of a model without words
             # The category says what is one thing, as two captions of one picture are one question.
             return *pixels, cell["category"], text_hash(self.wording.draw(cell, rng))
         index = self.categories.index(cell["category"]) if self.categories is not None else -1
         return *pixels, index, index
+
+    def _place(self, row: dict, simples: list[dict]) -> tuple[int, dict] | None:
+        """Where the product's target is embedded, and the cell of its picture; counted where it was embedded."""
+        place = int(self.places[row["row"]])
+        return (place, simples[0]) if place >= 0 else None
 
     def _first_readable(self, row: dict, images: list[dict], rng: np.random.Generator, tried: list):
         """The first readable one in random order, decoded and as it is in the row."""

@@ -174,7 +174,7 @@ class RowReader:
             self.pool.shutdown()
 
     def _read(self, group: int) -> dict[int, dict]:
-        rows = {number: row for number, row in self.shards.read(group) if self.wanted[number]}
+        rows = {number: row | {"row": number} for number, row in self.shards.read(group) if self.wanted[number]}
         for number in range(self.shards.starts[group], self.shards.starts[group + 1]):
             if self.wanted[number] and number not in rows:  # lost to damage: a product without images
                 rows[number] = {"product_id": f"row {number}: {self.shards.row_groups[group]}", "images": []}

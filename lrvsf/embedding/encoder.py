@@ -116,6 +116,16 @@ class Encoder:
         other.conditioning = conditioning
         return other
 
+    @property
+    def gallery(self) -> Encoder:
+        """What embeds whatever has no condition: this one, or the model inside that its gallery is frozen by."""
+        inner = None if getattr(self.model.config, "gallery", None) is None else self.model.gallery
+        if inner is None:
+            return self
+        other = copy.copy(self)
+        other.model = inner
+        return other
+
     def condition(self, asked: list[str] | None) -> dict[str, Tensor]:
         """The model's inputs for what B queries are asked by, names or texts; none at all for no condition."""
         if asked is None or self.conditioning == "none":

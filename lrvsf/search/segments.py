@@ -193,7 +193,8 @@ def model_facts(encoder: Encoder) -> dict[str, Any]:
     """What must be the same for queries and items: weights, shape, preprocessing, dimensions; not the condition."""
     # A GPU's bfloat16 moves last bits only, and items have no condition.
     other = ("conditioning", "compute_dtype", "data.categories")
-    return {name: value for name, value in fingerprint(encoder, ()).items() if name not in other}
+    # Where the gallery is frozen, queries of all later trainings find their items in it.
+    return {name: value for name, value in fingerprint(encoder.gallery, ()).items() if name not in other}
 
 
 def digest_of(facts: Any) -> str:

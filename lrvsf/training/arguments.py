@@ -48,6 +48,11 @@ class ModelArguments:
         "a category of the CondViT that the run starts from, whose tokens the new --categories begin with; by default"
         " the mean of all",
     )
+    freeze_gallery: bool = flag(
+        False,
+        "train the queries' side of a CondViT against its gallery as it is, whose index stays valid; all training "
+        "targets are embedded once and are each query's negatives",
+    )
     num_condition_tokens: int | None = flag(None, "learned tokens per condition; from CLIP 1, as published")
     condition_init: str = flag(
         "published",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -159,9 +160,16 @@ def caption_store(
 
 
 def pair_loader(
-    args: CondViTTrainingArguments, shards: ProductShards, config: CondViTConfig, texts: CaptionStore | None = None
+    args: CondViTTrainingArguments,
+    shards: ProductShards,
+    config: CondViTConfig,
+    texts: CaptionStore | None = None,
+    places: np.ndarray | None = None,
 ) -> PairLoader:
-    """This process's batches of pairs for a model, as the flags ask for them; `texts` are a text model's."""
+    """This process's batches of pairs for a model, as the flags ask for them.
+
+    `texts` are a text model's; `places`: where targets are embedded already, as `PairMaker` takes them.
+    """
     state, size, parts = PartialState(), args.per_device_train_batch_size, args.categories_per_batch
     batches = ProductBatches(
         shards, size, args.seed, state.process_index, state.num_processes, parts, tolerance=args.tolerance
@@ -173,6 +181,7 @@ def pair_loader(
             config.categories if config.condition == "category" else None,
             args.seed,
             wording_of(args, config),
+            places,
         ),
         args.dataloader_num_workers,
         texts,

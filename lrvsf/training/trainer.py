@@ -22,6 +22,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import follow_umask
 from lrvsf.embedding.captions import CaptionStore
 from lrvsf.embedding.encoder import Encoder
+from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.embedding.parts import check_conditions
 from lrvsf.paths import public_name
 from lrvsf.processes import every
@@ -29,6 +30,7 @@ from lrvsf.training import schedule
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import run_identity
 from lrvsf.training.fast_tower import compile_layers
+from lrvsf.training.frozen_gallery import FrozenGallery
 from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import StopOnSignalOrNaN
 from lrvsf.training.loss import checked_dims, nested_info_nce, rows_that_share
@@ -66,15 +68,18 @@ class CondViTTrainer(ResumableTrainer):
     ):
         if validation is not None:
             check_conditions(validation, model.config.condition, model.config)
-        loader = pair_loader(args, shards, model.config, texts)
         self.texts = texts
         self.validation, self.dims = validation, checked_dims(args.matryoshka_dims, model.config.projection_dim)
+        frozen = model.config.gallery is not None
+        self.gallery = FrozenGallery.embedded(model, args, shards, self.dims) if frozen else None
+        loader = pair_loader(args, shards, model.config, texts, self.gallery and self.gallery.places)
         self.skipped = BadImageCounter("images of training products", args.tolerance)
         if args.torch_compile:
             compile_layers(model)
         total = total_steps(args, len(loader))
         self.phase1_steps = schedule.phase1_length(args.phase1_steps, len(loader), total)
         run = run_identity(args, loader.batch_sampler, self.phase1_steps, model.config)
+        run |= {"gallery": weights_digest(model.gallery)} if frozen else {}
         super().__init__(model, args, loader, run, eval_dataset=validation, **kwargs)
         self.model_accepts_loss_kwargs = False  # InfoNCE is a mean over the batch: Trainer must not rescale it
         self.guard = StopOnSignalOrNaN(self.signals, scaled=self.accelerator.scaler is not None)
@@ -106,43 +111,54 @@ class CondViTTrainer(ResumableTrainer):
         count_images(inputs, self.skipped)
         # Trainer would wait for each copy from pinned memory.
         inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
-        together = rows_that_share(inputs.pop("pictures"))  # (B, world x B) or None
+        pictures, places = inputs.pop("pictures"), inputs.pop("target_places", None)
+        # Beside a frozen gallery no process needs another's rows: a query's negatives are all there.
+        together = rows_that_share(pictures) if places is None else None  # (B, world x B) or None
         if self.args.grad_cache_chunk is None:
-            loss = super().training_step(model, {**inputs, "together": together}, *args, **kwargs)
+            inputs |= {"together": together, "target_places": places}
+            loss = super().training_step(model, inputs, *args, **kwargs)
         else:
-            loss = self._chunked_step(model, inputs, together)
+            loss = self._chunked_step(model, inputs, together, places)
         self.weights.average_scale_gradient()
         if self.state.global_step < self.phase1_steps:
             schedule.drop_phase2_gradients(self.model)  # here, as the clipping that follows counts what is there
         self.guard.loss = loss.detach()
         return loss
 
-    def _chunked_step(self, model: nn.Module, inputs: dict[str, Tensor], together: Tensor | None) -> Tensor:
+    def _chunked_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], together: Tensor | None, places: Tensor | None
+    ) -> Tensor:
         """Trainer's step, in the memory of `grad_cache_chunk` pairs."""
         model.train()
 
-        def embed(model: nn.Module, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        def embed(model: nn.Module, part: dict[str, Tensor]) -> tuple[Tensor, ...]:
             with self.compute_loss_context_manager():
                 return self._embed(model, part)
 
-        loss, scale = partial(self._loss, together=together), self.weights.logit_scale()
+        loss, scale = partial(self._loss, together=together, places=places), self.weights.logit_scale()
         return cached_step(model, inputs, self.args.grad_cache_chunk, embed, loss, scale, self.accelerator.backward)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor | None], *args: Any, **kwargs: Any) -> Tensor:
-        return self._loss(*self._embed(model, inputs), self.weights.logit_scale(), inputs["together"])
+        embeds, scale = self._embed(model, inputs), self.weights.logit_scale()
+        return self._loss(*embeds, scale, together=inputs["together"], places=inputs["target_places"])
 
-    def _loss(self, queries: Tensor, targets: Tensor, logit_scale: Tensor, together: Tensor | None) -> Tensor:
-        return nested_info_nce(queries, targets, logit_scale, self.dims, together)
+    def _loss(self, *embeds_and_scale: Tensor, together: Tensor | None, places: Tensor | None) -> Tensor:
+        *embeds, logit_scale = embeds_and_scale
+        if places is not None:
+            return self.gallery.loss(*embeds, places, logit_scale)
+        return nested_info_nce(*embeds, logit_scale, self.dims, together)
 
-    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries and targets, (B, D) each, in one call: DistributedDataParallel allows one forward a step."""
+    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Queries and, unless their gallery is frozen, targets, (B, D) each, in one call: DistributedDataParallel
+        allows one forward a step."""
+        targets = inputs.get("target_pixel_values")
         output = model(
             pixel_values=self._normalised(inputs["pixel_values"]),
             category_indices=inputs.get("category_indices"),
             text_embeds=inputs.get("text_embeds"),
-            target_pixel_values=self._normalised(inputs["target_pixel_values"]),
+            target_pixel_values=None if targets is None else self._normalised(targets),
         )
-        return output.image_embeds, output.target_embeds
+        return (output.image_embeds,) if targets is None else (output.image_embeds, output.target_embeds)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> float32, on the device: a quarter of the bytes travel."""

@@ -17,6 +17,7 @@ from lrvsf.search.answers import _width, table
 from lrvsf.search.catalog import Catalog
 from lrvsf.search.filters import FilterError
 from lrvsf.search.hits import Answer, Hit
+from modeling_condvit import CondViTModel
 
 
 @pytest.fixture
@@ -206,3 +207,17 @@ def test_a_table_of_anything_fits_80_columns():
     lines = table([("Bags", Answer(hits)), (None, Answer([]))]).splitlines()
     assert max(map(_width, lines)) <= 80 and "\x1b" not in "".join(lines) and lines[-1].strip() == "nothing found"
     assert lines[0] == "Bags" and lines[1].split() == ["score", "id", "title"]
+
+
+def test_queries_that_were_trained_further_ask_the_same_catalog(shop, model, tmp_path):
+    """To a catalog, a model with a frozen gallery is the one that made it, and only its queries are others."""
+    later = CondViTModel.from_pretrained(model).with_frozen_gallery()
+    with torch.no_grad():
+        for weight in (later.condition_embedding, later.visual_projection.weight):
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    later.save_pretrained(tmp_path / "later")
+    before, after = (Catalog.open(shop / "catalog", model=name) for name in (None, str(tmp_path / "later")))
+    pictures = [squares(90), squares(91)]
+    assert np.array_equal(before.embed(pictures), after.embed(pictures)), "without a condition nothing has changed"
+    assert not np.allclose(before.embed(pictures, ["Bags"]), after.embed(pictures, ["Bags"]), atol=1e-2)
+    assert sorted(ids(after.search(pictures[0], "Bags", k=8))) == sorted(ids(before.search(pictures[0], "Bags", k=8)))
