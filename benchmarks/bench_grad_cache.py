@@ -22,8 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.grad_cache import cached_step
+from lrvsf.training.objective.loss import info_nce
 from modeling_condvit import CondViTModel
 
 CHUNK = 64

@@ -28,7 +28,7 @@ from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_share
 from lrvsf.evaluation.recall import fold_recall, ranks_among_all
-from lrvsf.training.loss import symmetric_cross_entropy
+from lrvsf.training.objective.loss import symmetric_cross_entropy
 
 ROOT = Path(__file__).parent.parent
 OPTIONS: dict[str, dict] = {

@@ -29,7 +29,7 @@ from train_parts import SHAPES
 
 from configuration_condvit import CondViTConfig
 from lrvsf.training.fast_tower import use_patch_product
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.loss import info_nce
 from lrvsf.training.sharding import SplitWeights, WholeWeights
 from modeling_condvit import CondViTModel
 

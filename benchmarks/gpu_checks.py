@@ -31,8 +31,8 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.recall import RankCounter
 from lrvsf.training.fast_tower import use_patch_product
-from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.grad_cache import cached_step
+from lrvsf.training.objective.loss import info_nce
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from configuration_condvit import MAX_LOGIT_SCALE
 from lrvsf.hub.published import from_published
 from lrvsf.training.fast_tower import compile_layers, use_patch_product
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.loss import info_nce
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 

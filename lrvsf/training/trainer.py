@@ -30,10 +30,10 @@ from lrvsf.training import schedule
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.checkpoints import run_identity
 from lrvsf.training.fast_tower import compile_layers
-from lrvsf.training.frozen_gallery import FrozenGallery
-from lrvsf.training.grad_cache import cached_step
 from lrvsf.training.guards import StopOnSignalOrNaN
-from lrvsf.training.loss import checked_dims, nested_info_nce, rows_that_share
+from lrvsf.training.objective.frozen_gallery import FrozenGallery
+from lrvsf.training.objective.grad_cache import cached_step
+from lrvsf.training.objective.loss import checked_dims, nested_info_nce, rows_that_share
 from lrvsf.training.resuming import ResumableTrainer, total_steps, wins_tie
 from lrvsf.training.source import pair_loader
 from lrvsf.training.validation import validate

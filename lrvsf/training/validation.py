@@ -16,7 +16,7 @@ from lrvsf.embedding.pipeline import Embedded, embed_share
 from lrvsf.evaluation.recall import fold_recall, ranks_among_all
 from lrvsf.evaluation.results import FIRST_KS
 from lrvsf.processes import every
-from lrvsf.training.loss import symmetric_cross_entropy
+from lrvsf.training.objective.loss import symmetric_cross_entropy
 
 
 def validate(

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
 from bench_gathered_gradient import gradient, loss_of
 
-from lrvsf.training.loss import symmetric_cross_entropy
+from lrvsf.training.objective.loss import symmetric_cross_entropy
 
 
 def test_the_exact_gradient_is_that_of_the_whole_batch_and_the_published_one_is_not(tiny_model):

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from configuration_condvit import CondViTConfig
 from lrvsf.processes import gather_rows
 from lrvsf.training.fast_tower import use_patch_product
-from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.loss import info_nce, rows_that_share
+from lrvsf.training.objective.grad_cache import cached_step
+from lrvsf.training.objective.loss import info_nce, rows_that_share
 from lrvsf.training.sharding import SplitWeights, WholeWeights
 from modeling_condvit import CondViTModel
 

@@ -7,7 +7,7 @@ import torch
 
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.fast_tower import compile_layers, use_patch_product
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.loss import info_nce
 
 
 def loss_and_gradients(model, call):

@@ -12,8 +12,8 @@ from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.embedding.parts import Products
 from lrvsf.embedding.pipeline import embed_share
 from lrvsf.embedding.store import read_shard
-from lrvsf.training import frozen_gallery
-from lrvsf.training.frozen_gallery import ALIKE, FrozenGallery
+from lrvsf.training.objective import frozen_gallery
+from lrvsf.training.objective.frozen_gallery import ALIKE, FrozenGallery
 from modeling_condvit import CondViTModel
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lrvsf.training.grad_cache import cached_step
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.grad_cache import cached_step
+from lrvsf.training.objective.loss import info_nce
 
 
 def embed(model, part):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from lrvsf.training.loss import info_nce, nested_info_nce, rows_that_share
+from lrvsf.training.objective.loss import info_nce, nested_info_nce, rows_that_share
 
 
 def test_golden_loss_and_gradients(golden):

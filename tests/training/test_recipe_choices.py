@@ -12,7 +12,7 @@ from transformers import AutoModel, CLIPModel
 
 from lrvsf.data.pairs import PairMaker
 from lrvsf.mini.build import MiniSize, build_mini, draw_looks, draw_product
-from lrvsf.training.loss import info_nce
+from lrvsf.training.objective.loss import info_nce
 from modeling_condvit import CondViTModel
 
 MINI_CLIP = Path(__file__).parents[2] / "assets/mini-clip"
