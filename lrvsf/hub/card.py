@@ -85,6 +85,7 @@ BY_TEXT = (
     "in a catalog.\n\nA category is the text of its name. Those with a number, in index order: {categories}."
 )
 SAMPLE = "the red handbag"
+FROZEN = "as the model embedded it that the training of queries started from: its indexes stay valid"
 UNCONDITIONED = "A visual search model: the unconditioned baseline of CondViT. It embeds an image as a whole."
 # The published snippet, for str.format. There the model returns a tensor, which the snippet then normalises.
 SNIPPET = """
@@ -134,6 +135,7 @@ def write_training_card(
     )
     facts = {
         "started from": plain(public_name(args.model)),
+        **({"gallery": FROZEN} if model.config.gallery is not None else {}),
         **encoder_row(model),
         "data": plain(public_name(args.data)),
         "steps": f"{state.global_step} of {training.per_device_train_batch_size * training.world_size} pairs",

@@ -71,6 +71,8 @@ class CondViTTrainer(ResumableTrainer):
         self.texts = texts
         self.validation, self.dims = validation, checked_dims(args.matryoshka_dims, model.config.projection_dim)
         frozen = model.config.gallery is not None
+        if frozen and args.shard_weights:
+            raise ValueError("shard_weights=True with a frozen gallery was never tried; leave one of them out")
         self.gallery = FrozenGallery.embedded(model, args, shards, self.dims) if frozen else None
         loader = pair_loader(args, shards, model.config, texts, self.gallery and self.gallery.places)
         self.skipped = BadImageCounter("images of training products", args.tolerance)

@@ -70,6 +70,10 @@ def embeddings(folder, mini):
     return found.embeds["query"], found.embeds["target"]
 
 
+def test_the_card_says_so(second_stage):
+    assert "| gallery | as the model embedded it that" in (second_stage[1] / "README.md").read_text()
+
+
 def test_queries_move_and_the_gallery_does_not(second_stage, trained, mini):
     _, folder, losses = second_stage
     (queries, targets), (queries_before, targets_before) = (embeddings(f, mini) for f in (folder, trained[0]))
