@@ -129,6 +129,23 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(run, flags, uninterru
     assert all(len(epoch) == len(set(epoch)) == 12 for epoch in epochs), "a product is there once an epoch"
 
 
+@pytest.mark.survives("SIGKILL in a run whose gallery is frozen", "resumes bit for bit")
+def test_a_killed_run_against_a_frozen_gallery(run, flags, uninterrupted, tmp_path):
+    """On two processes; their mean loss is that of one, as each has all targets."""
+    flags = [*flags, "--model", str(uninterrupted(1) / "model"), "--freeze_gallery", "True"]
+    for name in ("one", "whole", "killed"):
+        (tmp_path / name).mkdir()
+    for name, processes in (("one", 1), ("whole", 2)):
+        run(tmp_path / name, flags, processes=processes)
+    run(tmp_path / "killed", flags, processes=2, fault="kill", at=4, status=-signal.SIGKILL)
+    run(tmp_path / "killed", flags, processes=2)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", 2)
+    (alone,), (first, second) = logged(tmp_path / "one", 1), logged(tmp_path / "whole", 2)
+    for step, (ids, loss) in alone.items():
+        assert first[step][0] + second[step][0] == ids
+        assert (first[step][1] + second[step][1]) / 2 == pytest.approx(loss, rel=1e-3)
+
+
 @pytest.mark.survives("a run of one process killed, resumed with two", "the same products in the same global batches")
 def test_resumed_with_another_number_of_processes(run, flags, uninterrupted, tmp_path):
     run(tmp_path, flags, fault="kill", at=4, status=-signal.SIGKILL)
