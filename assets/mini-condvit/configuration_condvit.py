@@ -28,6 +28,8 @@ class CondViTConfig(CLIPVisionConfig):
         text_encoder: how a text becomes one, as `describe_text_encoder` tells; None for embeddings that are given.
         text_encoder_in_checkpoint: whether its weights travel with the model; otherwise they are fetched by its name.
         text_template: the text of a category, "{}" for its name.
+        gallery: the configuration of a second, older model inside, which embeds whatever has no condition, so that what
+            it has embedded stays valid; None where this model does.
         logit_scale_init_value: log of the inverse temperature at the start; the published training starts at ln(100).
     """
 
@@ -40,6 +42,7 @@ class CondViTConfig(CLIPVisionConfig):
     text_encoder: dict | None = None
     text_encoder_in_checkpoint: bool = False
     text_template: str = "{}"
+    gallery: dict | None = None
     logit_scale_init_value: float = MAX_LOGIT_SCALE
 
     # The class that `pipeline(TASK, trust_remote_code=True)` makes. A new dict at each call: transformers changes it.
@@ -67,6 +70,15 @@ class CondViTConfig(CLIPVisionConfig):
             raise ValueError(f"categories={names[:9]} is empty, above 10,000 or holds a blank. Give names, none blank.")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"categories holds {repeated} more than once. Give each category a name of its own.")
+
+    def validate_gallery(self) -> None:
+        if self.gallery is None:
+            return
+        inner = CondViTConfig(**{**self.gallery, "gallery": None})
+        if self.gallery.get("gallery") is not None or inner.projection_dim != self.projection_dim:
+            raise ValueError("gallery is no single model of the same projection_dim. Correct config.json.")
+        if inner.image_size != self.image_size:
+            raise ValueError(f"gallery sees {inner.image_size} pixels, queries {self.image_size}. Give both the same.")
 
 
 CondViTConfig.register_for_auto_class()

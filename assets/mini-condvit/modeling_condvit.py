@@ -126,6 +126,8 @@ class CondViTModel(CLIPPreTrainedModel):
             self.register_buffer("category_text_embeds", torch.zeros(len(config.categories), config.text_dim))
             if config.text_encoder_in_checkpoint:
                 self.text_encoder = CondViTTextEncoder(config.text_encoder)
+        if config.gallery is not None:
+            self.gallery = CondViTModel(CondViTConfig(**config.gallery)).requires_grad_(False)
         self._fetched: list[CondViTTextEncoder] = []  # in a list, it is no part of optimizer, DDP and checkpoint
         self._home: tuple[str, dict[str, Any]] = ("", {})  # the folder or repository that this model came from
         self.post_init()
@@ -153,8 +155,9 @@ class CondViTModel(CLIPPreTrainedModel):
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         if missing := sorted(key for key in info["missing_keys"] if key.startswith("text_encoder.")):
             raise ValueError(f"{name_or_path} lacks its text encoder's weights {missing[:5]}. Restore its checkpoint.")
-        if hasattr(model, "text_encoder"):
-            model.text_encoder.requires_grad_(False)  # loading makes new parameters
+        for frozen in ("text_encoder", "gallery"):
+            if hasattr(model, frozen):
+                getattr(model, frozen).requires_grad_(False)  # loading makes new parameters
         model._home = str(name_or_path), {key: kwargs[key] for key in WHERE if key in kwargs}
         return (model, info) if output_loading_info else model
 
@@ -225,6 +228,22 @@ class CondViTModel(CLIPPreTrainedModel):
         self.config.categories = self.vision_model.config.categories = config.categories
         if self.config.condition == "text" and like is None:
             self._warn_of_alike()
+
+    def with_frozen_gallery(self) -> "CondViTModel":
+        """A model whose gallery is this one as it is now, and whose queries' side starts as a copy of it.
+
+        What this model has embedded without a condition stays valid, however the other's queries are trained. A model
+        that has a frozen gallery already keeps that one.
+        """
+        if self.config.gallery is not None:
+            return self
+        config = copy.deepcopy(self.config)
+        config.gallery = self.config.to_diff_dict()
+        model = CondViTModel._from_config(config, attn_implementation=self.config._attn_implementation)
+        state = self.state_dict()
+        model.load_state_dict({**state, **{f"gallery.{name}": value for name, value in state.items()}})
+        model._home = self._home
+        return model.to(self.visual_projection.weight)
 
     def embed_categories(self) -> None:
         """Embeds the texts of a text model's categories, so that they are asked for by number without an encoder."""
@@ -351,15 +370,18 @@ class CondViTModel(CLIPPreTrainedModel):
         batch, output = () if pixel_values is None else pixel_values.shape[:1], CondViTOutput()
         texts = {"text_embeds": text_embeds, "input_ids": input_ids, "attention_mask": attention_mask}
         tokens = self._tokens(batch, category_indices=category_indices, **texts)
+        # What has no condition is the gallery's, queries too: as it was before this model's own tower was trained on.
+        whole = self if self.config.gallery is None else self.gallery
         if pixel_values is not None:
-            seen = self.vision_model(pixel_values, tokens, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-            output.image_embeds = output.pooler_output = self._embed(seen.pooler_output)
+            model = self if tokens is not None else whole
+            seen = model.vision_model(pixel_values, tokens, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+            output.image_embeds = output.pooler_output = model._embed(seen.pooler_output)
             output.last_hidden_state = seen.last_hidden_state
             output.hidden_states, output.attentions = seen.hidden_states, seen.attentions
         if target_pixel_values is not None:
             kwargs |= {"output_hidden_states": False, "output_attentions": False}
-            seen = self.vision_model(target_pixel_values, None, interpolate_pos_encoding, **kwargs)
-            output.target_embeds = self._embed(seen.pooler_output)
+            seen = whole.vision_model(target_pixel_values, None, interpolate_pos_encoding, **kwargs)
+            output.target_embeds = whole._embed(seen.pooler_output)
         return output
 
     def _embed(self, pooled: torch.Tensor) -> torch.Tensor:
