@@ -98,11 +98,11 @@ spaces/browser/node_modules/.package-lock.json: spaces/browser/package-lock.json
 ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest -rs tests/scale
 
-# Ray and Lance come on top of what .venv has, in the same versions, but for those that they bound.
-.venv-ray/ready: requirements.lock constraints.txt requirements-ray.txt
+# Each comes on top of what .venv has, in the same versions, but for those that it bounds.
+.venv-ray/ready .venv-databases/ready .venv-mteb/ready: .venv-%/ready: requirements.lock constraints.txt requirements-%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --require-hashes --no-deps -r $<
-	$(@D)/bin/pip install --quiet -c constraints.txt torch -r requirements-ray.txt
+	$(@D)/bin/pip install --quiet -c constraints.txt torch -r $(lastword $^)
 	$(@D)/bin/pip check
 	touch $@
 
@@ -110,23 +110,9 @@ ray: .venv-ray/ready
 databases: .venv-databases/ready
 	.venv-databases/bin/python -m pytest -rs tests/search/exporting
 
-.venv-databases/ready: requirements.lock constraints.txt requirements-databases.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --require-hashes --no-deps -r $<
-	$(@D)/bin/pip install --quiet -c constraints.txt torch -r requirements-databases.txt
-	$(@D)/bin/pip check
-	touch $@
-
 # contrib/mteb, run by mteb's own runner.
 mteb: .venv-mteb/ready
 	.venv-mteb/bin/python -m pytest -rs tests/contrib
-
-.venv-mteb/ready: requirements.lock constraints.txt requirements-mteb.txt
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --require-hashes --no-deps -r $<
-	$(@D)/bin/pip install --quiet -c constraints.txt torch -r requirements-mteb.txt
-	$(@D)/bin/pip check
-	touch $@
 
 # docs/reliability.md: the faults of which a test shows what happens, those of a cluster among them.
 reliability: img2dataset .venv-ray/ready

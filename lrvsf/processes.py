@@ -20,9 +20,8 @@ from lrvsf.durable import locked
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products are much faster than float32 here: on GPUs and CPUs that have instructions for them.
 
-    One answer for training, evaluation and text encoders. A CPU has AMX or, like AMD's, AVX-512's alone, which made
-    towers 256 and more wide 1.4 to 3 times as fast (benchmarks/bench_embed.py); only a picture alone in a tower below
-    192 is slower.
+    One answer for training, evaluation and text encoders. A CPU has AMX or, like AMD's, AVX-512's alone, by which B/32
+    and B/16 embed 2 to 4 times as fast (benchmarks/bench_embed.py, docs/serving.md).
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -17,7 +17,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.embedding.pipeline import prefetch_map
 from lrvsf.search.own_model import load_encoder
-from lrvsf.search.segments import digest_of, model_facts
+from lrvsf.search.segments import digest_of, query_facts
 from lrvsf.search.verdicts.presence import FEWEST, Presence
 from lrvsf.search.verdicts.standing import KnownPairs, chosen_pairs
 
@@ -39,7 +39,7 @@ def calibrate_model(model: Path, scenes: Path, dims: int | None, device: str | N
     test_set, known = ProductTestSet(scenes), list(encoder.model.config.categories)
     test_set.check_categories(known)
     conditioned, plain, asked, rows = embed_scenes(encoder, test_set, known, bad)
-    digest, skipped = digest_of(model_facts(encoder)), test_set.n_products - len(rows)
+    digest, skipped = digest_of(query_facts(encoder)), test_set.n_products - len(rows)
     presence = Presence.fit(known, digest, conditioned, plain, asked)
     chosen = chosen_pairs(asked, len(known))
     pairs = known_pairs(encoder, test_set, rows[chosen], asked[chosen], conditioned[chosen, asked[chosen]])

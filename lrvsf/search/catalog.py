@@ -28,7 +28,7 @@ from lrvsf.search.filters import rows_where
 from lrvsf.search.generations import Generation
 from lrvsf.search.hits import Answer, Hit
 from lrvsf.search.opening.opened import Parts, open_answering
-from lrvsf.search.own_model import load_own_encoder, load_reader
+from lrvsf.search.own_model import load_own_encoder, load_reader, query_digest
 from lrvsf.search.vectors import Selection
 from lrvsf.search.verdicts.presence import Presence
 from lrvsf.search.verdicts.standing import DEEP, KnownPairs, Scale, best_of_others
@@ -101,7 +101,7 @@ class Catalog:
 
     def _calibrated(self, found: Calibration | None) -> Calibration | None:
         known = found is not None and (found.model, list(found.conditions))
-        return found if known == (self.generation.manifest["model"]["digest"], self.conditions) else None
+        return found if known == (query_digest(self.generation, self.encoder), self.conditions) else None
 
     def scale(self, condition: str | None) -> Scale | None:
         """What scores under a condition mean in this catalog; measured at the first question, and then kept.

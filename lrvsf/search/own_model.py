@@ -10,7 +10,7 @@ from accelerate import PartialState
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.processes import has_fast_bf16
 from lrvsf.search.generations import Generation
-from lrvsf.search.segments import digest_of, model_facts
+from lrvsf.search.segments import digest_of, model_facts, query_facts
 
 
 def load_encoder(
@@ -53,6 +53,11 @@ def load_own_encoder(
     encoder = load_encoder(model or made, generation.manifest["dims"], device, conditioned, bf16)
     _refuse_other_model(generation, encoder)
     return encoder
+
+
+def query_digest(generation: Generation, encoder: Encoder) -> str:
+    """The digest of what asks, by which a calibration is known: the generation's own, unless the gallery is frozen."""
+    return generation.manifest["model"]["digest"] if encoder.gallery is encoder else digest_of(query_facts(encoder))
 
 
 def load_reader(encoder: Encoder) -> Encoder:

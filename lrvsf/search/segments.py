@@ -191,10 +191,14 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> bytes:
 
 def model_facts(encoder: Encoder) -> dict[str, Any]:
     """What must be the same for queries and items: weights, shape, preprocessing, dimensions; not the condition."""
+    return query_facts(encoder.gallery)  # where it is frozen, queries of all later trainings find their items in it
+
+
+def query_facts(encoder: Encoder) -> dict[str, Any]:
+    """Likewise of what asks, which is what items are embedded by unless the gallery is frozen."""
     # A GPU's bfloat16 moves last bits only, and items have no condition.
     other = ("conditioning", "compute_dtype", "data.categories")
-    # Where the gallery is frozen, queries of all later trainings find their items in it.
-    return {name: value for name, value in fingerprint(encoder.gallery, ()).items() if name not in other}
+    return {name: value for name, value in fingerprint(encoder, ()).items() if name not in other}
 
 
 def digest_of(facts: Any) -> str:

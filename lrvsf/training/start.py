@@ -27,23 +27,22 @@ OWN_TOWER = "clip"  # the text encoder of the CLIP that a run starts from
 
 def start_model(args: ModelArguments) -> CondViTModel:
     """CondViT from a CLIP checkpoint, or further training of a CondViT one; float32 weights."""
-    if not is_condvit(args.model):
-        if args.freeze_gallery:
-            raise ValueError(f"freeze_gallery: {args.model} is a CLIP, of which no catalog is; train a CondViT first")
-        return use_patch_product(from_clip(args))
-    return use_patch_product(freeze_gallery(args) if args.freeze_gallery else from_condvit(args))
+    if is_condvit(args.model):
+        model = from_condvit(args)
+        frozen = args.freeze_gallery or model.config.gallery is not None
+        return use_patch_product(with_frozen_gallery(model, args) if frozen else model)
+    if args.freeze_gallery:
+        raise ValueError(f"freeze_gallery: {args.model} is a CLIP, of which no catalog is; train a CondViT first")
+    return use_patch_product(from_clip(args))
 
 
-def freeze_gallery(args: ModelArguments) -> CondViTModel:
-    """A trained CondViT whose queries go on training, beside itself as it is.
+def with_frozen_gallery(model: CondViTModel, args: ModelArguments) -> CondViTModel:
+    """A trained CondViT whose queries go on training, beside itself as it is, or beside the gallery that it has.
 
     Raises ValueError: it has no condition, which would leave no query to train; other weights would be saved.
     """
-    model = from_condvit(args)
     if model.config.condition == "none":
-        raise ValueError(
-            f"freeze_gallery: {args.model} has no condition, so its queries are embedded as its gallery is"
-        )
+        raise ValueError(f"freeze_gallery: {args.model} has no condition, so that its queries are its gallery's, too")
     model = model.with_frozen_gallery()
     dtype = getattr(torch, args.save_dtype)
     if any(not torch.equal(weight, weight.to(dtype).to(weight)) for weight in model.gallery.parameters()):

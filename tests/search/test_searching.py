@@ -4,11 +4,13 @@ import base64
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from made import encode, noise, squares, tiny_condvit, write_csv, write_file
+from pairs import pairs_of
 from PIL import Image
 
 from lrvsf.data.foreign.shown import decode_shown
@@ -17,6 +19,7 @@ from lrvsf.search.answers import _width, table
 from lrvsf.search.catalog import Catalog
 from lrvsf.search.filters import FilterError
 from lrvsf.search.hits import Answer, Hit
+from lrvsf.search.own_model import query_digest
 from modeling_condvit import CondViTModel
 
 
@@ -221,3 +224,9 @@ def test_queries_that_were_trained_further_ask_the_same_catalog(shop, model, tmp
     assert np.array_equal(before.embed(pictures), after.embed(pictures)), "without a condition nothing has changed"
     assert not np.allclose(before.embed(pictures, ["Bags"]), after.embed(pictures, ["Bags"]), atol=1e-2)
     assert sorted(ids(after.search(pictures[0], "Bags", k=8))) == sorted(ids(before.search(pictures[0], "Bags", k=8)))
+    # What was learnt of the first one's scores says nothing of the other's, wherever its file was copied to.
+    pairs_of(before, before.embed(pictures, ["Bags"]), before.embed(pictures)).save(tmp_path / "later")
+    assert Catalog.open(shop / "catalog", model=str(tmp_path / "later")).known_pairs is None
+    own = pairs_of(after, after.embed(pictures, ["Bags"]), after.embed(pictures))
+    replace(own, model=query_digest(after.generation, after.encoder)).save(tmp_path / "later")
+    assert Catalog.open(shop / "catalog", model=str(tmp_path / "later")).known_pairs is not None

@@ -106,8 +106,21 @@ def test_a_chunked_step_is_the_same(second_stage, train, tmp_path):
     assert train(tmp_path, **flags, grad_cache_chunk=3) == pytest.approx(losses, abs=1e-3)
 
 
+def test_a_third_training_keeps_the_gallery(second_stage, trained, train, mini, tmp_path):
+    _, folder, _ = second_stage
+    train(tmp_path / "third", model=folder, phase1_steps=0, max_steps=2, seed=1)
+    (queries, targets), (queries_before, targets_before) = (embeddings(f, mini) for f in (tmp_path / "third", folder))
+    assert torch.equal(targets, targets_before) and not torch.equal(queries, queries_before)
+    assert weights_digest(load_model(str(tmp_path / "third")).gallery) == weights_digest(load_model(str(trained[0])))
+    with pytest.raises(ValueError, match="save_dtype=bfloat16 would round the gallery's weights"):
+        train(tmp_path / "rounded", model=folder, save_dtype="bfloat16")
+
+
 def test_what_cannot_be_frozen_is_refused(train, clip, trained, tmp_path):
     with pytest.raises(ValueError, match="is a CLIP, of which no catalog is; train a CondViT first"):
         train(tmp_path, freeze_gallery=True)
     with pytest.raises(ValueError, match="save_dtype=bfloat16 would round the gallery's weights"):
         train(tmp_path, model=trained[0], freeze_gallery=True, save_dtype="bfloat16")
+    CondViTModel.from_clip(clip, condition="none").save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="has no condition, so that its queries are its gallery's, too"):
+        train(tmp_path / "out", model=tmp_path / "plain", freeze_gallery=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lrvsf.embedding.fingerprint import weights_digest
+from lrvsf.embedding.rollout import eager_attention
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
 
@@ -89,7 +90,7 @@ def write_graphs(model: CondViTModel, folder: Path, facts: dict[str, str], float
     Weights of more than PROTOBUF_LIMIT go into a file beside, NAME.onnx.data.
     """
     names = [QUERY, GALLERY] if model.config.condition != "none" else [GALLERY]
-    with _eager(model):
+    with eager_attention(model):
         for name in names:
             program = _trace(model, name == QUERY, float_pixels)
             for node in program.model.graph:  # each has a stack trace with the folders of this machine
@@ -153,16 +154,6 @@ def _conditions(model: CondViTModel, count: int) -> Tensor:
     if model.config.condition == "category":
         return torch.arange(count) % len(model.config.categories)
     return torch.randn(count, model.config.text_dim, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def _eager(model: CondViTModel) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @contextmanager

@@ -89,8 +89,8 @@ class FrozenGallery:
             alike[torch.arange(len(places)), places] = False
             losses = []
             for targets in self._cut:
-                cut = queries if targets.shape[1] == queries.shape[1] else queries[:, : targets.shape[1]]
-                logits = logit_scale.float().exp() * F.normalize(cut, dim=1) @ targets.T
+                cut = F.normalize(queries[:, : targets.shape[1]], dim=1)
+                logits = logit_scale.float().exp() * cut @ targets.T
                 losses.append(F.cross_entropy(logits.masked_fill(alike, -math.inf), places))
             return torch.stack(losses).mean()
 
@@ -108,11 +108,13 @@ class TrainingTargets(Part):
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
         wanted = self.shards.rows[start:stop]
+        groups = np.searchsorted(self.shards.starts, wanted, side="right") - 1
         place = start
-        for group in np.unique(np.searchsorted(self.shards.starts, wanted, side="right") - 1).tolist():
-            here = wanted[(wanted >= self.shards.starts[group]) & (wanted < self.shards.starts[group + 1])]
-            rows = {number: row for number, row in self.shards.read(group) if number in set(here.tolist())}
-            for number in here.tolist():
+        for group in np.unique(groups).tolist():
+            here = wanted[groups == group].tolist()
+            asked = set(here)
+            rows = {number: row for number, row in self.shards.read(group) if number in asked}
+            for number in here:
                 cells = target_cells(rows[number], self.categories, self.wording) if number in rows else []
                 image = cells[0]["image"] if cells else None
                 yield place, (image and image["bytes"],)
