@@ -1,11 +1,16 @@
-"""What a garment is. Two garments with equal attributes look alike, and nothing else about a product is visible."""
+"""What a garment is: what words tell, and the seed of its print, which only the eye tells.
+
+Two garments with equal attributes look alike, and nothing else about a product is visible.
+"""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+
+from lrvsf.mini.prints import Print, inks_on, print_of
 
 COLORS = {
     "red": (208, 38, 44),
@@ -23,9 +28,9 @@ COLORS = {
 }
 
 PATTERNS = ("plain", "stripes", "pinstripes", "checks", "dots", "zigzags", "color block")
-EMBLEMS = ("none", "star", "heart")
+PLAIN = 0.5  # share of garments without a pattern below the print; not tuned, looked at
 
-# One noun for each silhouette: the caption tells every visible attribute.
+# One noun for each silhouette.
 SILHOUETTES = {
     "Bags": ("tote bag", "satchel", "round bag", "bucket bag"),
     "Feet": ("boots", "sneakers", "clogs", "high boots"),
@@ -47,50 +52,58 @@ PLURAL = frozenset(
 
 @dataclass(frozen=True)
 class Garment:
-    """One look. `second` is the pattern's colour; a plain garment has none: nothing invisible tells garments apart."""
+    """One look. `second` is the pattern's colour; a plain garment has none: nothing invisible tells garments apart.
+
+    `seed` is the print's. Colourways of one garment share it, so the print stays and its ground changes.
+    """
 
     category: str
     silhouette: str
     color: str
     pattern: str
     second: str | None
-    emblem: str
+    seed: int
 
-    @property
-    def short_caption(self) -> str:
-        """What people say: "a red scarf", which many are."""
-        article = "" if self.silhouette in PLURAL else "an " if self.color[0] in "aeiou" else "a "
-        return f"{article}{self.color} {self.silhouette}"
+    @cached_property
+    def print(self) -> Print:
+        return print_of(self.seed, len(COLORS))
+
+    @cached_property
+    def inks(self) -> list[str]:
+        """The names of the print's colours, the more frequent one first."""
+        grounds = [COLORS[name] for name in (self.color, self.second) if name is not None]
+        return [list(COLORS)[number] for number in inks_on(grounds, self.print.order, list(COLORS.values()))]
 
     @property
     def caption(self) -> str:
-        """Such as "a red scarf with white stripes and a star"."""
-        extras = []
+        """What people say: "a red scarf", which many are."""
+        return f"{_article(self, self.color)}{self.color} {self.silhouette}"
+
+    @property
+    def full_caption(self) -> str:
+        """What words can tell, such as "a red scarf with white stripes and green stars"; many are this, too."""
+        extras = f"{self.inks[0]} {self.print.name}"
         if self.pattern == "color block":
-            extras.append(f"a {self.second} lower half")
+            extras = f"a {self.second} lower half and {extras}"
         elif self.pattern != "plain":
-            extras.append(f"{self.second} {self.pattern}")
-        if self.emblem != "none":
-            extras.append(f"a {self.emblem}")
-        return self.short_caption + (" with " + " and ".join(extras) if extras else "")
+            extras = f"{self.second} {self.pattern} and {extras}"
+        return f"{self.caption} with {extras}"
 
 
-def all_looks(category: str) -> list[Garment]:
-    """Every look of a category, in a fixed order: silhouettes x emblems x (plain colours + patterns x colour pairs)."""
-    textiles = [(color, "plain", None) for color in COLORS]
-    pairs = list(itertools.permutations(COLORS, 2))
-    textiles += [(first, pattern, second) for pattern in PATTERNS if pattern != "plain" for first, second in pairs]
-    return [
-        Garment(category, silhouette, *textile, emblem)
-        for silhouette in SILHOUETTES[category]
-        for textile in textiles
-        for emblem in EMBLEMS
-    ]
+def _article(garment: Garment, word: str) -> str:
+    return "" if garment.silhouette in PLURAL else "an " if word[0] in "aeiou" else "a "
+
+
+def careless_caption(garment: Garment, rng: np.random.Generator) -> str:
+    """A caption without the colour, or with a wrong one."""
+    if rng.random() < 0.5:
+        return _article(garment, garment.silhouette) + garment.silhouette
+    return replace(garment, color=_other_color(garment, rng)).caption
 
 
 def random_garment(category: str, rng: np.random.Generator) -> Garment:
-    """A look drawn as a shop would stock it: one in seven is plain, half of all bear an emblem."""
-    pattern = PATTERNS[rng.integers(len(PATTERNS))]
+    """A look drawn as a shop would stock it."""
+    pattern = "plain" if rng.random() < PLAIN else PATTERNS[1 + rng.integers(len(PATTERNS) - 1)]
     first, second = rng.choice(len(COLORS), size=2, replace=False)
     names = list(COLORS)
     return Garment(
@@ -99,17 +112,20 @@ def random_garment(category: str, rng: np.random.Generator) -> Garment:
         names[first],
         pattern,
         None if pattern == "plain" else names[second],
-        "none" if rng.random() < 0.5 else EMBLEMS[1 + rng.integers(len(EMBLEMS) - 1)],
+        int(rng.integers(2**32)),
     )
 
 
+def variant(garment: Garment, rng: np.random.Generator) -> Garment:
+    """The same garment in another colour, which a shop sells as another product."""
+    return replace(garment, color=_other_color(garment, rng))
+
+
 def near_miss(garment: Garment, rng: np.random.Generator) -> Garment:
-    """The same category and colours, with another pattern or another emblem: what a careless model confuses."""
-    if garment.pattern == "plain" or rng.random() < 0.3:
-        others = [emblem for emblem in EMBLEMS if emblem != garment.emblem]
-        changed = {"emblem": others[rng.integers(len(others))]}
-    else:
-        # Never plain, which has no second colour: the colours are to stay.
-        others = [pattern for pattern in PATTERNS if pattern not in ("plain", garment.pattern)]
-        changed = {"pattern": others[rng.integers(len(others))]}
-    return Garment(**{**garment.__dict__, **changed})
+    """Another print on a garment of the same description: what a careless model, and any text, confuses."""
+    return replace(garment, seed=int(rng.integers(2**32)))
+
+
+def _other_color(garment: Garment, rng: np.random.Generator) -> str:
+    others = [name for name in COLORS if name not in (garment.color, garment.second)]
+    return others[rng.integers(len(others))]

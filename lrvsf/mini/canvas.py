@@ -1,19 +1,28 @@
-"""A picture made of filled polygons: each with a textile that lives in the garment's own coordinates.
+"""A picture made of filled polygons: cloth with marks on it, its folds and its roundness, and plain things.
 
-Because pattern and light are computed in garment coordinates, a pattern keeps its look when the garment is turned,
-scaled or worn: what the eye compares between scene and product picture is really there.
+Patterns and prints are polygons in the garment's own coordinates, so they keep their look when the garment is turned,
+scaled or worn: what the eye compares between scene and product picture is really there. Light and shadow are computed
+at a quarter of the drawing's size, where a blur costs little, and are soft for the same reason.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from lrvsf.mini.attributes import COLORS, Garment
-
+Color = tuple[int, int, int]
 SUPERSAMPLING = 2  # drawn twice as large, then box-averaged: smooth edges for one reduce()
+RELIEF = 2  # pixels of the picture along one in which light is computed
+NEUTRAL = 127  # the light that changes no colour
+BLUR = ImageFilter.BoxBlur(1)
+# Not tuned: looked at.
+MARGIN = 6  # pixels around a cloth's box: where the relief falls off, and the shadow falls
+CREASE, SEAM = 120, 175  # how deep a fold and a seam lie, 255 being the cloth
+SHADOW = 45  # the light in the shadow that a thing throws on what is behind it,
+HALF = [value * 45 // 100 for value in range(256)]  # and how dense that is
 
 
 def affine(scale: tuple[float, float], degrees: float, shift: tuple[float, float]) -> np.ndarray:
@@ -46,103 +55,103 @@ def limb(start: tuple[float, float], end: tuple[float, float], width: float, end
     return np.stack([a + across * width, b + across * end_width, b - across * end_width, a - across * width])
 
 
-def star(x: float, y: float, radius: float) -> np.ndarray:
-    angles = np.radians(np.arange(10) * 36 - 90)
-    radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.45)  # tips and notches
-    return np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], 1)
-
-
-def heart(x: float, y: float, radius: float) -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 24)  # the usual parametric heart, some 32 units wide
-    across = 16 * np.sin(t) ** 3
-    up = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([x + across * radius / 16, y - up * radius / 16], 1)
-
-
-def second_color_mask(pattern: str, u: np.ndarray, v: np.ndarray, period: float, middle: float) -> np.ndarray:
-    """Where the pattern's second colour shows: bool, like u and v (garment coordinates). About a third of the area,
-    so that red with white is not white with red."""
-    if pattern == "stripes":
-        return np.mod(v, period) < 0.36 * period
-    if pattern == "pinstripes":
-        return np.mod(u + 0.2 * period, period) < 0.36 * period
-    if pattern == "checks":
-        return (np.mod(v, period) < 0.24 * period) | (np.mod(u + 0.12 * period, period) < 0.24 * period)
-    if pattern == "dots":
-        row = np.floor(v / period)  # every other row is shifted by half a period
-        du = np.mod(u + 0.5 * period * np.mod(row, 2), period) - 0.5 * period
-        dv = np.mod(v, period) - 0.5 * period
-        return du * du + dv * dv < (0.33 * period) ** 2
-    if pattern == "zigzags":
-        # A triangle wave along u, added to v: stripes that go up and down.
-        slope = np.abs(np.mod(u, 1.5 * period) - 0.75 * period)
-        return np.mod(v + slope, period) < 0.36 * period
-    if pattern == "color block":
-        return v > middle
-    raise ValueError(f"unknown pattern {pattern!r}; choose one of stripes, pinstripes, checks, dots, ...")
+def shaded(color: Sequence[float], factor: float) -> Color:
+    """A colour made darker or lighter."""
+    return tuple(min(255, max(0, int(channel * factor))) for channel in color)
 
 
 class Canvas:
-    """A picture of (height, width) pixels, drawn at twice that size. `matrix` maps drawing units to drawn pixels."""
+    """A picture of (height, width) pixels, drawn at twice that size. `matrix` maps drawing units to picture pixels.
 
-    def __init__(self, width: int, height: int, background: tuple[int, int, int]):
-        self.size = (width, height)
-        self.image = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING), background)
+    Light is painted into a picture of its own, `relief`, and laid on all colours at the end.
+    """
+
+    def __init__(self, backdrop: Image.Image):
+        """The backdrop has the picture's own size."""
+        self.size = backdrop.size
+        self.image = backdrop.resize((backdrop.width * SUPERSAMPLING, backdrop.height * SUPERSAMPLING), Image.BILINEAR)
         self.draw = ImageDraw.Draw(self.image)
+        self.relief = Image.new("L", self.size, NEUTRAL)
 
-    def polygons(self, shapes: list[np.ndarray], matrix: np.ndarray) -> list[list[tuple[float, float]]]:
-        """Drawing units -> supersampled pixels, ready for ImageDraw."""
-        matrix = matrix * SUPERSAMPLING
-        return [[tuple(p) for p in (s @ matrix[:, :2].T + matrix[:, 2]).tolist()] for s in shapes]
-
-    def fill(self, shapes: list[np.ndarray], matrix: np.ndarray, color: tuple, outline: bool = True) -> None:
+    def fill(self, shapes: list[np.ndarray], matrix: np.ndarray, color: Sequence[float], outline: bool = True) -> None:
         """Fills shapes with one colour (0-255)."""
-        edge = tuple(int(c * 0.62) for c in color) if outline else None
-        for polygon in self.polygons(shapes, matrix):
-            self.draw.polygon(polygon, fill=tuple(int(c) for c in color), outline=edge, width=2)
+        edge = shaded(color, 0.7) if outline else None
+        for polygon in placed(shapes, matrix * SUPERSAMPLING):
+            self.draw.polygon(polygon, fill=shaded(color, 1), outline=edge)
 
-    def dress(self, shapes: list[np.ndarray], matrix: np.ndarray, garment: Garment, period: float, light: float):
-        """Fills the union of shapes with the garment's textile; `light` in [-1, 1] is where the light comes from."""
-        polygons = self.polygons(shapes, matrix)
-        points = np.concatenate([np.asarray(p) for p in polygons])
-        # Only the box around the shapes is computed, and pasted through a mask of their union: overlapping parts of a
-        # garment show one textile, without seams.
-        left, top = np.clip(np.floor(points.min(0)).astype(int), 0, None)
-        right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + 1, self.image.size)
+    def dress(
+        self,
+        shapes: list[np.ndarray],
+        matrix: np.ndarray,
+        color: Sequence[float],
+        marks: Sequence[tuple[np.ndarray, Color]] = (),
+        creases: Sequence[np.ndarray] = (),
+        light: float = 0.0,
+    ) -> None:
+        """Lays the union of shapes, in one cloth without steps, on the picture.
+
+        Args:
+            marks: polygons and their colours, drawn on the cloth in this order.
+            creases: polylines along which the cloth is folded.
+            light: in [-1, 1], the side that the light comes from.
+        """
+        points = np.concatenate(shapes) @ matrix[:, :2].T + matrix[:, 2]
+        # Only the box around the shapes is drawn, and pasted through a mask of their union: overlapping parts of a
+        # garment show one textile.
+        left, top = np.maximum(np.floor(points.min(0)).astype(int) - MARGIN, 0).tolist()
+        right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + MARGIN, self.size).tolist()
         if left >= right or top >= bottom:
             return  # outside the frame
-        mask = Image.new("L", (int(right - left), int(bottom - top)))
+        # Whole pixels of the smallest picture that is made of the box.
+        width, height = (RELIEF * -(-length // RELIEF) for length in (right - left, bottom - top))
+        matrix = matrix - np.array([[0, 0, left], [0, 0, top]])
+        large = matrix * SUPERSAMPLING
+        size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
+        outlines = placed(shapes, large)
+        mask = Image.new("L", size)
         brush = ImageDraw.Draw(mask)
-        for polygon in polygons:
-            brush.polygon([(x - left, y - top) for x, y in polygon], fill=255)
-        textile = self.textile(garment, shapes, matrix, (left, top, right, bottom), period, light)
-        self.image.paste(Image.fromarray(textile), (int(left), int(top)), mask)
-        # Outlines, so that white on a white wall is still a garment.
-        dark = tuple(int(c * 0.45) for c in COLORS[garment.color])
-        for polygon in polygons:
-            self.draw.line([*polygon, polygon[0]], fill=dark, width=2)
+        for polygon in outlines:
+            brush.polygon(polygon, fill=255)
+        cloth = Image.new("RGB", size, shaded(color, 1))
+        brush = ImageDraw.Draw(cloth)
+        for polygon, (_, mark) in zip(placed([shape for shape, _ in marks], large), marks, strict=True):
+            brush.polygon(polygon, fill=mark)
+        edge = shaded(color, 0.62)
+        for polygon in outlines:
+            brush.line([*polygon, polygon[0]], fill=edge, width=1)
+        self.image.paste(cloth, (left * SUPERSAMPLING, top * SUPERSAMPLING), mask)
+        self._shade(mask.reduce(SUPERSAMPLING), (left, top), placed([*shapes, *creases], matrix / RELIEF), len(shapes), light)
 
-    def textile(self, garment, shapes, matrix, box, period, light) -> np.ndarray:
-        """uint8 (bottom - top, right - left, 3): colours, pattern and light over a box of supersampled pixels."""
-        left, top, right, bottom = box
-        # Each pixel's place in the garment: (u, v) = A^-1 (x - shift). x is (1, W), y (H, 1); u, v (H, W).
-        inverse = np.linalg.inv(matrix[:, :2] * SUPERSAMPLING)
-        x = np.arange(left, right, dtype=np.float32)[None] - np.float32(matrix[0, 2] * SUPERSAMPLING)
-        y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(matrix[1, 2] * SUPERSAMPLING)
-        u = np.float32(inverse[0, 0]) * x + np.float32(inverse[0, 1]) * y
-        v = np.float32(inverse[1, 0]) * x + np.float32(inverse[1, 1]) * y
-        extent = np.concatenate(shapes)
-        (u0, v0), (u1, v1) = extent.min(0), extent.max(0)
-        shade = 1 + np.float32(0.16 * light / max(u1 - u0, 1e-6)) * (u - np.float32((u0 + u1) / 2))
-        base = np.asarray(COLORS[garment.color], np.float32)
-        out = shade[..., None] * base  # (H, W, 3)
-        if garment.second is not None:
-            # Patterns begin at the garment's own corner, so they are the same wherever it is worn.
-            where = second_color_mask(garment.pattern, u - u0, v - v0, period, 0.52 * (v1 - v0))
-            out[where] = shade[where][:, None] * np.asarray(COLORS[garment.second], np.float32)
-        return np.clip(out, 0, 255).astype(np.uint8)
+    def _shade(self, mask: Image.Image, corner: tuple[int, int], lines: list, seams: int, light: float) -> None:
+        """The roundness of a cloth, its seams (the first lines) and creases, and the shadow that it throws."""
+        small = mask.reduce(RELIEF)
+        aside = 1 if light > 0 else -1
+        shadow = ImageChops.offset(small.filter(BLUR), -aside, 1).resize(mask.size, Image.BILINEAR)
+        self.relief.paste(SHADOW, corner, shadow.point(HALF))
+        brush = ImageDraw.Draw(small)
+        for place, line in enumerate(lines):
+            if place < seams:
+                brush.line([*line, line[0]], fill=SEAM)
+            else:
+                brush.line(line, fill=CREASE)
+        height = small.filter(BLUR).filter(BLUR)
+        # An embossing: what falls off towards the light is bright, what falls off behind it is dark.
+        bright = ImageChops.subtract(height, ImageChops.offset(height, 2 * aside, 1), scale=3.2, offset=NEUTRAL - 9)
+        self.relief.paste(bright.resize(mask.size, Image.BILINEAR), corner, mask)
 
-    def finish(self, brightness: float = 1.0) -> Image.Image:
-        """The picture at its own size; brightness multiplies every channel."""
-        small = self.image.reduce(SUPERSAMPLING)
-        return small if brightness == 1.0 else small.point(lambda value: min(255, int(value * brightness)))
+    def finish(self) -> Image.Image:
+        """The picture at its own size."""
+        return ImageChops.hard_light(self.image.reduce(SUPERSAMPLING), self.relief.convert("RGB"))
+
+
+def placed(shapes: Sequence[np.ndarray], matrix: np.ndarray) -> list[list[tuple[float, float]]]:
+    """Shapes in drawing units -> polygons in pixels, ready for ImageDraw."""
+    if not len(shapes):
+        return []
+    # All points at once: a shape has few, and each call into NumPy costs as much as fifty points.
+    points = np.concatenate(shapes) @ matrix[:, :2].T + matrix[:, 2]
+    flat, start, polygons = list(map(tuple, points.tolist())), 0, []
+    for shape in shapes:
+        polygons.append(flat[start : start + len(shape)])
+        start += len(shape)
+    return polygons

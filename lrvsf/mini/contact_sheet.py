@@ -28,7 +28,7 @@ def contact_sheet(seed: int = 0) -> Image.Image:
             garment = random_garment(category, rng)
             pictures = [simple_picture(garment, SIZE, rng)]
             for cropped in (False, True):
-                pictures.append(scene_picture([stage(outfit(garment, rng), garment, SIZE, rng, cropped)], rng))
+                pictures.append(scene_picture([stage(outfit(garment, rng), garment, (SIZE, SIZE), rng, cropped)], rng))
             for row, picture in enumerate(pictures):
                 corner = (GAP + column * (SIZE + GAP), GAP + (3 * product + row) * (SIZE + GAP))
                 sheet.paste(picture, corner)

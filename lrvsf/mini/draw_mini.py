@@ -15,7 +15,7 @@ from lrvsf.mini.shop import ShopSize, draw_shop
 def mini(
     out: Annotated[Path, Argument(help="folder to write: train/, validation/, test/, two_of_a_kind/")],
     products: Annotated[int, Option(help="training products")] = MiniSize.products,
-    test_products: Annotated[int, Option(help="queries of the test set, and of the validation set")] = (
+    test_products: Annotated[int, Option(help="queries of the test set; the validation set has a quarter")] = (
         MiniSize.test_products
     ),
     distractors: Annotated[int, Option(help="distractors of the test set; the validation set has a fifth")] = (
@@ -23,12 +23,9 @@ def mini(
     ),
     image_size: Annotated[int, Option(help="pixels along the longer side")] = MiniSize.image_size,
     seed: Annotated[int, Option(help="seed of all draws; the same one gives the same bytes")] = MiniSize.seed,
-    short_captions: Annotated[
-        bool, Option(help="captions tell colour and kind, as people do, not all that can be seen")
-    ] = MiniSize.short_captions,
 ) -> dict[str, Any]:
     """Draw Mini LRVS-F: product shards and test sets, no download."""
-    size = MiniSize(products, test_products, distractors, image_size, seed, short_captions)
+    size = MiniSize(products, test_products, distractors, image_size, seed)
     with locked(out, "prepare_lrvsf.py mini"):
         drawn = build_mini(out, size)
     return {

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from lrvsf.durable import whole_folder
 from lrvsf.mini.attributes import CATEGORIES, Garment, random_garment
-from lrvsf.mini.build import SHOWN, jpeg
+from lrvsf.mini.build import SHOWN
+from lrvsf.mini.camera import jpeg
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.prepare.row_writer import parquet_writer
 from lrvsf.prepare.workers import worker_map
@@ -34,6 +35,7 @@ SCHEMA = pa.schema(
 )
 # Codes of the seeds, beyond those of the sets in `build`: looks, items, scenes.
 LOOKS, ITEM, SCENE = 6, 7, 8
+QUALITY = 88  # of JPEG: a shop serves its own pictures
 TRIES = 20  # stagings of a scene, of which the one is drawn that hides its most hidden garment least
 
 
@@ -116,8 +118,8 @@ def _looks(size: ShopSize) -> tuple[list[list[Garment]], list[Garment]]:
 def _item(size: ShopSize, job: tuple[int, Garment]) -> dict[str, Any]:
     place, garment = job
     rng = np.random.default_rng([size.seed, ITEM, place])
-    image = jpeg(simple_picture(garment, size.image_size, rng))
-    row = {"id": _name(place), "title": garment.caption, "category": garment.category}
+    image = jpeg(simple_picture(garment, size.image_size, rng), QUALITY)
+    row = {"id": _name(place), "title": garment.full_caption, "category": garment.category}
     return {**row, "price": round(float(rng.uniform(5, 150)), 2), "image": image}
 
 
@@ -127,13 +129,13 @@ def _scene(size: ShopSize, job: tuple[int, list[Garment]]) -> tuple[bytes, dict[
     rng = np.random.default_rng([size.seed, SCENE, place])
     best, shares = None, {}
     for _ in range(TRIES):
-        staged = stage(worn, worn[0], size.image_size, rng, cropped=False)
+        staged = stage(worn, worn[0], (size.image_size, size.image_size), rng, cropped=False)
         shown = {garment.category: staged.shown(garment) for garment in worn}
         if best is None or min(shown.values()) > min(shares.values()):
             best, shares = staged, shown
         if min(shares.values()) >= SHOWN:
             break
-    return jpeg(scene_picture([best], rng)), shares
+    return jpeg(scene_picture([best], rng), QUALITY), shares
 
 
 def _name(place: int) -> str:

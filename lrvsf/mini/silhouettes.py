@@ -20,7 +20,7 @@ ARM = 0.26  # length from shoulder to hand
 WIDTH = 1.4  # a stout figure fills its square picture
 # Not tuned: looked at, at 96 pixels.
 ACCESSORY = 1.25  # how much larger than life accessories are
-BOLD = 1.25  # and patterns and emblems
+BOLD = 1.25  # and patterns and prints
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,26 @@ class Pose:
 
 @dataclass
 class Cut:
-    """`cloth` bears the textile; `behind` (handles) and `front` (buckles) have colours of their own; `emblems` are
-    (x, y, radius); `period` is the pattern's repeat. All in figure units."""
+    """`cloth` bears the textile; `behind` (handles) and `front` (buckles) have colours of their own; `middles` are where
+    pattern and print begin, one for each part that moves by itself; `period` is their repeat. All in figure units."""
 
     cloth: list[np.ndarray]
     period: float
-    emblems: list[tuple[float, float, float]]
+    middles: list[Point]
     behind: list[np.ndarray] = field(default_factory=list)
     front: list[np.ndarray] = field(default_factory=list)
 
     @property
     def all_shapes(self) -> list[np.ndarray]:
         return [*self.behind, *self.cloth, *self.front]
+
+    @property
+    def pieces(self) -> list[Cut]:
+        """A pair's two, each with its own middle: pattern and print lie the same on both. Else the cut itself."""
+        if len(self.middles) == 1:
+            return [self]
+        sides = [[shape for shape in self.cloth if (shape[:, 0].mean() > 0) == right] for right in (False, True)]
+        return [Cut(cloth, self.period, [middle]) for cloth, middle in zip(sides, self.middles, strict=True)]
 
 
 def widened(points: np.ndarray) -> np.ndarray:
@@ -105,7 +113,7 @@ def upper_body(name: str, pose: Pose) -> Cut:
         cloth = [*sleeves(pose, 0.6, 0.05, 0.085)]
         waist = [(0.13, 0.335), (0.1, 0.5), (0.2, 0.66), (-0.2, 0.66), (-0.1, 0.5), (-0.13, 0.335)]
         cloth.append(rounded([(-0.05, 0.312), (0, 0.36), (0.05, 0.312), *waist]))
-    return Cut(cloth, 0.08, [(0.0, 0.47, 0.062)])
+    return Cut(cloth, 0.08, [(0, 0.47)])
 
 
 def outwear(name: str, pose: Pose) -> Cut:
@@ -115,10 +123,10 @@ def outwear(name: str, pose: Pose) -> Cut:
         cloth = [*sleeves(pose, 0.92, 0.06, 0.052), *halves(0.145, 0.15, 0.59, 0.022)]
     elif name == "cape":
         return Cut([rounded([(-0.06, 0.3), (0.06, 0.3), (0.15, 0.35), (0.29, 0.68), (0, 0.74), (-0.29, 0.68)]
-                            + [(-0.15, 0.35)])], 0.09, [(0.0, 0.5, 0.07)])  # fmt: skip
+                            + [(-0.15, 0.35)])], 0.09, [(0, 0.5)])  # fmt: skip
     else:
         cloth = halves(0.14, 0.15, 0.66, 0.03)
-    return Cut(cloth, 0.085, [(-0.085, 0.46, 0.05), (0.085, 0.46, 0.05)])
+    return Cut(cloth, 0.085, [(0, 0.46)])
 
 
 def lower_body(name: str, pose: Pose) -> Cut:
@@ -129,8 +137,8 @@ def lower_body(name: str, pose: Pose) -> Cut:
     elif name == "shorts":
         cloth = legs(0.76, 0.075, 0.08)
     else:
-        return Cut([rounded([(-0.12, 0.57), (0.12, 0.57), (0.235, 0.84), (-0.235, 0.84)], 1)], 0.08, [(0, 0.71, 0.06)])
-    return Cut(cloth, 0.075, [(-0.075, 0.7, 0.045), (0.075, 0.7, 0.045)])
+        return Cut([rounded([(-0.12, 0.57), (0.12, 0.57), (0.235, 0.84), (-0.235, 0.84)], 1)], 0.08, [(0, 0.71)])
+    return Cut(cloth, 0.075, [(0, 0.7)])
 
 
 def whole_body(name: str, pose: Pose) -> Cut:
@@ -144,84 +152,80 @@ def whole_body(name: str, pose: Pose) -> Cut:
         cloth = [*sleeves(pose, 0.4, 0.055, 0.06), torso(0.135, 0.125, 0.62), *legs(0.9, 0.065, 0.055)]
     else:
         cloth = [*sleeves(pose, 0.6, 0.055, 0.07), torso(0.14, 0.175, 0.76, 0.35)]
-    return Cut(cloth, 0.085, [(0.0, 0.47, 0.062)])
+    return Cut(cloth, 0.085, [(0, 0.47)])
 
 
 def neck(name: str, pose: Pose) -> Cut:
     if name == "scarf":
         band = rounded([(-0.12, 0.28), (0.12, 0.28), (0.13, 0.36), (-0.13, 0.36)])
         tail = rounded([(0.0, 0.33), (0.09, 0.33), (0.11, 0.56), (0.01, 0.56)], 1)
-        return Cut([tail, band], 0.06, [(0.055, 0.46, 0.04)])
+        return Cut([tail, band], 0.06, [(0.055, 0.46)])
     if name == "shawl":
         wrap = rounded([(-0.1, 0.29), (0.1, 0.29), (0.22, 0.4), (0.16, 0.47), (-0.16, 0.47), (-0.22, 0.4)], 1)
         tails = [rounded([(s * 0.1, 0.42), (s * 0.2, 0.42), (s * 0.21, 0.6), (s * 0.11, 0.6)], 1) for s in (-1, 1)]
-        return Cut([*tails, wrap], 0.065, [(0, 0.385, 0.05)])
+        return Cut([*tails, wrap], 0.065, [(0, 0.385)])
     if name == "bow tie":
         wings = [rounded([(0, 0.335), (s * 0.15, 0.265), (s * 0.16, 0.335), (s * 0.15, 0.41)], 1) for s in (-1, 1)]
-        return Cut([*wings, ellipse(0, 0.337, 0.03, 0.033)], 0.05, [(-0.095, 0.337, 0.034), (0.095, 0.337, 0.034)])
+        return Cut([*wings, ellipse(0, 0.337, 0.03, 0.033)], 0.05, [(0, 0.337)])
     return Cut([rounded([(-0.13, 0.285), (0.13, 0.285), (0.1, 0.36), (0, 0.48), (-0.1, 0.36)], 1)], 0.055,
-               [(0, 0.37, 0.045)])  # fmt: skip
+               [(0, 0.37)])  # fmt: skip
 
 
 def head(name: str, pose: Pose) -> Cut:
     if name == "beanie":
         dome = np.concatenate([ellipse(0, 0.15, 0.135, 0.16, 180, 360)])
         band = rounded([(-0.15, 0.115), (0.15, 0.115), (0.15, 0.175), (-0.15, 0.175)], 1)
-        return Cut([ellipse(0, -0.025, 0.045, 0.045), dome, band], 0.06, [(0, 0.075, 0.045)])
+        return Cut([ellipse(0, -0.025, 0.045, 0.045), dome, band], 0.06, [(0, 0.075)])
     if name == "cap":
         visor = rounded([(0.0, 0.11), (0.17, 0.11), (0.27, 0.165), (0.02, 0.165)], 1)
-        return Cut([visor, ellipse(0, 0.15, 0.14, 0.14, 180, 360)], 0.06, [(0, 0.085, 0.045)])
+        return Cut([visor, ellipse(0, 0.15, 0.14, 0.14, 180, 360)], 0.06, [(0, 0.085)])
     if name == "wide brim hat":
-        return Cut([ellipse(0, 0.135, 0.29, 0.05), ellipse(0, 0.13, 0.125, 0.15, 180, 360)], 0.06, [(0, 0.065, 0.045)])
+        return Cut([ellipse(0, 0.135, 0.29, 0.05), ellipse(0, 0.13, 0.125, 0.15, 180, 360)], 0.06, [(0, 0.065)])
     crown = rounded([(-0.12, -0.09), (0.12, -0.09), (0.11, 0.13), (-0.11, 0.13)], 1)
-    return Cut([ellipse(0, 0.135, 0.19, 0.035), crown], 0.065, [(0, 0.025, 0.055)])
+    return Cut([ellipse(0, 0.135, 0.19, 0.035), crown], 0.065, [(0, 0.025)])
 
 
 def waist(name: str, pose: Pose) -> Cut:
     if name == "belt":
         band = rounded([(-0.155, 0.56), (0.155, 0.56), (0.155, 0.635), (-0.155, 0.635)], 1)
         buckle = np.array([(-0.045, 0.55), (0.045, 0.55), (0.045, 0.645), (-0.045, 0.645)])
-        return Cut([band], 0.045, [(-0.1, 0.597, 0.034), (0.1, 0.597, 0.034)], front=[buckle])
+        return Cut([band], 0.045, [(0, 0.597)], front=[buckle])
     if name == "sash":
         band = rounded([(-0.155, 0.555), (0.155, 0.555), (0.155, 0.63), (-0.155, 0.63)], 1)
         tails = [rounded([(0.05, 0.6), (0.1, 0.6), (x + 0.05, 0.83), (x - 0.05, 0.83)], 1) for x in (0.03, 0.15)]
-        return Cut([*tails, band], 0.05, [(-0.06, 0.593, 0.037)])
+        return Cut([*tails, band], 0.05, [(-0.06, 0.593)])
     if name == "corset":
         right = [(0.145, 0.46), (0.11, 0.55), (0.16, 0.65), (0, 0.67)]
-        return Cut([rounded(right + [(-x, y) for x, y in right[-2::-1]], 1)], 0.06, [(0, 0.56, 0.05)])
+        return Cut([rounded(right + [(-x, y) for x, y in right[-2::-1]], 1)], 0.06, [(0, 0.56)])
     band = rounded([(-0.155, 0.565), (0.155, 0.565), (0.155, 0.605), (-0.155, 0.605)], 1)
-    return Cut([band, ellipse(0, 0.635, 0.12, 0.075)], 0.05, [(0, 0.64, 0.045)])
+    return Cut([band, ellipse(0, 0.635, 0.12, 0.075)], 0.05, [(0, 0.64)])
 
 
 def feet(name: str, pose: Pose) -> Cut:
-    cloth, emblems = [], []
+    cloth = []
     for s in (-1, 1):
         x = 0.08 * s
         toe = [(x + s * 0.1, 0.95), (x + s * 0.1, 1.0), (x - s * 0.05, 1.0)]
         if name in ("boots", "high boots"):
             top = 0.8 if name == "boots" else 0.68
             cloth.append(rounded([(x - s * 0.055, top), (x + s * 0.055, top), (x + s * 0.045, 0.92), *toe], 1))
-            emblems.append((x, top + 0.06, 0.04))
         elif name == "sneakers":
             low = [(x - s * 0.06, 0.88), (x + s * 0.03, 0.88), (x + s * 0.12, 0.95), (x + s * 0.12, 1.0)]
             cloth.append(rounded([*low, (x - s * 0.06, 1.0)], 1))
-            emblems.append((x + s * 0.01, 0.945, 0.036))
         else:
             heel = [(x - s * 0.06, 0.95), (x - s * 0.02, 0.95), (x - s * 0.03, 1.03), (x - s * 0.06, 1.03)]
             cloth += [np.array(heel), ellipse(x + s * 0.03, 0.94, 0.095, 0.055)]
-            emblems.append((x + s * 0.03, 0.94, 0.036))
-    return Cut(cloth, 0.05, emblems)
+    return Cut(cloth, 0.05, [(0, 0.94)])
 
 
 def hands(name: str, pose: Pose) -> Cut:
-    cloth, emblems = [], []
+    cloth = []
     for s in (-1, 1):
         wrist, palm, tip = pose.on_arm(s, 0.82), pose.on_arm(s, 1.05), pose.on_arm(s, 1.3)
         if name == "gauntlets":
             cloth.append(limb(pose.on_arm(s, 0.5), wrist, 0.075, 0.035))
         if name == "cuffs":
             cloth.append(limb(pose.on_arm(s, 0.62), pose.on_arm(s, 0.98), 0.06, 0.06))
-            emblems.append((*pose.on_arm(s, 0.8), 0.037))
             continue
         if name == "gloves":
             spread = [(tip[0] + d, tip[1] - abs(d) * 0.4) for d in (-0.05, 0.0, 0.05)]
@@ -230,8 +234,7 @@ def hands(name: str, pose: Pose) -> Cut:
         else:
             cloth += [ellipse(palm[0] - s * 0.05, palm[1] - 0.01, 0.03, 0.035), limb(wrist, palm, 0.045, 0.05)]
             cloth.append(ellipse(palm[0], palm[1] + 0.02, 0.06, 0.065))
-        emblems.append((palm[0], palm[1] + 0.01, 0.036))
-    return Cut(cloth, 0.05, emblems)
+    return Cut(cloth, 0.05, [pose.on_arm(s, 0.8 if name == "cuffs" else 1.05) for s in (-1, 1)])
 
 
 def bags(name: str, pose: Pose) -> Cut:
@@ -250,7 +253,7 @@ def bags(name: str, pose: Pose) -> Cut:
         square = [(x - half, top), (x + half, top), (x + half, top + height), (x - half, top + height)]
         body = [rounded(square, 1)]
     clasp = [np.array([(x - 0.02, top), (x + 0.02, top), (x + 0.02, top + 0.04), (x - 0.02, top + 0.04)])]
-    return Cut(body, 0.065, [(x, top + 0.55 * height, 0.055)], handles, clasp if name == "satchel" else [])
+    return Cut(body, 0.065, [(x, top + 0.55 * height)], handles, clasp if name == "satchel" else [])
 
 
 CUTS: dict[str, Callable[[str, Pose], Cut]] = {
@@ -278,7 +281,7 @@ HELD: dict[str, Callable[[Pose, int], Point]] = {
 
 
 def cut_of(category: str, silhouette: str, pose: Pose) -> Cut:
-    """The cut as it is drawn: accessories, patterns and emblems enlarged, everything widened; emblems stay round."""
+    """The cut as it is drawn: accessories and patterns enlarged, everything widened."""
     cut = CUTS[category](silhouette, pose)
     held = HELD.get(category)
 
@@ -290,7 +293,5 @@ def cut_of(category: str, silhouette: str, pose: Pose) -> Cut:
         return widened(points)
 
     cloth, behind, front = ([placed(shape) for shape in shapes] for shapes in (cut.cloth, cut.behind, cut.front))
-    # Only an emblem's centre is moved and widened: as a shape, a star would become as stout as the figure.
-    centres = [placed(np.array([(x, y)]))[0] for x, y, _ in cut.emblems]
-    emblems = [(*centre, BOLD * radius) for centre, (_, _, radius) in zip(centres, cut.emblems, strict=True)]
-    return Cut(cloth, BOLD * cut.period, emblems, behind, front)
+    middles = [tuple(placed(np.array([middle]))[0]) for middle in cut.middles]
+    return Cut(cloth, BOLD * cut.period, middles, behind, front)
