@@ -22,7 +22,7 @@ BLUR = ImageFilter.BoxBlur(1)
 MARGIN = 6  # pixels around a cloth's box: where the relief falls off, and the shadow falls
 CREASE, SEAM = 120, 175  # how deep a fold and a seam lie, 255 being the cloth
 SHADOW = 45  # the light in the shadow that a thing throws on what is behind it,
-HALF = [value * 45 // 100 for value in range(256)]  # and how dense that is
+HALF = [value * 55 // 100 for value in range(256)]  # and how dense that is
 
 
 def affine(scale: tuple[float, float], degrees: float, shift: tuple[float, float]) -> np.ndarray:
@@ -63,15 +63,18 @@ def shaded(color: Sequence[float], factor: float) -> Color:
 class Canvas:
     """A picture of (height, width) pixels, drawn at twice that size. `matrix` maps drawing units to picture pixels.
 
-    Light is painted into a picture of its own, `relief`, and laid on all colours at the end.
+    Light is painted into a small picture of its own, `relief`, and laid on all colours at the end.
     """
 
-    def __init__(self, backdrop: Image.Image):
-        """The backdrop has the picture's own size."""
+    def __init__(self, backdrop: Image.Image, dim: float = 0):
+        """The backdrop has the picture's own size; `dim` is how much darker its foot is than its head."""
         self.size = backdrop.size
-        self.image = backdrop.resize((backdrop.width * SUPERSAMPLING, backdrop.height * SUPERSAMPLING), Image.BILINEAR)
+        # By repetition, which the averaging at the end takes back.
+        self.image = backdrop.resize((backdrop.width * SUPERSAMPLING, backdrop.height * SUPERSAMPLING), Image.NEAREST)
         self.draw = ImageDraw.Draw(self.image)
-        self.relief = Image.new("L", self.size, NEUTRAL)
+        width, height = (-(-length // RELIEF) for length in backdrop.size)
+        fall = NEUTRAL + dim * np.linspace(0.4, -0.6, height)
+        self.relief = Image.fromarray(np.repeat(fall.astype(np.uint8)[:, None], width, 1))
 
     def fill(self, shapes: list[np.ndarray], matrix: np.ndarray, color: Sequence[float], outline: bool = True) -> None:
         """Fills shapes with one colour (0-255)."""
@@ -97,16 +100,14 @@ class Canvas:
         """
         points = np.concatenate(shapes) @ matrix[:, :2].T + matrix[:, 2]
         # Only the box around the shapes is drawn, and pasted through a mask of their union: overlapping parts of a
-        # garment show one textile.
-        left, top = np.maximum(np.floor(points.min(0)).astype(int) - MARGIN, 0).tolist()
-        right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + MARGIN, self.size).tolist()
-        if left >= right or top >= bottom:
+        # garment show one textile. Its corners are whole pixels of the relief.
+        low, high = points.min(0) - MARGIN, np.minimum(points.max(0) + MARGIN, self.size)
+        left, top = (RELIEF * max(0, int(edge) // RELIEF) for edge in low)
+        width, height = (RELIEF * -(-int(edge) // RELIEF) for edge in high - (left, top))
+        if width <= 0 or height <= 0:
             return  # outside the frame
-        # Whole pixels of the smallest picture that is made of the box.
-        width, height = (RELIEF * -(-length // RELIEF) for length in (right - left, bottom - top))
         matrix = matrix - np.array([[0, 0, left], [0, 0, top]])
-        large = matrix * SUPERSAMPLING
-        size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
+        large, size = matrix * SUPERSAMPLING, (width * SUPERSAMPLING, height * SUPERSAMPLING)
         outlines = placed(shapes, large)
         mask = Image.new("L", size)
         brush = ImageDraw.Draw(mask)
@@ -120,28 +121,30 @@ class Canvas:
         for polygon in outlines:
             brush.line([*polygon, polygon[0]], fill=edge, width=1)
         self.image.paste(cloth, (left * SUPERSAMPLING, top * SUPERSAMPLING), mask)
-        self._shade(mask.reduce(SUPERSAMPLING), (left, top), placed([*shapes, *creases], matrix / RELIEF), len(shapes), light)
+        lines = placed([*shapes, *creases], matrix / RELIEF)
+        self._shade(mask.reduce(SUPERSAMPLING * RELIEF), (left // RELIEF, top // RELIEF), lines, len(shapes), light)
 
     def _shade(self, mask: Image.Image, corner: tuple[int, int], lines: list, seams: int, light: float) -> None:
         """The roundness of a cloth, its seams (the first lines) and creases, and the shadow that it throws."""
-        small = mask.reduce(RELIEF)
         aside = 1 if light > 0 else -1
-        shadow = ImageChops.offset(small.filter(BLUR), -aside, 1).resize(mask.size, Image.BILINEAR)
-        self.relief.paste(SHADOW, corner, shadow.point(HALF))
-        brush = ImageDraw.Draw(small)
+        self.relief.paste(SHADOW, corner, ImageChops.offset(mask.filter(BLUR), -aside, 1).point(HALF))
+        height = mask.copy()
+        brush = ImageDraw.Draw(height)
         for place, line in enumerate(lines):
             if place < seams:
                 brush.line([*line, line[0]], fill=SEAM)
             else:
                 brush.line(line, fill=CREASE)
-        height = small.filter(BLUR).filter(BLUR)
+        height = height.filter(BLUR).filter(BLUR)
         # An embossing: what falls off towards the light is bright, what falls off behind it is dark.
         bright = ImageChops.subtract(height, ImageChops.offset(height, 2 * aside, 1), scale=3.2, offset=NEUTRAL - 9)
-        self.relief.paste(bright.resize(mask.size, Image.BILINEAR), corner, mask)
+        self.relief.paste(bright, corner, mask)
 
     def finish(self) -> Image.Image:
         """The picture at its own size."""
-        return ImageChops.hard_light(self.image.reduce(SUPERSAMPLING), self.relief.convert("RGB"))
+        return ImageChops.hard_light(
+            self.image.reduce(SUPERSAMPLING), self.relief.resize(self.size, Image.BILINEAR).convert("RGB")
+        )
 
 
 def placed(shapes: Sequence[np.ndarray], matrix: np.ndarray) -> list[list[tuple[float, float]]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from lrvsf.mini.attributes import CATEGORIES, COLORS, Garment, random_garment
 from lrvsf.mini.canvas import Canvas, affine, ellipse, limb, placed, rounded, shaded
@@ -140,11 +140,7 @@ def backdrop(frame: Frame, feet: Sequence[Points], rng: np.random.Generator) -> 
     for x, y in feet:
         rx, ry = 0.22 * height, 0.035 * height
         brush.ellipse((x - rx, y - ry, x + rx, y + ry), fill=(52, 48, 54))
-    image = image.filter(ImageFilter.BoxBlur(int(rng.integers(1, 4))))
-    # Light falls from above, as hard_light does it: 127 changes nothing.
-    dim = rng.uniform(10, 55)
-    fall = Image.linear_gradient("L").point(lambda value: int(127 + dim * (0.4 - value / 255)))
-    return ImageChops.hard_light(image, fall.resize(frame).convert("RGB"))
+    return image.filter(ImageFilter.BoxBlur(int(rng.integers(1, 4))))
 
 
 def body_parts(pose: Pose) -> dict[str, list[np.ndarray]]:
@@ -279,7 +275,7 @@ def stage_two(targets: tuple[Garment, Garment], size: int, rng: np.random.Genera
 def scene_picture(figures: Sequence[Stage], rng: np.random.Generator) -> Image.Image:
     """Figures among clutter; later ones stand in front."""
     feet = [figure.matrix @ (0.0, 0.985, 1.0) for figure in figures]
-    canvas = Canvas(backdrop(figures[0].frame, feet, rng))
+    canvas = Canvas(backdrop(figures[0].frame, feet, rng), dim=rng.uniform(5, 50))  # light falls from above
     light = rng.uniform(-1, 1)
     for figure in figures:
         body(canvas, figure.pose, figure.matrix, light, rng)
