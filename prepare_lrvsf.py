@@ -6,8 +6,7 @@ python prepare_lrvsf.py STEP --help
 from __future__ import annotations
 
 from lrvsf import command
-from lrvsf.mini.contact_sheet import mini_sheet
-from lrvsf.mini.draw_mini import mini, mini_shop
+from lrvsf.mini.draw_mini import mini, mini_sheet, mini_shop
 from lrvsf.mini.train_clip import mini_clip
 from lrvsf.prepare.catalog.write_catalog import catalog
 from lrvsf.prepare.check import check

@@ -7,10 +7,11 @@ Every picture is drawn from (seed, split, row), so the same seed gives the same 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,8 +21,8 @@ from tqdm import tqdm
 from lrvsf.data.schema import SCENES, SIMPLE
 from lrvsf.mini.attributes import Garment, careless_caption
 from lrvsf.mini.camera import exposed, grainy, jpeg, overlaid
-from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage, stage_two
-from lrvsf.mini.stock import COPY, MIX, NEAR_MISS, VARIANT, Split, companion, draw_stock, pairs
+from lrvsf.mini.scenes import Stage, outfit, scene_picture, simple_picture, stage, stage_two
+from lrvsf.mini.stock import COPY, MIX, NEAR_MISS, VARIANT, Split, companion, draw_stock, pairs, wardrobes
 from lrvsf.prepare.rows import Picture, distractor_row, product_row, query_row
 from lrvsf.prepare.workers import worker_map
 from lrvsf.prepare.writers import ProductShardWriter, TestSetWriter, made_from
@@ -82,38 +83,54 @@ def photograph(image: Image.Image, rng: np.random.Generator, scene: bool) -> byt
     return jpeg(image, int(rng.integers(*MIX.quality)))
 
 
-def scene(garment: Garment, size: MiniSize, rng: np.random.Generator, tries: int = 1) -> Picture:
-    """A figure that wears the garment among others, and in part of the scenes another figure with a thing of its kind;
-    the caption names all that is worn.
+def staged(
+    garment: Garment, size: MiniSize, rng: np.random.Generator, wardrobe: dict[str, Garment], tries: int
+) -> list[Stage]:
+    """A figure that wears the garment; in part of the scenes beside another one with a thing of its kind.
 
-    The first of `tries` that shows at least `SHOWN` of the garment is drawn, or the one that shows most.
+    The first of `tries` that shows at least `SHOWN` of the garment is taken, or the one that shows most.
     """
-    best = None
-    two, cropped, portrait = rng.random(3) < (MIX.companions, MIX.cropped, MIX.portraits)
-    for _ in range(tries):
-        # A staging is only numbers; the one that is kept is drawn, once.
+    two, cropped, portrait = (rng.random(3) < (MIX.companions, MIX.cropped, MIX.portraits)).tolist()
+
+    def attempt() -> tuple[list[Stage], float]:
         if two:
-            targets = [garment, companion(garment, rng)]
-            rng.shuffle(targets)  # neither side is the one that is asked for
-            figures, shown = stage_two(targets, size.image_size, rng)
-        else:
-            width = int(size.image_size * (rng.uniform(*PORTRAIT) if portrait else 1))
-            place = stage(outfit(garment, rng), garment, (width, size.image_size), rng, cropped)
-            figures, shown = [place], place.shown(garment) if tries > 1 else 1.0
-        if best is None or shown > best[0]:
-            best = shown, figures
+            targets = [companion(garment, rng, wardrobe.get(garment.category)), garment]
+            if rng.random() < 0.5:  # neither side is the one that is asked for
+                targets.reverse()
+            return stage_two(targets, size.image_size, rng, wardrobe)
+        width = int(size.image_size * (rng.uniform(*PORTRAIT) if portrait else 1))
+        worn = outfit(garment, rng, wardrobe)
+        place = stage(worn, garment, (width, size.image_size), rng, cropped)
+        return [place], place.shown(garment) if tries > 1 else 1.0
+
+    return first_shown(attempt, tries)
+
+
+def first_shown(attempt: Callable[[], tuple[list[Stage], float]], tries: int) -> list[Stage]:
+    """The first attempt that shows enough, or the one that shows most: a staging is only numbers, and drawn later."""
+    best = None
+    for _ in range(tries):
+        figures, shown = attempt()
+        if best is None or shown > best[1]:
+            best = figures, shown
         if shown >= SHOWN:
             break
-    figures = best[1]
+    return best[0]
+
+
+def scene(figures: list[Stage], rng: np.random.Generator) -> Picture:
+    """The picture of a scene; its caption names all that is worn.
+
+    Words for what is asked about are short; those of a scene tell what a scene shows, and Mini CLIP learns to see by
+    them.
+    """
     picture = scene_picture(figures, rng)
-    # The words for what is asked about are short; those for a scene tell what a scene shows, and Mini CLIP learns to
-    # see by them.
-    names = [g.caption if two else g.full_caption for figure in figures for g in figure.worn]
+    alone = len(figures) == 1
+    # Ten full captions are more words than Mini CLIP reads.
+    names = [garment.full_caption if alone else garment.caption for figure in figures for garment in figure.worn]
     rng.shuffle(names)  # no garment is the first: nothing says which one is asked about
-    who = "two people" if two else "a person"
-    caption = f"{who} wearing {', '.join(names[:-1])} and {names[-1]}"
-    kind = SCENES[bool(cropped and not two)]  # True is 1: a part of the figure
-    return Picture(kind, None, [caption], photograph(picture, rng, scene=True))
+    caption = f"{'a person' if alone else 'two people'} wearing {', '.join(names[:-1])} and {names[-1]}"
+    return Picture(SCENES[figures[0].cropped], None, [caption], photograph(picture, rng, scene=True))  # True is 1
 
 
 def simple(garment: Garment, size: MiniSize, rng: np.random.Generator, careless: bool = False) -> Picture:
@@ -128,7 +145,8 @@ def draw_product(size: MiniSize, job: tuple[int, Garment]) -> dict:
     row, garment = job
     rng = np.random.default_rng([size.seed, TRAIN, row])
     careless = bool(rng.random() < MIX.careless)
-    pictures = [simple(garment, size, rng, careless), *(scene(garment, size, rng) for _ in range(2))]
+    pictures = [simple(garment, size, rng, careless)]
+    pictures += [scene(staged(garment, size, rng, {}, tries=1), rng) for _ in range(2)]
     return product_row(f"mini-{size.seed}-train-{row:06d}", pictures)
 
 
@@ -137,27 +155,29 @@ def test_id(size: MiniSize, code: int, row: int) -> str:
     return f"mini-{size.seed}-{code}-{row:06d}"
 
 
-def draw_query(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
-    """One product of a test set: query and target. `code`: of the set, as in TEST_SETS."""
-    row, garment = job
+def draw_query(size: MiniSize, code: int, job: tuple[int, Garment, dict[str, Garment]]) -> tuple[dict, set[Garment]]:
+    """One product of a test set, query and target, and all that is worn in the query.
+
+    Args:
+        code: of the set, as in TEST_SETS.
+        job: row, garment, and what else its figure may wear, by category.
+    """
+    row, garment, wardrobe = job
     rng = np.random.default_rng([size.seed, code, row])
     # The scene first: an argument's order is the order of the draws, and so of every later byte.
-    worn = scene(garment, size, rng, tries=QUERY_TRIES)
-    return query_row(test_id(size, code, row), [worn, simple(garment, size, rng)])
+    figures = staged(garment, size, rng, wardrobe, QUERY_TRIES)
+    worn = scene(figures, rng)
+    drawn = query_row(test_id(size, code, row), [worn, simple(garment, size, rng)])
+    return drawn, {garment for figure in figures for garment in figure.worn}
 
 
 def draw_two(size: MiniSize, job: tuple[int, tuple[Garment, Garment]]) -> bytes:
     """A scene of two figures that wear a product each; the number is the first one's row in the test set."""
     row, targets = job
     rng = np.random.default_rng([size.seed, TWO, row])
-    best = None
-    for _ in range(3 * QUERY_TRIES):  # two things must be in sight
-        figures, shown = stage_two(targets, size.image_size, rng)
-        if best is None or shown > best[0]:
-            best = shown, figures
-        if shown >= SHOWN:
-            break
-    return photograph(scene_picture(best[1], rng), rng, scene=True)
+    # Two things must be in sight.
+    figures = first_shown(lambda: stage_two(targets, size.image_size, rng), 3 * QUERY_TRIES)
+    return photograph(scene_picture(figures, rng), rng, scene=True)
 
 
 def draw_distractor(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict:
@@ -174,8 +194,9 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
 
     Args:
         out: folder; gets train/*.parquet, validation/, test/, two_of_a_kind/ (if two test products have one category)
-            and mini.json (settings and files, written last). The manifest.json of a test set tells which distractors
-            are copies, variants and near-misses of which products, under "note".
+            and mini.json (settings and files, written last). Under "note", the manifest.json of a test set tells which
+            distractors are "copies", "variants" and "near-misses" of which products, and which other products of the
+            set are "worn" in a query.
         processes: how many draw; the machine's cores by default.
 
     Raises:
@@ -195,8 +216,8 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
     bar = tqdm(total=sum(len(split.looks) for split in looks.values()), desc="drawing", unit="product")
     with worker_map(processes) as mapper, bar:
 
-        def rows(draw: Callable, name: str) -> Iterator[dict]:
-            for row in mapper(draw, enumerate(looks[name].looks), chunksize=32):
+        def rows(draw: Callable, jobs: Iterable[tuple]) -> Iterator[Any]:
+            for row in mapper(draw, jobs, chunksize=32):
                 bar.update()
                 yield row
 
@@ -204,18 +225,15 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
             with (ProductShardWriter if name == "train" else TestSetWriter)(out / name, **layout) as writer:
                 writer.note = {"input": source}
                 if name == "train":
-                    for row in rows(partial(draw_product, size), name):
+                    for row in rows(partial(draw_product, size), enumerate(looks[name].looks)):
                         writer.add(row)
-                    continue
-                writer.note |= kin_by_id(size, looks, "test" if name == TWO_OF_A_KIND else name)
-                if name == TWO_OF_A_KIND:
+                elif name == TWO_OF_A_KIND:
+                    writer.note |= kin_by_id(size, looks, "test")
                     jobs = [(rows, tuple(looks["test"].looks[row] for row in rows)) for rows in couples]
                     _write_two_of_a_kind(writer, out / "test", size, jobs, mapper)
-                    continue
-                for row in rows(partial(draw_query, size, TEST_SETS[name]), name):
-                    writer.add_query(row)
-                for row in rows(partial(draw_distractor, size, TEST_SETS[name] + 1), f"{name}_distractors"):
-                    writer.add_distractor(row)
+                else:
+                    writer.note |= kin_by_id(size, looks, name)
+                    _write_test_set(writer, name, size, looks, rows)
     files = sorted(path for name in names for path in (out / name).rglob("*.parquet"))
     sizes = {str(path.relative_to(out)): path.stat().st_size for path in files}
     write_report(out / MANIFEST, {**settings, "files": sizes})
@@ -229,6 +247,23 @@ def kin_by_id(size: MiniSize, looks: dict[str, Split], name: str) -> dict[str, d
     for row, (kind, origin) in kin.items():
         found[kind][test_id(size, code + 1, row)] = test_id(size, code, origin)
     return found
+
+
+def _write_test_set(writer: TestSetWriter, name: str, size: MiniSize, looks: dict[str, Split], rows: Callable) -> None:
+    """Queries whose figures wear products of the same set, so that every condition has its answer in the gallery."""
+    code, garments = TEST_SETS[name], looks[name].looks
+    chosen = wardrobes(garments, np.random.default_rng([size.seed, code]))
+    jobs = (
+        (row, garment, {category: garments[other] for category, other in chosen[row].items()})
+        for row, garment in enumerate(garments)
+    )
+    writer.note["worn"] = worn = {}
+    for row, (query, shown) in enumerate(rows(partial(draw_query, size, code), jobs)):
+        writer.add_query(query)
+        others = {category: other for category, other in chosen[row].items() if garments[other] in shown}
+        worn[query["PRODUCT_ID"]] = {c: test_id(size, code, other) for c, other in others.items() if other != row}
+    for row in rows(partial(draw_distractor, size, code + 1), enumerate(looks[f"{name}_distractors"].looks)):
+        writer.add_distractor(row)
 
 
 def _write_two_of_a_kind(writer: TestSetWriter, test: Path, size: MiniSize, jobs: list, mapper: Callable) -> None:

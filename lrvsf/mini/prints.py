@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Points = np.ndarray  # (n, 2), x to the right and y down
+Color = tuple[int, int, int]
 
 # Not tuned: looked at, at 96 pixels.
 CELLS = (4, 5)  # columns and rows on each side of the middle: a gown's, and all that is smaller
@@ -55,8 +56,10 @@ MOTIFS: dict[str, Points] = {
                         + [(0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)]),
     "moons": crescent(),
     "flowers": polar(0.78 + 0.34 * np.cos(np.radians(5 * ANGLES))),
-    "leaves": np.array([(0, -1.2), (0.42, -0.6), (0.5, 0), (0.32, 0.6), (0, 1.2), (-0.32, 0.6), (-0.5, 0), (-0.42, -0.6)]),
-    "bolts": np.array([(0.25, -1.2), (-0.6, 0.15), (-0.05, 0.15), (-0.3, 1.2), (0.6, -0.25), (0.05, -0.25), (0.6, -1.2)]),
+    "leaves": np.array([(0, -1.2), (0.42, -0.6), (0.5, 0), (0.32, 0.6)]
+                       + [(0, 1.2), (-0.32, 0.6), (-0.5, 0), (-0.42, -0.6)]),
+    "bolts": np.array([(0.25, -1.2), (-0.6, 0.15), (-0.05, 0.15), (-0.3, 1.2)]
+                      + [(0.6, -0.25), (0.05, -0.25), (0.6, -1.2)]),
     "bars": np.array([(-1.1, -0.32), (1.1, -0.32), (1.1, 0.32), (-1.1, 0.32)]),
     "blots": polar(np.full(14, 1.0)),  # each is bent in its own way
 }  # fmt: skip
@@ -141,18 +144,18 @@ def turned(angles: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.array([[c, s], [-s, c]]).transpose(2, 0, 1)
 
 
-def distant(first: tuple[int, int, int], second: tuple[int, int, int]) -> bool:
+def distant(first: Color, second: Color) -> bool:
     """Whether a colour shows on another."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 190  # not tuned: looked at
 
 
-def inks_on(grounds: list[tuple[int, int, int]], order: tuple[int, ...], palette: list[tuple[int, int, int]]) -> list[int]:
+def inks_on(
+    grounds: list[tuple[int, int, int]], order: tuple[int, ...], palette: list[tuple[int, int, int]]
+) -> list[int]:
     """The numbers of the first two colours in `order` that show on all grounds, or of those that show on most."""
     seen = [sum(distant(palette[number], ground) for ground in grounds) for number in order]
     best = sorted(range(len(order)), key=lambda place: -seen[place])  # a stable sort: the order decides among equals
     return [order[place] for place in best[:INKS]]
-
-
 
 
 def pattern_shapes(pattern: str, period: float, low: Points, high: Points) -> list[Points]:

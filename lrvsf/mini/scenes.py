@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,8 +92,13 @@ def simple_picture(garment: Garment, size: int, rng: np.random.Generator) -> Ima
     return canvas.finish()
 
 
-def outfit(target: Garment, rng: np.random.Generator) -> list[Garment]:
-    """Three to five garments of different categories, the target among them."""
+def outfit(target: Garment, rng: np.random.Generator, wardrobe: Mapping[str, Garment] | None = None) -> list[Garment]:
+    """Three to five garments of different categories, the target among them.
+
+    Args:
+        wardrobe: category -> what is worn of it; what it lacks is drawn by chance.
+    """
+    wardrobe = wardrobe or {}
     # A dress is worn without trousers; any other category goes with each of the three.
     cores = [core for core in CORES if target.category in core] or list(CORES)
     worn = list(cores[rng.integers(len(cores))])
@@ -104,7 +109,11 @@ def outfit(target: Garment, rng: np.random.Generator) -> list[Garment]:
         if len(worn) < count and EXTRAS[index] not in worn:
             worn.append(EXTRAS[index])
     # In the order of the categories: the place in the list says nothing about the target.
-    return [target if c == target.category else random_garment(c, rng) for c in CATEGORIES if c in worn]
+    return [
+        target if category == target.category else wardrobe.get(category) or random_garment(category, rng)
+        for category in CATEGORIES
+        if category in worn
+    ]
 
 
 def backdrop(frame: Frame, feet: Sequence[Points], rng: np.random.Generator) -> Image.Image:
@@ -191,6 +200,7 @@ class Stage:
         cuts: category -> the garment's shapes, in the figure's coordinates.
         matrix: (2, 3), the figure's coordinates to pixels.
         frame: the scene's.
+        cropped: whether the frame moved in on the target.
     """
 
     worn: list[Garment]
@@ -198,6 +208,7 @@ class Stage:
     pose: Pose
     matrix: np.ndarray
     frame: Frame
+    cropped: bool = False
 
     def shown(self, target: Garment, in_front: Sequence[Stage] = ()) -> float:
         """How much of the target's cloth can be seen, 0..1.
@@ -257,14 +268,19 @@ def stage(garments: list[Garment], target: Garment, frame: Frame, rng: np.random
         middle = middle + rng.uniform(0.6, 0.9) * (focus - middle)
     matrix = affine((mirrored * scale, scale), rng.uniform(-8, 8), (0, 0))
     matrix[:, 2] = np.array(frame) * (0.5 + rng.uniform(-0.04, 0.04, 2)) - matrix[:, :2] @ middle
-    return Stage(sorted(garments, key=lambda g: DRESSING_ORDER.index(g.category)), cuts, pose, matrix, frame)
+    return Stage(sorted(garments, key=lambda g: DRESSING_ORDER.index(g.category)), cuts, pose, matrix, frame, cropped)
 
 
-def stage_two(targets: tuple[Garment, Garment], size: int, rng: np.random.Generator) -> tuple[list[Stage], float]:
-    """Poses two figures that wear a target each; and how much is in sight, 0..1, of the target that is hidden more."""
+def stage_two(
+    targets: Sequence[Garment], size: int, rng: np.random.Generator, wardrobe: Mapping[str, Garment] | None = None
+) -> tuple[list[Stage], float]:
+    """Poses two figures that wear a target each; and how much is in sight, 0..1, of the target that is hidden more.
+
+    The wardrobe, as for `outfit`, is the second figure's.
+    """
     figures = []
-    for side, target in zip((-1, 1), targets, strict=True):
-        alone = stage(outfit(target, rng), target, (size, size), rng, cropped=False)
+    for side, target, clothes in zip((-1, 1), targets, (None, wardrobe), strict=True):
+        alone = stage(outfit(target, rng, clothes), target, (size, size), rng, cropped=False)
         matrix = SMALLER * alone.matrix
         matrix[:, 2] += size * np.array([(1 - SMALLER) / 2 + side * APART, (1 - SMALLER) / 2])
         figures.append(replace(alone, matrix=matrix))

@@ -46,8 +46,8 @@ class Pose:
 
 @dataclass
 class Cut:
-    """`cloth` bears the textile; `behind` (handles) and `front` (buckles) have colours of their own; `middles` are where
-    pattern and print begin, one for each part that moves by itself; `period` is their repeat. All in figure units."""
+    """`cloth` bears the textile; `behind` (handles) and `front` (buckles) have colours of their own; pattern and print
+    begin at `middles`, one for each part that moves by itself, and repeat after `period`. All in figure units."""
 
     cloth: list[np.ndarray]
     period: float

@@ -143,8 +143,16 @@ def pairs(looks: list[Garment]) -> list[tuple[int, int]]:
     return found
 
 
-def companion(garment: Garment, rng: np.random.Generator) -> Garment:
-    """Another thing of the category, which words can tell from the garment."""
-    while (other := random_garment(garment.category, rng)).caption == garment.caption:
-        pass
-    return other
+def wardrobes(looks: list[Garment], rng: np.random.Generator) -> list[dict[str, int]]:
+    """For each row, category -> a row of that category: what its figure may wear besides."""
+    rows: dict[str, list[int]] = {}
+    for row, garment in enumerate(looks):
+        rows.setdefault(garment.category, []).append(row)
+    return [{category: known[rng.integers(len(known))] for category, known in rows.items()} for _ in looks]
+
+
+def companion(garment: Garment, rng: np.random.Generator, first: Garment | None = None) -> Garment:
+    """Another thing of the category, which words can tell from the garment; `first`, if it is one."""
+    while first is None or first.caption == garment.caption:
+        first = random_garment(garment.category, rng)
+    return first

@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 
@@ -9,8 +8,8 @@ import pytest
 from lrvsf.mini import build
 from lrvsf.mini.attributes import CATEGORIES, random_garment
 from lrvsf.mini.build import MiniSize, build_mini, draw_two
-from lrvsf.mini.scenes import outfit, scene_picture, stage
-from lrvsf.mini.two_of_a_kind import pairs, stage_two
+from lrvsf.mini.scenes import outfit, scene_picture, stage, stage_two
+from lrvsf.mini.stock import pairs
 
 SMALL = MiniSize(products=2, test_products=23, distractors=5, image_size=48)
 
@@ -28,7 +27,7 @@ def read(folder):
 
 def test_two_queries_share_a_scene_and_a_category_and_nothing_else(mini):
     (rows, distractors), (tested, others) = read(mini / "two_of_a_kind"), read(mini / "test")
-    assert len(rows) == 20 and distractors == others
+    assert len(rows) >= 14 and distractors == others
     products = {row["PRODUCT_ID"]: row for row in tested}
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         assert first["CATEGORY"] == second["CATEGORY"] and first["blip2_caption1"] != second["blip2_caption1"]
@@ -39,22 +38,25 @@ def test_two_queries_share_a_scene_and_a_category_and_nothing_else(mini):
         assert row == known | {"COMPLEX_IMG": row["COMPLEX_IMG"], "TYPE": "COMPLEX"}
 
 
-def test_products_are_paired_within_their_category():
-    assert pairs(10) == [] and pairs(12) == [(0, 10), (1, 11)]
-    rows = [row for pair in pairs(500) for row in pair]
-    assert sorted(rows) == list(range(500)) and all((b - a) == len(CATEGORIES) for a, b in pairs(500))
+def test_products_are_paired_within_their_category_where_words_tell_them_apart():
+    rng = np.random.default_rng(0)
+    looks = [random_garment(CATEGORIES[row % 3], rng) for row in range(40)]
+    couples = pairs(looks)
+    rows = [row for pair in couples for row in pair]
+    assert len(set(rows)) == len(rows) >= 37
+    for first, second in couples:
+        assert looks[first].category == looks[second].category and looks[first].caption != looks[second].caption
+    assert pairs(looks[:1]) == [] and pairs([looks[0], replace(looks[0], seed=1)]) == [], "nobody could say which"
 
 
-def test_an_older_folder_gets_what_it_lacks_and_keeps_what_it_has(mini, tmp_path):
-    shutil.copytree(mini, tmp_path / "old")
-    shutil.rmtree(tmp_path / "old/two_of_a_kind")
-    about = json.loads((mini / "mini.json").read_text())
-    about["files"] = {name: size for name, size in about["files"].items() if "two_of_a_kind" not in name}
-    (tmp_path / "old/mini.json").write_text(json.dumps(about))
-    before = (tmp_path / "old/test/products.parquet").stat().st_mtime_ns
-    assert build_mini(tmp_path / "old", SMALL, processes=2) and not build_mini(tmp_path / "old", SMALL)
-    assert read(tmp_path / "old/two_of_a_kind") == read(mini / "two_of_a_kind"), "on any number of processes"
-    assert (tmp_path / "old/test/products.parquet").stat().st_mtime_ns == before
+def test_what_is_missing_is_drawn_and_what_is_there_is_kept(mini, tmp_path):
+    shutil.copytree(mini, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/two_of_a_kind")
+    (tmp_path / "cut/mini.json").unlink()
+    before = (tmp_path / "cut/test/products.parquet").stat().st_mtime_ns
+    assert build_mini(tmp_path / "cut", SMALL, processes=2) and not build_mini(tmp_path / "cut", SMALL)
+    assert read(tmp_path / "cut/two_of_a_kind") == read(mini / "two_of_a_kind"), "on any number of processes"
+    assert (tmp_path / "cut/test/products.parquet").stat().st_mtime_ns == before
 
 
 def test_both_things_are_in_sight(monkeypatch):
@@ -73,7 +75,7 @@ def test_both_things_are_in_sight(monkeypatch):
 def test_who_stands_in_front_hides_what_is_behind():
     rng = np.random.default_rng(0)
     target = random_garment("Upper Body", rng)
-    figure = stage(outfit(target, rng), target, 96, rng, cropped=False)
+    figure = stage(outfit(target, rng), target, (96, 96), rng, cropped=False)
     away = replace(figure, matrix=figure.matrix + [[0, 0, 500], [0, 0, 0]])
     assert figure.shown(target, [away]) == figure.shown(target) > 0.5
     assert figure.shown(target, [figure]) == 0, "a twin at the same place"
