@@ -17,8 +17,8 @@ Color = tuple[int, int, int]
 # Not tuned: looked at, at 96 pixels.
 CELLS = (4, 5)  # columns and rows on each side of the middle: a gown's, and all that is smaller
 BANDS = 0.22  # share of prints that are bands; the others are scattered motifs
-SIZES = (0.95, 1.3, 1.9)  # cells of a print's grid: many small motifs or few large ones
-FILLED = (0.5, 0.85)  # share of the grid's cells that hold a motif
+SIZES = (0.95, 1.25, 1.6)  # cells of a print's grid: many small motifs or few large ones
+FILLED = (0.6, 0.95)  # share of the grid's cells that hold a motif
 INKS = 2
 
 
@@ -99,7 +99,7 @@ def print_of(seed: int, colors: int) -> Print:
     """The print of a garment whose number is `seed`, in inks out of `colors`."""
     rng = np.random.default_rng(seed)
     order = tuple(rng.permutation(colors).tolist())
-    tint = tuple(rng.uniform(-14, 14, 3).tolist())
+    tint = tuple(rng.uniform(-18, 18, 3).tolist())
     name = "bands" if rng.random() < BANDS else list(MOTIFS)[rng.integers(len(MOTIFS))]
     return Print(name, *(bands(rng) if name == "bands" else scattered(name, rng)), order, tint)
 
@@ -114,7 +114,7 @@ def scattered(name: str, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     grid = grid[rng.random(len(grid)) < filled]
     count = len(grid)
     centres = cell * (grid + rng.uniform(-0.5, 0.5, 2) + rng.uniform(-0.24, 0.24, (count, 2)))
-    sizes = cell * rng.uniform(0.26, 0.5, count)
+    sizes = cell * rng.uniform(0.3, 0.54, count)
     angles = rng.uniform(0, 2 * np.pi, count)
     which = (rng.random(count) < second).astype(int)
     outlines = MOTIFS[name][None]

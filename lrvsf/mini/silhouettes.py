@@ -188,7 +188,7 @@ def head(name: str, pose: Pose) -> Cut:
 def waist(name: str, pose: Pose) -> Cut:
     if name == "belt":
         band = rounded([(-0.155, 0.56), (0.155, 0.56), (0.155, 0.635), (-0.155, 0.635)], 1)
-        buckle = np.array([(-0.045, 0.55), (0.045, 0.55), (0.045, 0.645), (-0.045, 0.645)])
+        buckle = np.array([(-0.032, 0.55), (0.032, 0.55), (0.032, 0.645), (-0.032, 0.645)])
         return Cut([band], 0.045, [(0, 0.597)], front=[buckle])
     if name == "sash":
         band = rounded([(-0.155, 0.555), (0.155, 0.555), (0.155, 0.63), (-0.155, 0.63)], 1)
