@@ -64,7 +64,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = CondViTModel.from_clip(str(ROOT / "assets/mini-clip"), attn_implementation="eager").train()
     size = MiniSize(products=args.pairs, test_products=1, distractors=1, image_size=96)
-    rows = [draw_product(size, job) for job in enumerate(draw_looks(size)["train"])]
+    rows = [draw_product(size, job) for job in enumerate(draw_looks(size)["train"].looks)]
     maker, optimizer = PairMaker(96, model.config.categories, seed=0), torch.optim.AdamW(model.parameters(), args.rate)
     for step in range(args.steps + 1):
         batch = maker.batch(step, rows, [])

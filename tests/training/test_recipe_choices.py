@@ -97,7 +97,7 @@ def test_products_of_one_photo_have_nothing_to_learn_from_each_other(train, tmp_
 def test_bf16_loss_is_close_to_float32():
     """Mini CLIP on a full batch of 128 drawn pairs: the relative difference is about 1e-4."""
     size = MiniSize(products=128, test_products=1, distractors=1, image_size=96)
-    rows = [draw_product(size, job) for job in enumerate(draw_looks(size)["train"])]
+    rows = [draw_product(size, job) for job in enumerate(draw_looks(size)["train"].looks)]
     torch.manual_seed(0)
     model = CondViTModel.from_clip(str(MINI_CLIP), attn_implementation="eager")
     batch = PairMaker(96, model.config.categories, seed=0).batch(0, rows, [])
