@@ -77,27 +77,28 @@ class Garment:
     @property
     def caption(self) -> str:
         """What people say: "a red scarf", which many are."""
-        return f"{_article(self, self.color)}{self.color} {self.silhouette}"
+        return with_article(f"{self.color} {self.silhouette}", self.silhouette)
 
     @property
     def full_caption(self) -> str:
         """What words can tell, such as "a red scarf with white stripes and green stars"; many are this, too."""
         extras = f"{self.inks[0]} {self.print.name}"
         if self.pattern == "color block":
-            extras = f"a {self.second} lower half and {extras}"
+            extras = f"{with_article(f'{self.second} lower half')} and {extras}"
         elif self.pattern != "plain":
             extras = f"{self.second} {self.pattern} and {extras}"
         return f"{self.caption} with {extras}"
 
 
-def _article(garment: Garment, word: str) -> str:
-    return "" if garment.silhouette in PLURAL else "an " if word[0] in "aeiou" else "a "
+def with_article(words: str, noun: str = "") -> str:
+    """A red cap, an orange cap; red boots."""
+    return words if noun in PLURAL else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def careless_caption(garment: Garment, rng: np.random.Generator) -> str:
     """A caption without the colour, or with a wrong one."""
     if rng.random() < 0.5:
-        return _article(garment, garment.silhouette) + garment.silhouette
+        return with_article(garment.silhouette, garment.silhouette)
     return replace(garment, color=_other_color(garment, rng)).caption
 
 

@@ -94,6 +94,7 @@ def test_captions_tell_colour_and_kind_and_full_ones_what_words_can():
     assert Garment("Feet", "boots", "orange", "plain", None, 0).caption == "orange boots"
     cap = Garment("Head", "cap", "orange", "color block", "blue", 0)
     assert cap.full_caption.startswith("an orange cap with a blue lower half and ")
+    assert "with an orange lower half and " in replace(cap, color="blue", second="orange").full_caption
     rng = np.random.default_rng(0)
     assert {careless_caption(cap, rng) for _ in range(99)} >= {"a cap", "a red cap"}
     assert "an orange cap" not in {careless_caption(cap, rng) for _ in range(99)}

@@ -9,6 +9,7 @@ A model that reads texts is asked by `--texts`.
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterable
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lrvsf.command import OneLineParser, script_name
 from lrvsf.data.images import decode_image
-from lrvsf.data.testset import ProductTestSet
+from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_share
@@ -48,6 +49,20 @@ def retrieve(
         query = encoder.embed([pixels], [condition])  # (1, dim)
         found[condition] = (query @ gallery.T)[0].topk(count).indices.tolist()  # ties in any order, as it is a picture
     return found
+
+
+def known_products(test_set: ProductTestSet, asked: Product) -> list[Product]:
+    """The products that a scene is known to show: those that are asked for by it, and those that, by the test set's
+    manifest.json, are worn in it (Mini LRVS-F says so under "note")."""
+    manifest = test_set.root / "manifest.json"
+    worn = json.loads(manifest.read_text()).get("note", {}).get("worn", {}) if manifest.is_file() else {}
+    ids = [origin.product_id for origin in test_set.origins("products")]
+    others = set(worn.get(ids[asked.row], {}).values())
+    return [
+        product
+        for product in test_set.products()
+        if product.query_image == asked.query_image or ids[product.row] in others
+    ]
 
 
 def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes], targets: set[int]) -> Image.Image:
@@ -96,8 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
     gallery, images = gallery_of(encoder, test_set)
     found = retrieve(encoder, product.query_image, conditions, gallery, args.count)
-    # A scene may be asked for several products.
-    own = [other.target_image for other in test_set.products() if other.query_image == product.query_image]
-    targets = {row for row, image in enumerate(images) if image in own}
+    known = {other.target_image for other in known_products(test_set, product)}
+    targets = {row for row, image in enumerate(images) if image in known}
     draw_retrieval(product.query_image, found, images, targets).save(args.out, optimize=True)
     print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(conditions)}")

@@ -1,8 +1,12 @@
+import json
+
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from made import as_flags, encode, noise, tiny_clip, tiny_tokenizer
 from PIL import Image
 
+from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation.pages import picture
 from lrvsf.mini.build import MiniSize, build_mini
@@ -36,10 +40,24 @@ def test_words_ask_too_and_what_the_scene_is_known_to_show_is_framed(tmp_path, c
     CondViTModel.from_clip(clip, text_encoder=clip, text_encoder_in_checkpoint=True).save_pretrained(tmp_path / "model")
     CondViTProcessor(size=32, tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "model")
     places = {"model": tmp_path / "model", "data_root": tmp_path / "mini/two_of_a_kind", "out": tmp_path / "a.png"}
-    picture.main(as_flags(**places, texts=["the red bag", "a blue bag with many stripes"], count=7))
+    count = pq.read_metadata(tmp_path / "mini/two_of_a_kind/products.parquet").num_rows + 5
+    picture.main(as_flags(**places, texts=["the red bag", "a blue bag with many stripes"], count=count))
     assert "asked for the red bag, a blue bag with many stripes" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    assert sheet.shape == (24 + 2 * 128, 8 + 248 + 8 + (8 + 7 * 20) + 7 * 128, 3)
-    # Seven of seven items are found: in each row the frames of both products, whose scene it is.
+    assert sheet.shape == (24 + 2 * 128, 8 + 248 + 8 + (8 + 7 * 20) + count * 128, 3)
+    # All items are found: in each row the frames of both products, whose scene it is.
     framed = (sheet == picture.FRAME).all(-1)
     assert framed.sum() == 4 * (120**2 - 114**2)
+
+
+def test_what_a_manifest_says_is_worn_is_known_to_be_shown(tmp_path):
+    build_mini(tmp_path, MiniSize(1, 12, 1, image_size=32), processes=1)
+    test_set = ProductTestSet(tmp_path / "test")
+    ids = [origin.product_id for origin in test_set.origins("products")]
+    worn = json.loads((tmp_path / "test/manifest.json").read_text())["note"]["worn"]
+    assert any(worn.values())
+    for product in test_set.products():
+        known = {ids[other.row] for other in picture.known_products(test_set, product)}
+        assert known == {ids[product.row], *worn[ids[product.row]].values()}
+    (tmp_path / "test/manifest.json").unlink()
+    assert [p.row for p in picture.known_products(test_set, product)] == [11]
