@@ -63,7 +63,8 @@ class MiniSize:
     @property
     def tests(self) -> dict[str, tuple[int, int]]:
         """Test set -> how many products and distractors."""
-        few = max(1, self.test_products // 4), max(1, self.distractors // 5)
+        # Ten at least, where there are ten: R@5 of a smaller set would say nothing.
+        few = max(min(10, self.test_products), self.test_products // 4), max(1, self.distractors // 5)
         return {"test": (self.test_products, self.distractors), "validation": few}
 
 
