@@ -12,7 +12,7 @@ file can repeat those. The paper's protocol is in `lrvsf.evaluation.paper`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from lrvsf.evaluation.arguments import GALLERY_SIZES, check_galleries
 from lrvsf.evaluation.embedded import EmbeddedTestSet
-from lrvsf.evaluation.galleries import describe_items, gallery_results
+from lrvsf.evaluation.galleries import describe_items, gallery_results, over_folds
 from lrvsf.evaluation.queries import QueryTable
-from lrvsf.evaluation.recall import Folds, RankCounter
+from lrvsf.evaluation.recall import Folds, GalleryRanks, RankCounter, fold_recall
+from lrvsf.evaluation.results import KS
 from lrvsf.evaluation.stored_folds import read_indices
 
 logger = logging.getLogger(__name__)
@@ -151,11 +152,13 @@ def evaluate_bootstrap(
         data.queries, data.targets, product_folds, distractor_folds, categories, bf16=settings.bf16_ranks
     )
     data.count(counter)
-    galleries = {}
-    for size, drawn, ranks in zip(settings.gallery_sizes, distractor_folds, counter.ranks(), strict=True):
+    galleries, ranked = {}, counter.ranks()
+    own = copies_alone(data, product_folds, distractor_folds)
+    for size, drawn, ranks, copies in zip(settings.gallery_sizes, distractor_folds, ranked, own, strict=True):
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),
             **describe_items(product_folds, drawn, data if restricted else None),
+            **({} if copies is None else {"recall_copies_aside": copies_aside(ranks, copies)}),
         }
         if queries is not None:
             queries.add(size, ranks, data, "galleries")
@@ -170,3 +173,22 @@ def evaluate_bootstrap(
         **({"unmatched": data.categories.facts()} if restricted else {}),
         "galleries": galleries,
     }
+
+
+def copies_alone(
+    data: EmbeddedTestSet, product_folds: Folds, distractor_folds: Sequence[Folds]
+) -> list[GalleryRanks] | list[None]:
+    """For each gallery size, the ranks among a target and its own known copies; Nones where the test set knows none."""
+    if data.copies is None:
+        return [None] * len(distractor_folds)
+    # Each product is a category of its own, of which the only other items are its copies.
+    places = torch.arange(len(data.rows))
+    counter = RankCounter(data.queries, data.targets, product_folds, distractor_folds, places)
+    data.count(counter, categories=data.copies)
+    return counter.ranks()
+
+
+def copies_aside(ranks: GalleryRanks, copies: GalleryRanks) -> dict[str, dict[str, float]]:
+    """Recall where a copy of the target, which is as right an answer, takes no place before it."""
+    aside = GalleryRanks(ranks.above - copies.above, ranks.tied - copies.tied, ranks.weights)
+    return over_folds(fold_recall(aside.expected, aside.weights, max(KS)))

@@ -6,6 +6,7 @@ and recall would rise without a word; so it is counted, and refused unless it is
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,33 @@ def ids_of(test_set: ProductTestSet, what: str) -> list[str]:
     """The PRODUCT_ID of each of the "products" or "distractors", in row order; empty where there is none."""
     files = test_set.files[what]
     return [names[place] or "" for names, places, _ in _names(files, "PRODUCT_ID") for place in places.tolist()]
+
+
+def copies_in(test_set: ProductTestSet) -> Tensor | None:
+    """(N,) the row of the product that each distractor is known to be a copy of, or -1; None if no copy is known.
+
+    They stand in ROOT/manifest.json, under "note" and "copies": a distractor's PRODUCT_ID -> the product's.
+
+    Raises ValueError: an id that the test set lacks, or that two of its rows have.
+    """
+    path = test_set.root / "manifest.json"
+    note = json.loads(path.read_text()).get("note") if path.is_file() else None
+    known = note.get("copies") if isinstance(note, dict) else None
+    if not known:
+        return None
+    rows = {}
+    for what, wanted in (("distractors", set(known)), ("products", set(known.values()))):
+        found = [(name, row) for row, name in enumerate(ids_of(test_set, what)) if name in wanted]
+        rows[what] = dict(found)
+        if wrong := sorted((wanted - rows[what].keys()) or {name for name, row in found if rows[what][name] != row}):
+            raise ValueError(
+                f"{path} tells of copies, and {quoted(wrong[0])} is not the PRODUCT_ID of exactly one of the {what}; "
+                f"so it is with {len(wrong) - 1} others. Correct it, or take the copies out."
+            )
+    copies = torch.full((test_set.n_distractors,), -1)
+    for copy, product in known.items():
+        copies[rows["distractors"][copy]] = rows["products"][product]
+    return copies
 
 
 @dataclass(frozen=True)

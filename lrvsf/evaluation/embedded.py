@@ -18,7 +18,7 @@ from lrvsf.embedding.parts import Distractors, Products, QueryViews, check_condi
 from lrvsf.embedding.store import Embed, EmbeddingStore, Shard
 from lrvsf.embedding.top import TopItems
 from lrvsf.embedding.views import ONCE, Views, names_of
-from lrvsf.evaluation.columns import Categories, join_categories
+from lrvsf.evaluation.columns import Categories, copies_in, join_categories
 
 SKIPPED_NAMED = 100  # rows that could not be read and are listed one by one; not tuned
 
@@ -169,16 +169,29 @@ class EmbeddedTestSet:
         """(N,) likewise; -1 for what no product has, which is then in no gallery of one category."""
         return self.categories.distractors[self.distractor_rows]
 
+    @cached_property
+    def copies(self) -> Tensor | None:
+        """(N,) the place among `rows` of the product that a distractor is a copy of, or -1; None if none is known."""
+        known = copies_in(self.test_set)
+        if known is None:
+            return None
+        position = torch.full((self.test_set.n_products + 1,), -1)  # the last one is that of -1
+        position[self.rows] = torch.arange(len(self.rows))
+        return position[known[self.distractor_rows]]
+
     def blocks(self, categorised: bool = False) -> Iterator[tuple]:
         """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first of them among
         the `n_distractors` and, if asked for, their categories (n,)."""
         for embeds, first in self._store.blocks("distractor"):
             yield embeds, first, *([self.distractor_categories[first : first + len(embeds)]] if categorised else [])
 
-    def count(self, *counters: Counter) -> None:
-        """Adds the distractors to counters in one pass: this process's, or all of them from elsewhere."""
-        known = any(counter.categories is not None for counter in counters)
-        categories = self.distractor_categories if known else None
+    def count(self, *counters: Counter, categories: Tensor | None = None) -> None:
+        """Adds the distractors to counters in one pass: this process's, or all of them from elsewhere.
+
+        `categories`: (N,) of the distractors, for counters with others than the test set's.
+        """
+        if categories is None and any(counter.categories is not None for counter in counters):
+            categories = self.distractor_categories
         if self._elsewhere is None:
             add_blocks(self.blocks(), counters, categories)
         else:

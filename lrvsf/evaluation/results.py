@@ -11,6 +11,7 @@ galleries[SIZE]                          SIZE, as K, is a string
     recall[K]                            {"mean", "std"} over folds, between 0 and 1
     recall_optimistic[K]                 the same with a target before the items that tie with it,
     recall_pessimistic[K]                and after them
+    recall_copies_aside[K]               the same with no copy of the target before it, where copies are known
     ties                                 queries over all folds, those that tie, and the items they tie with
     recall_at_1_by_category[CATEGORY]    {"mean", "queries"} over the queries of all folds
     items                                the fewest items of a fold's gallery, the target among them
@@ -109,6 +110,7 @@ def _galleries(galleries: Mapping[str, Any], results: Results) -> list[str]:
     """The lines of one table, or of three under one another, and what is to be said of them."""
     titles = {
         "recall": "R@K in %, mean ± standard deviation over folds; a gallery has N distractors",
+        "recall_copies_aside": "R@K in %, with no place taken by a known copy of the target",
         "recall_in_category": "R@K in %, only items of the target's category",
         "precision": "Share of the top K in the target's category, in %",
     }

@@ -149,7 +149,7 @@ def train(args: MiniClipArguments, training: TrainingArguments, shards: list[Pat
     torch.manual_seed(training.seed)
     model, collate = make_model(args, tokenizer), Collator(tokenizer)
     trainer = Trainer(model, training, data_collator=collate, train_dataset=data, callbacks=[ClampTemperature()])
-    trainer.train()
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     accuracy = caption_accuracy(model.to("cpu"), collate, data) if len(data) >= BATCH else None
     # float16: this is a start, and half the bytes travel in the repository.
     model.half().save_pretrained(output)

@@ -1,5 +1,7 @@
 """The bootstrap protocol: draws, refusals, and a whole evaluation against a naive one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
 from lrvsf.evaluation import bootstrap
 from lrvsf.evaluation.bootstrap import BootstrapSettings, chosen_settings, draw_folds, evaluate_bootstrap
-from lrvsf.evaluation.columns import join_categories
+from lrvsf.evaluation.columns import copies_in, join_categories
 from lrvsf.evaluation.embedded import EmbeddedTestSet
 from lrvsf.evaluation.recall import bootstrap_recall
 from lrvsf.evaluation.results import results_table
@@ -225,3 +227,40 @@ def test_flags_of_another_protocol_are_refused():
 def test_settings_that_would_mislead_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         BootstrapSettings(**{"gallery_sizes": [5], **wrong})
+
+
+def test_a_known_copy_takes_no_place(make_test_set, make_model, make_store):
+    """Against a naive count. Every product has two copies among the distractors, nearer to its query than itself."""
+    copies = {f"d{row}": f"p{row % 12}" for row in range(24)}
+    root = make_test_set(products=12, distractors=40)
+    (root / "manifest.json").write_text(json.dumps({"note": {"copies": copies}}))
+    data = EmbeddedTestSet(make_store(Encoder(make_model(), "category"), ProductTestSet(root)))
+    data.fill()
+    draw = torch.Generator().manual_seed(0)
+    queries, targets, others = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=draw), dim=1) for n in (12, 12, 16)
+    )
+    distractors = torch.cat([queries, queries, others])
+    data.queries, data.targets, data.blocks = queries, targets, lambda: [(distractors, 0)]
+    results = evaluate_bootstrap(data, BootstrapSettings([30], folds=3))
+    expected = {k: [] for k in (1, 5, 10)}
+    for drawn, rows in zip(draw_folds(12, 12, 3, 0, 0), draw_folds(40, 30, 3, 0, 30), strict=True):
+        ranks = []
+        for product in drawn.tolist():
+            rivals = [targets[row] for row in set(drawn.tolist()) - {product}]
+            rivals += [distractors[row] for row in rows.tolist() if row not in (product, product + 12)]
+            ranks.append(1 + sum(float(queries[product] @ (rival - targets[product])) > 0 for rival in rivals))
+        for k, found in expected.items():
+            found.append(np.mean(np.array(ranks) <= k))
+    gallery = results["galleries"]["30"]
+    aside = gallery["recall_copies_aside"]
+    assert {k: aside[str(k)]["mean"] for k in expected} == pytest.approx({k: np.mean(v) for k, v in expected.items()})
+    assert aside["10"]["mean"] > gallery["recall"]["10"]["mean"]
+    assert "no place taken by a known copy of the target" in results_table({"model": "m", **results})
+
+
+def test_copies_that_do_not_join_are_refused(make_test_set):
+    root = make_test_set()
+    (root / "manifest.json").write_text(json.dumps({"note": {"copies": {"d3": "p77"}}}))
+    with pytest.raises(ValueError, match="'p77' is not the PRODUCT_ID of exactly one of the products"):
+        copies_in(ProductTestSet(root))
