@@ -33,8 +33,11 @@ lock: .venv-lock/ready
 	.venv-lock/bin/pip install --quiet "uv>=0.9"
 	touch $@
 
-# Always asked, written only when it draws: what stands on older drawings is made again.
-data/mini/mini.json: .venv/ready FORCE
+# Always asked, written only when they draw: what stands on older drawings is made again.
+data/mini/test/manifest.json: .venv/ready FORCE
+	$(BIN)/python prepare_lrvsf.py mini data/mini --only test
+
+data/mini/mini.json: data/mini/test/manifest.json FORCE
 	$(BIN)/python prepare_lrvsf.py mini data/mini
 
 FORCE:
@@ -54,7 +57,7 @@ runs/mini/none/results.json: runs/mini/none/model.safetensors
 	rm -rf $(@D)/embeds
 	$(LAUNCH) evaluate_lrvsf.py --model $(@D) --data_root data/mini/test --output_dir $(@D)
 
-runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/mini.json
+runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/test/manifest.json
 	rm -rf $(@D)/embeds
 	$(LAUNCH) evaluate_lrvsf.py --model $(<D) --data_root data/mini/test --output_dir $(@D)
 

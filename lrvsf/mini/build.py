@@ -32,6 +32,7 @@ MANIFEST = "mini.json"
 # Each picture's seed is (seed, code of its set, row), so that no set's pictures depend on how many another one has.
 TRAIN, TEST_SETS = 1, {"validation": 2, "test": 4}  # 3 and 5 are their distractors
 TWO_OF_A_KIND, TWO = "two_of_a_kind", 9  # 6 to 8 are the shop's
+SETS = ("train", *TEST_SETS, TWO_OF_A_KIND)
 SHARD_ROWS = 2000
 SHOWN = 0.75  # share of a query's cloth in sight; in training it may be less, as in the wild
 QUERY_TRIES = 20  # stagings; high boots alone may find none, because every hem covers them
@@ -188,7 +189,9 @@ def draw_distractor(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict
     return distractor_row(test_id(size, code, row), simple(garment, size, rng))
 
 
-def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) -> bool:
+def build_mini(
+    out: str | Path, size: MiniSize, processes: int | None = None, only: str | None = None
+) -> bool:
     """Draws Mini LRVS-F into a folder; False if it is there already, drawn with the same settings.
 
     A drawing that was interrupted goes on with the first folder that is not whole.
@@ -199,22 +202,29 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
             distractors are "copies", "variants" and "near-misses" of which products, and which other products of the
             set are "worn" in a query.
         processes: how many draw; the machine's cores by default.
+        only: the one folder to draw now, all by default; mini.json is written when all are there.
 
     Raises:
-        ValueError: the folder holds other data, or some of its files are cut or missing.
+        ValueError: the folder holds other data, or some of its files are cut or missing; no such set.
     """
     out = Path(out)
     settings = size.settings
+    if only is not None and only not in SETS:
+        raise ValueError(f"Mini LRVS-F has no {only!r}, but {', '.join(SETS)}")
     if _is_drawn(out, settings):
         return False
     source = json.dumps(settings)
     looks = draw_looks(size)
     couples = pairs(looks["test"].looks)
-    names = ["train", *TEST_SETS, *([TWO_OF_A_KIND] if couples else [])]
+    names = [name for name in SETS if couples or name != TWO_OF_A_KIND]
     missing = [name for name in names if not made_from(out / name, source)]
+    now = [name for name in missing if only in (None, name)]
+    if only == TWO_OF_A_KIND and "test" in missing:
+        raise ValueError(f"{TWO_OF_A_KIND} has the products of test, which is not drawn: draw that first")
     # Small shards, and a dictionary of equal cells: scenes are no two the same, captions and categories are.
     layout = {"shard_rows": SHARD_ROWS, "dictionary": True}
-    bar = tqdm(total=sum(len(split.looks) for split in looks.values()), desc="drawing", unit="product")
+    drawn = [name for name in looks if name.removesuffix("_distractors") in now]
+    bar = tqdm(total=sum(len(looks[name].looks) for name in drawn), desc="drawing", unit="product")
     with worker_map(processes) as mapper, bar:
 
         def rows(draw: Callable, jobs: Iterable[tuple]) -> Iterator[Any]:
@@ -222,7 +232,7 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
                 bar.update()
                 yield row
 
-        for name in missing:
+        for name in now:
             with (ProductShardWriter if name == "train" else TestSetWriter)(out / name, **layout) as writer:
                 writer.note = {"input": source}
                 if name == "train":
@@ -235,6 +245,8 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None) ->
                 else:
                     writer.note |= kin_by_id(size, looks, name)
                     _write_test_set(writer, name, size, looks, rows)
+    if now != missing:
+        return bool(now)
     files = sorted(path for name in names for path in (out / name).rglob("*.parquet"))
     sizes = {str(path.relative_to(out)): path.stat().st_size for path in files}
     write_report(out / MANIFEST, {**settings, "files": sizes})

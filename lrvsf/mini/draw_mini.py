@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from lrvsf.durable import locked, whole_file
 from lrvsf.mini.attributes import CATEGORIES, random_garment
-from lrvsf.mini.build import MiniSize, build_mini
+from lrvsf.mini.build import SETS, MiniSize, build_mini
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.mini.shop import ShopSize, draw_shop
 
@@ -31,11 +31,12 @@ def mini(
     ),
     image_size: Annotated[int, Option(help="pixels along the longer side")] = MiniSize.image_size,
     seed: Annotated[int, Option(help="seed of all draws; the same one gives the same bytes")] = MiniSize.seed,
+    only: Annotated[str | None, Option(help=f"draw one folder now: {', '.join(SETS)}")] = None,
 ) -> dict[str, Any]:
     """Draw Mini LRVS-F: product shards and test sets, no download."""
     size = MiniSize(products, test_products, distractors, image_size, seed)
     with locked(out, "prepare_lrvsf.py mini"):
-        drawn = build_mini(out, size)
+        drawn = build_mini(out, size, only=only)
     return {
         "folder": str(out),
         "drawn now": "yes" if drawn else "no, it was there already",

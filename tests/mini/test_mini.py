@@ -196,3 +196,16 @@ def test_an_interrupted_drawing_goes_on_and_what_lies_there_is_kept(tmp_path, mo
     with pytest.raises(ValueError, match="other/test holds something made from other input"):
         build_mini(tmp_path / "other", SMALL, processes=1)
     assert not (tmp_path / "other/train").exists()
+
+
+def test_one_folder_may_be_drawn_first(tmp_path):
+    build_mini(tmp_path / "whole", SMALL, processes=1)
+    with pytest.raises(ValueError, match="products of test, which is not drawn"):
+        build_mini(tmp_path / "parts", SMALL, processes=1, only="two_of_a_kind")
+    with pytest.raises(ValueError, match="no 'tests', but train, validation, test, two_of_a_kind"):
+        build_mini(tmp_path / "parts", SMALL, processes=1, only="tests")
+    assert build_mini(tmp_path / "parts", SMALL, processes=1, only="test")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["test"], "nothing says that all is there"
+    assert not build_mini(tmp_path / "parts", SMALL, processes=1, only="test")
+    assert build_mini(tmp_path / "parts", SMALL, processes=1)
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
