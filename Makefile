@@ -65,8 +65,6 @@ runs/mini/mini-%/results.json: assets/mini-%/model.safetensors data/mini/test/ma
 shown: $(SHIPPED)
 	@echo
 	@$(BIN)/python evaluate_lrvsf.py compare "Mini CLIP=runs/mini/mini-clip" "Mini CondViT=runs/mini/mini-condvit"
-	@echo
-	@echo "Now two short trainings, with and without condition."
 
 demo: shown $(TRAINED)
 	@echo

@@ -135,6 +135,7 @@ def evaluate_bootstrap(
     restricted = settings.restrict_to_category
     if restricted and not settings.allow_unmatched_categories:
         data.categories.check()
+    knows_copies = data.known_copies is not None
     data.fill()
     settings.check_distractors(data.n_distractors)  # again: some may not have been readable
 
@@ -153,7 +154,9 @@ def evaluate_bootstrap(
     )
     data.count(counter)
     galleries, ranked = {}, counter.ranks()
-    own = copies_alone(data, product_folds, distractor_folds)
+    own = [None] * len(ranked)
+    if knows_copies:
+        own = copies_alone(data, product_folds, distractor_folds, restricted)
     for size, drawn, ranks, copies in zip(settings.gallery_sizes, distractor_folds, ranked, own, strict=True):
         galleries[str(size)] = {
             **gallery_results(size, ranks, data.category_names),
@@ -176,16 +179,27 @@ def evaluate_bootstrap(
 
 
 def copies_alone(
-    data: EmbeddedTestSet, product_folds: Folds, distractor_folds: Sequence[Folds]
-) -> list[GalleryRanks] | list[None]:
-    """For each gallery size, the ranks among a target and its own known copies; Nones where the test set knows none."""
-    if data.copies is None:
-        return [None] * len(distractor_folds)
-    # Each product is a category of its own, of which the only other items are its copies.
-    places = torch.arange(len(data.rows))
+    data: EmbeddedTestSet, product_folds: Folds, distractor_folds: Sequence[Folds], restricted: bool
+) -> list[GalleryRanks]:
+    """For each gallery size, the ranks among a target and its own known copies.
+
+    `restricted`: galleries hold the target's category only, and so no copy under another one.
+    """
+    copies = data.copies
+    if restricted:
+        same = data.product_categories[copies] == data.distractor_categories  # of -1 anything: it stays -1
+        copies = torch.where(same, copies, -1)
+    with_copies = torch.zeros(len(data.rows), dtype=torch.bool)
+    with_copies[copies[copies >= 0]] = True
+    # A product with copies is a category of its own, of which the only other items are these. All others, which may be
+    # most, share one that no distractor has; what is counted of them is their rivals, and dropped.
+    places = torch.where(with_copies, torch.arange(len(data.rows)), len(data.rows))
     counter = RankCounter(data.queries, data.targets, product_folds, distractor_folds, places)
-    data.count(counter, categories=data.copies)
-    return counter.ranks()
+    data.count(counter, categories=copies)
+    return [
+        GalleryRanks(ranks.above * with_copies[:, None], ranks.tied * with_copies[:, None], ranks.weights)
+        for ranks in counter.ranks()
+    ]
 
 
 def copies_aside(ranks: GalleryRanks, copies: GalleryRanks) -> dict[str, dict[str, float]]:

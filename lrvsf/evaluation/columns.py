@@ -31,16 +31,33 @@ def ids_of(test_set: ProductTestSet, what: str) -> list[str]:
     return [names[place] or "" for names, places, _ in _names(files, "PRODUCT_ID") for place in places.tolist()]
 
 
+def told_of_ids(test_set: ProductTestSet, name: str) -> dict[str, Any]:
+    """What ROOT/manifest.json tells of PRODUCT_IDs under "note" and this name; nothing where it does not.
+
+    Raises ValueError: the file is damaged, or tells something that is no mapping.
+    """
+    path = test_set.root / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is damaged ({error}). Restore it; without it no {name} are known.") from error
+    note = manifest.get("note") if isinstance(manifest, dict) else None
+    told = note.get(name) if isinstance(note, dict) else None
+    if not isinstance(told, dict | None):
+        raise ValueError(f'{path}: "{name}" under "note" must be a mapping of PRODUCT_IDs. Correct it, or take it out.')
+    return told or {}
+
+
 def copies_in(test_set: ProductTestSet) -> Tensor | None:
     """(N,) the row of the product that each distractor is known to be a copy of, or -1; None if no copy is known.
 
     They stand in ROOT/manifest.json, under "note" and "copies": a distractor's PRODUCT_ID -> the product's.
 
-    Raises ValueError: an id that the test set lacks, or that two of its rows have.
+    Raises ValueError: an id that the test set lacks, or that two of its rows have; and as `told_of_ids` does.
     """
-    path = test_set.root / "manifest.json"
-    note = json.loads(path.read_text()).get("note") if path.is_file() else None
-    known = note.get("copies") if isinstance(note, dict) else None
+    known = {copy: identified(product)[0] or "" for copy, product in told_of_ids(test_set, "copies").items()}
     if not known:
         return None
     rows = {}
@@ -49,8 +66,8 @@ def copies_in(test_set: ProductTestSet) -> Tensor | None:
         rows[what] = dict(found)
         if wrong := sorted((wanted - rows[what].keys()) or {name for name, row in found if rows[what][name] != row}):
             raise ValueError(
-                f"{path} tells of copies, and {quoted(wrong[0])} is not the PRODUCT_ID of exactly one of the {what}; "
-                f"so it is with {len(wrong) - 1} others. Correct it, or take the copies out."
+                f"{test_set.root / 'manifest.json'} tells of copies, and {quoted(wrong[0])} is not the PRODUCT_ID of "
+                f"exactly one of the {what}; so it is with {len(wrong) - 1} others. Correct it, or take the copies out."
             )
     copies = torch.full((test_set.n_distractors,), -1)
     for copy, product in known.items():

@@ -170,14 +170,18 @@ class EmbeddedTestSet:
         return self.categories.distractors[self.distractor_rows]
 
     @cached_property
+    def known_copies(self) -> Tensor | None:
+        """As `copies_in` gives them, of all rows: nothing need be embedded."""
+        return copies_in(self.test_set)
+
+    @cached_property
     def copies(self) -> Tensor | None:
         """(N,) the place among `rows` of the product that a distractor is a copy of, or -1; None if none is known."""
-        known = copies_in(self.test_set)
-        if known is None:
+        if self.known_copies is None:
             return None
         position = torch.full((self.test_set.n_products + 1,), -1)  # the last one is that of -1
         position[self.rows] = torch.arange(len(self.rows))
-        return position[known[self.distractor_rows]]
+        return position[self.known_copies[self.distractor_rows]]
 
     def blocks(self, categorised: bool = False) -> Iterator[tuple]:
         """This process's distractors, read anew at every call: (n, dim) unit rows, the place of the first of them among

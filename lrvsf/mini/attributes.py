@@ -54,7 +54,7 @@ PLURAL = frozenset(
 class Garment:
     """One look. `second` is the pattern's colour; a plain garment has none: nothing invisible tells garments apart.
 
-    `seed` is the print's. Colourways of one garment share it, so the print stays and its ground changes.
+    `seed` is the print's. Colourways of one garment share it: the print's shapes stay, and its inks follow the ground.
     """
 
     category: str

@@ -35,7 +35,8 @@ TWO_OF_A_KIND, TWO = "two_of_a_kind", 9  # 6 to 8 are the shop's
 SETS = ("train", *TEST_SETS, TWO_OF_A_KIND)
 SHARD_ROWS = 2000
 SHOWN = 0.75  # share of a query's cloth in sight; in training it may be less, as in the wild
-QUERY_TRIES = 20  # stagings; high boots alone may find none, because every hem covers them
+QUERY_TRIES = 20  # stagings; where all hide more, as a long hem hides boots, the least hidden is taken: 6 % of queries
+IN_SIGHT = 0.25  # share from which a thing counts as shown beside the one that is asked for
 PORTRAIT = (0.66, 0.8)  # width of a narrow scene, its height being 1
 FORMAT = 4  # raise it when the pictures change: an older folder is then refused
 
@@ -55,6 +56,8 @@ class MiniSize:
             raise ValueError(f"Mini LRVS-F needs at least one of each kind of product, got {self}")
         if self.image_size < 32:
             raise ValueError(f"image_size {self.image_size} is too small to see a print; take 32 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed} is below 0; take another")
 
     @property
     def settings(self) -> dict[str, int]:
@@ -158,7 +161,7 @@ def test_id(size: MiniSize, code: int, row: int) -> str:
 
 
 def draw_query(size: MiniSize, code: int, job: tuple[int, Garment, dict[str, Garment]]) -> tuple[dict, set[Garment]]:
-    """One product of a test set, query and target, and all that is worn in the query.
+    """One product of a test set, query and target, and all that the query shows.
 
     Args:
         code: of the set, as in TEST_SETS.
@@ -170,7 +173,12 @@ def draw_query(size: MiniSize, code: int, job: tuple[int, Garment, dict[str, Gar
     figures = staged(garment, size, rng, wardrobe, QUERY_TRIES)
     worn = scene(figures, rng)
     drawn = query_row(test_id(size, code, row), [worn, simple(garment, size, rng)])
-    return drawn, {garment for figure in figures for garment in figure.worn}
+    return drawn, {
+        garment
+        for place, figure in enumerate(figures)
+        for garment in figure.worn
+        if figure.shown(garment, figures[place + 1 :]) >= IN_SIGHT
+    }
 
 
 def draw_two(size: MiniSize, job: tuple[int, tuple[Garment, Garment]]) -> bytes:
@@ -189,9 +197,7 @@ def draw_distractor(size: MiniSize, code: int, job: tuple[int, Garment]) -> dict
     return distractor_row(test_id(size, code, row), simple(garment, size, rng))
 
 
-def build_mini(
-    out: str | Path, size: MiniSize, processes: int | None = None, only: str | None = None
-) -> bool:
+def build_mini(out: str | Path, size: MiniSize, processes: int | None = None, only: str | None = None) -> bool:
     """Draws Mini LRVS-F into a folder; False if it is there already, drawn with the same settings.
 
     A drawing that was interrupted goes on with the first folder that is not whole.
@@ -200,23 +206,23 @@ def build_mini(
         out: folder; gets train/*.parquet, validation/, test/, two_of_a_kind/ (if two test products have one category)
             and mini.json (settings and files, written last). Under "note", the manifest.json of a test set tells which
             distractors are "copies", "variants" and "near-misses" of which products, and which other products of the
-            set are "worn" in a query.
+            set are "worn" in a query, a quarter in sight at least.
         processes: how many draw; the machine's cores by default.
         only: the one folder to draw now, all by default; mini.json is written when all are there.
 
     Raises:
-        ValueError: the folder holds other data, or some of its files are cut or missing; no such set.
+        ValueError: the folder holds other data, or some of its files are cut or missing; there is no such set.
     """
     out = Path(out)
     settings = size.settings
-    if only is not None and only not in SETS:
-        raise ValueError(f"Mini LRVS-F has no {only!r}, but {', '.join(SETS)}")
     if _is_drawn(out, settings):
         return False
     source = json.dumps(settings)
     looks = draw_looks(size)
     couples = pairs(looks["test"].looks)
     names = [name for name in SETS if couples or name != TWO_OF_A_KIND]
+    if only is not None and only not in names:
+        raise ValueError(f"Mini LRVS-F of {size.test_products:,} test products has no {only!r}, but {', '.join(names)}")
     missing = [name for name in names if not made_from(out / name, source)]
     now = [name for name in missing if only in (None, name)]
     if only == TWO_OF_A_KIND and "test" in missing:
@@ -239,7 +245,8 @@ def build_mini(
                     for row in rows(partial(draw_product, size), enumerate(looks[name].looks)):
                         writer.add(row)
                 elif name == TWO_OF_A_KIND:
-                    writer.note |= kin_by_id(size, looks, "test")
+                    # Products without a partner are left out, and so is what is known of their kin.
+                    writer.note |= kin_by_id(size, looks, "test", {row for rows in couples for row in rows})
                     jobs = [(rows, tuple(looks["test"].looks[row] for row in rows)) for rows in couples]
                     _write_two_of_a_kind(writer, out / "test", size, jobs, mapper)
                 else:
@@ -253,17 +260,24 @@ def build_mini(
     return True
 
 
-def kin_by_id(size: MiniSize, looks: dict[str, Split], name: str) -> dict[str, dict[str, str]]:
-    """Kind of kin -> distractor's id -> id of the product that it is a copy, a variant or a near-miss of."""
+def kin_by_id(
+    size: MiniSize, looks: dict[str, Split], name: str, products: set[int] | None = None
+) -> dict[str, dict[str, str]]:
+    """Kind of kin -> distractor's id -> id of the product that it is a copy, a variant or a near-miss of.
+
+    `products`: rows of these only.
+    """
     code, kin = TEST_SETS[name], looks[f"{name}_distractors"].kin
     found: dict[str, dict[str, str]] = {kind: {} for kind in (COPY, VARIANT, NEAR_MISS)}
     for row, (kind, origin) in kin.items():
-        found[kind][test_id(size, code + 1, row)] = test_id(size, code, origin)
+        if products is None or origin in products:
+            found[kind][test_id(size, code + 1, row)] = test_id(size, code, origin)
     return found
 
 
 def _write_test_set(writer: TestSetWriter, name: str, size: MiniSize, looks: dict[str, Split], rows: Callable) -> None:
-    """Queries whose figures wear products of the same set, so that every condition has its answer in the gallery."""
+    """Queries whose figures wear products of the same set, so that other conditions have their answers in the gallery,
+    too. A second figure wears its own."""
     code, garments = TEST_SETS[name], looks[name].looks
     chosen = wardrobes(garments, np.random.default_rng([size.seed, code]))
     jobs = (
@@ -296,8 +310,11 @@ def _is_drawn(out: Path, settings: dict[str, int]) -> bool:
     manifest = out / MANIFEST
     if not manifest.is_file():
         return False
-    found = json.loads(manifest.read_text())
-    files = found.pop("files", {})
+    try:
+        found = json.loads(manifest.read_text())
+        files = found.pop("files", {})
+    except (ValueError, AttributeError, TypeError) as error:  # no JSON, or another one
+        raise ValueError(f"{manifest} is damaged ({error}); remove {out} to draw it again") from error
     if found != settings:
         raise ValueError(f"{out} holds a Mini LRVS-F drawn with {found}; remove it or choose another folder")
     for name, size in files.items():

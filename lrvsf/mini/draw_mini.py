@@ -37,12 +37,11 @@ def mini(
     size = MiniSize(products, test_products, distractors, image_size, seed)
     with locked(out, "prepare_lrvsf.py mini"):
         drawn = build_mini(out, size, only=only)
+    sizes = {"training products": products, "queries": test_products, "distractors": distractors}
     return {
-        "folder": str(out),
+        "folder": str(out if only is None else out / only),
         "drawn now": "yes" if drawn else "no, it was there already",
-        "training products": products,
-        "queries": test_products,
-        "distractors": distractors,
+        **(sizes if only is None else {}),
         "seed": seed,
     }
 

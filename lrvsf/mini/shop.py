@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lrvsf.durable import whole_folder
 from lrvsf.mini.attributes import CATEGORIES, Garment, random_garment
-from lrvsf.mini.build import SHOWN
+from lrvsf.mini.build import FORMAT, SHOWN
 from lrvsf.mini.camera import jpeg
 from lrvsf.mini.scenes import outfit, scene_picture, simple_picture, stage
 from lrvsf.prepare.row_writer import parquet_writer
@@ -56,6 +56,13 @@ class ShopSize:
             )
         if self.image_size < 32:
             raise ValueError(f"image_size={self.image_size} is too small to see a pattern; take 32 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} is below 0; take another")
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What the pictures depend on."""
+        return {"format": FORMAT, **asdict(self)}
 
 
 def draw_shop(out: str | Path, size: ShopSize, processes: int | None = None) -> bool:
@@ -64,10 +71,13 @@ def draw_shop(out: str | Path, size: ShopSize, processes: int | None = None) -> 
     Raises ValueError: the folder holds something else.
     """
     out = Path(out)
-    if (out / TRUTH).is_file() and json.loads((out / TRUTH).read_text())["drawn_with"] == asdict(size):
+    if (out / TRUTH).is_file() and _drawn_with(out / TRUTH) == size.settings:
         return False
     if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
-        raise ValueError(f"{out} holds other data, or a shop drawn with other settings; remove it or choose another")
+        raise ValueError(
+            f"{out} holds other data, or a shop drawn with other settings or by an earlier version; remove it or "
+            "choose another"
+        )
     outfits, garments = _looks(size)
     number = {garment: place for place, garment in enumerate(garments)}
     with (
@@ -89,7 +99,7 @@ def draw_shop(out: str | Path, size: ShopSize, processes: int | None = None) -> 
             }
             truth.append({"image": name, "shows": shows})
             bar.update()
-        (folder / TRUTH).write_text(json.dumps({"drawn_with": asdict(size), "scenes": truth}, indent=1) + "\n")
+        (folder / TRUTH).write_text(json.dumps({"drawn_with": size.settings, "scenes": truth}, indent=1) + "\n")
     return True
 
 
@@ -97,6 +107,14 @@ def read_scenes(shop: str | Path) -> list[dict[str, Any]]:
     """The scenes of a shop: `image`, a path, and `shows`: category -> `id` and `share`, how much of it is in sight."""
     shop = Path(shop)
     return [{**scene, "image": shop / scene["image"]} for scene in json.loads((shop / TRUTH).read_text())["scenes"]]
+
+
+def _drawn_with(truth: Path) -> Any:
+    """None of a file that says nothing of it: it is another one's."""
+    try:
+        return json.loads(truth.read_text()).get("drawn_with")
+    except (ValueError, AttributeError):
+        return None
 
 
 def _looks(size: ShopSize) -> tuple[list[list[Garment]], list[Garment]]:

@@ -21,8 +21,8 @@ class Mix:
     copies: float = 0.02  # of rows show another row's very garment: false negatives, as any crawl has them
     near_misses: float = 0.1  # of distractors have a product's description and another print: only the picture tells
     companions: float = 0.15  # of scenes show a second figure in a thing of the same category: only words tell which
-    portraits: float = 0.4  # of scenes are narrower than high, as photographs of people are
-    cropped: float = 0.25  # of scenes move in on the target
+    portraits: float = 0.4  # of scenes with one figure are narrower than high, as photographs of people are
+    cropped: float = 0.25  # of these move in on the target
     overlays: float = 0.1  # of pictures bear a price, a sticker or a watermark
     grain: float = 0.3  # of scenes have a sensor's noise; product pictures come from a studio
     quality: tuple[int, int] = (65, 92)  # of JPEG: what shops and social networks write

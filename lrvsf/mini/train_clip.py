@@ -46,4 +46,24 @@ def mini_clip(words: Annotated[list[str] | None, Argument(metavar="[RECIPE.yaml]
 
     quiet_libraries()
     args, training = parse_classes((MiniClipArguments, TrainingArguments), flags, asked, machine=True)
+    training.resume_from_checkpoint = checkpoint_of(training.resume_from_checkpoint, Path(training.output_dir))
     return train(args, training, shards)
+
+
+def checkpoint_of(asked: str | None, output: Path) -> str | None:
+    """The folder to go on from, by the words of train_hf.py: True is the newest of `output`, auto that or none.
+
+    Raises ValueError: it is not there; said before any picture is decoded.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if asked is None or asked.lower() == "false":
+        return None
+    if asked.lower() not in ("true", "auto"):
+        if not Path(asked).is_dir():
+            raise ValueError(f"resume_from_checkpoint={asked}: no such folder; True takes the newest of {output}")
+        return asked
+    found = get_last_checkpoint(output) if output.is_dir() else None
+    if found is None and asked.lower() == "true":
+        raise ValueError(f"resume_from_checkpoint=True: {output} has no checkpoint; auto begins anew where it has none")
+    return found

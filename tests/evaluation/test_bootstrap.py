@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -259,8 +261,88 @@ def test_a_known_copy_takes_no_place(make_test_set, make_model, make_store):
     assert "no place taken by a known copy of the target" in results_table({"model": "m", **results})
 
 
-def test_copies_that_do_not_join_are_refused(make_test_set):
+def test_a_copy_that_ties_or_belongs_to_what_cannot_be_read_counts_for_nothing(make_test_set, make_model, make_store):
+    """An identical picture is the obvious copy. Rows that are skipped shift all others, and the copies with them."""
+    root = make_test_set(products=12, distractors=40, bad={"SIMPLE_IMG": {2: b"cut"}, "jpg": {1: b"cut"}})
+    copies = {"d0": "p0", "d1": "p3", "d5": "p2", "d7": "p11"}  # d1 and p2 cannot be read
+    (root / "manifest.json").write_text(json.dumps({"note": {"copies": copies}}))
+    data = EmbeddedTestSet(make_store(Encoder(make_model(), "category"), ProductTestSet(root), max_bad=0.1))
+    data.fill()
+    places = {int(row): place for place, row in enumerate(data.rows)}
+    expected = torch.full((39,), -1)
+    expected[0], expected[6] = places[0], places[11]
+    assert data.copies.tolist() == expected.tolist()
+    assert places[11] == 10 and 2 not in places
+    draw = torch.Generator().manual_seed(0)
+    queries, targets, others = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=draw), dim=1) for n in (11, 11, 39)
+    )
+    queries = targets.clone()  # nothing is nearer than the target
+    others[0], others[6] = targets[0], targets[10]
+    data.queries, data.targets, data.blocks = queries, targets, lambda: [(others, 0)]
+    gallery = evaluate_bootstrap(data, BootstrapSettings([39], folds=4))["galleries"]["39"]
+    assert gallery["ties"]["queries"] > 0 and gallery["recall_copies_aside"]["1"] == {"mean": 1.0, "std": 0.0}
+
+
+def test_a_copy_of_another_category_is_in_no_gallery_of_one_category(make_test_set, make_model, make_store):
+    root = make_test_set(products=12, distractors=40)
+    (root / "manifest.json").write_text(
+        json.dumps({"note": {"copies": {f"d{row}": f"p{row % 12}" for row in range(24)}}})
+    )
+    data = EmbeddedTestSet(make_store(Encoder(make_model(), "category"), ProductTestSet(root)))
+    data.fill()
+    queries = torch.nn.functional.normalize(torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    data.queries, data.targets, data.blocks = queries, -queries, lambda: [(queries.repeat(4, 1)[:40], 0)]
+    settings = BootstrapSettings([40], folds=3, restrict_to_category=True, allow_unmatched_categories=True)
+    same = data.product_categories[data.copies] == data.distractor_categories
+    assert 0 < same[:24].sum() < 24
+    results = evaluate_bootstrap(data, settings)["galleries"]["40"]
+    assert results["recall_copies_aside"]["10"]["mean"] >= results["recall"]["10"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("copies", "says"),
+    [
+        ({"d3": "p77"}, "'p77' is not the PRODUCT_ID of exactly one of the products"),
+        ({"d3": 77}, "'77' is not the PRODUCT_ID of exactly one of the products"),
+        ({"d3": None}, "'' is not the PRODUCT_ID of exactly one of the products"),
+        ({"d3": ["p1"]}, "'' is not the PRODUCT_ID of exactly one of the products"),
+        ({"d99": "p1"}, "'d99' is not the PRODUCT_ID of exactly one of the distractors"),
+        (["d3"], 'manifest.json: "copies" under "note" must be a mapping'),
+    ],
+)
+def test_copies_that_do_not_join_are_refused_before_anything_is_embedded(
+    make_test_set, make_model, make_store, copies, says
+):
     root = make_test_set()
-    (root / "manifest.json").write_text(json.dumps({"note": {"copies": {"d3": "p77"}}}))
-    with pytest.raises(ValueError, match="'p77' is not the PRODUCT_ID of exactly one of the products"):
+    (root / "manifest.json").write_text(json.dumps({"note": {"copies": copies}}))
+    data = EmbeddedTestSet(make_store(Encoder(make_model(), "category"), ProductTestSet(root)))
+    data.fill = lambda: pytest.fail("it embeds")
+    with pytest.raises(ValueError, match=says):
+        evaluate_bootstrap(data, BootstrapSettings([5], folds=2))
+
+
+def test_an_id_of_two_rows_is_no_copy(make_test_set):
+    root = make_test_set()
+    table = pq.read_table(root / "products.parquet")
+    ids = ["p1" if name == "p0" else name for name in table["PRODUCT_ID"].to_pylist()]
+    place = table.column_names.index("PRODUCT_ID")
+    pq.write_table(table.set_column(place, "PRODUCT_ID", pa.array(ids)), root / "products.parquet")
+    (root / "manifest.json").write_text(json.dumps({"note": {"copies": {"d3": "p1"}}}))
+    with pytest.raises(ValueError, match="'p1' is not the PRODUCT_ID of exactly one of the products"):
         copies_in(ProductTestSet(root))
+
+
+@pytest.mark.parametrize("text", [b"", b'{"note": {"cop', b"\xe9"])
+def test_a_damaged_manifest_is_refused_by_name(make_test_set, text):
+    root = make_test_set()
+    (root / "manifest.json").write_bytes(text)
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        copies_in(ProductTestSet(root))
+
+
+@pytest.mark.parametrize("foreign", [[1], None, {"note": "text"}, {"note": None}, {"files": []}])
+def test_somebody_else_s_manifest_tells_of_no_copies(make_test_set, foreign):
+    root = make_test_set()
+    (root / "manifest.json").write_text(json.dumps(foreign))
+    assert copies_in(ProductTestSet(root)) is None

@@ -9,6 +9,8 @@ import pytest
 
 import configuration_condvit
 from lrvsf.data.images import decode_image
+from lrvsf.data.testset import ProductTestSet
+from lrvsf.evaluation.columns import copies_in
 from lrvsf.mini import build
 from lrvsf.mini.attributes import CATEGORIES, SILHOUETTES, Garment, careless_caption, near_miss, random_garment, variant
 from lrvsf.mini.build import MiniSize, build_mini, draw_looks
@@ -202,10 +204,45 @@ def test_one_folder_may_be_drawn_first(tmp_path):
     build_mini(tmp_path / "whole", SMALL, processes=1)
     with pytest.raises(ValueError, match="products of test, which is not drawn"):
         build_mini(tmp_path / "parts", SMALL, processes=1, only="two_of_a_kind")
-    with pytest.raises(ValueError, match="no 'tests', but train, validation, test, two_of_a_kind"):
+    with pytest.raises(ValueError, match="10 test products has no 'tests', but train, validation, test, two_of_a_kind"):
         build_mini(tmp_path / "parts", SMALL, processes=1, only="tests")
     assert build_mini(tmp_path / "parts", SMALL, processes=1, only="test")
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["test"], "nothing says that all is there"
     assert not build_mini(tmp_path / "parts", SMALL, processes=1, only="test")
     assert build_mini(tmp_path / "parts", SMALL, processes=1)
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+def test_what_is_known_of_copies_joins_in_both_test_sets(tmp_path):
+    """Of products without a partner, too, which two_of_a_kind leaves out."""
+    build_mini(tmp_path, MiniSize(1, 23, 60, image_size=32, seed=1), processes=1)
+    known = {}
+    for name in ("test", "two_of_a_kind"):
+        test_set = ProductTestSet(tmp_path / name)
+        assert copies_in(test_set) is not None
+        known[name] = json.loads((tmp_path / name / "manifest.json").read_text())["note"]["copies"]
+    assert known["two_of_a_kind"].items() < known["test"].items()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "7"])
+def test_a_damaged_list_of_files_is_named(tmp_path, text):
+    (tmp_path / "mini.json").write_text(text)
+    with pytest.raises(ValueError, match=r"mini\.json is damaged .*remove .* to draw it again"):
+        build_mini(tmp_path, SMALL, processes=1)
+
+
+def test_what_is_out_of_sight_is_not_listed_as_worn():
+    rng = np.random.default_rng(0)
+    size = MiniSize(image_size=48)
+    looks = [random_garment(category, rng) for category in CATEGORIES]
+    wardrobe = {garment.category: garment for garment in looks}
+    hidden = 0
+    for row in range(40):
+        _, shown = build.draw_query(size, 4, (row, looks[row % len(looks)], wardrobe))
+        figures = build.staged(looks[row % len(looks)], size, np.random.default_rng([0, 4, row]), wardrobe, 20)
+        for place, figure in enumerate(figures):
+            for garment in figure.worn:
+                share = figure.shown(garment, figures[place + 1 :])
+                assert (garment in shown) == (share >= 0.25)
+                hidden += share < 0.25
+    assert hidden, "the frame or another thing hides some"

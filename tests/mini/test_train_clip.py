@@ -20,6 +20,18 @@ def test_mini_clip_is_trained_from_what_mini_drew(tmp_path, capsys):
     assert "training images" in capsys.readouterr().out
     assert CLIPModel.from_pretrained(tmp_path / "clip").config.projection_dim == 128
     assert json.loads((tmp_path / "clip/training.json").read_text())["steps"] == 1, "a flag overrides the recipe"
+    # What was killed goes on: two steps, then one more, then another.
+    flags += ["--use_cpu", "True", "--report_to", "none", "--save_strategy", "steps", "--save_steps", "2"]
+    flags[flags.index("--output_dir") + 1] = str(tmp_path / "later")
+    for asked, says in (("True", "has no checkpoint"), (str(tmp_path / "gone"), "no such folder")):
+        with pytest.raises(ValueError, match=says):
+            prepare_lrvsf.main(["mini_clip", str(recipe), *flags, "--resume_from_checkpoint", asked])
+    for steps, asked in ((2, "auto"), (3, "auto"), (4, "True")):
+        flags[flags.index("--max-steps") + 1] = str(steps)
+        prepare_lrvsf.main(["mini_clip", str(recipe), *flags, "--resume_from_checkpoint", asked])
+        log = json.loads((tmp_path / "later/training.json").read_text())
+        assert log["steps"] == steps
+    assert (tmp_path / "later/checkpoint-2").is_dir()
 
 
 def test_mini_clip_says_what_is_missing_before_it_imports_torch(tmp_path, capsys):

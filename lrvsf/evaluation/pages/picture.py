@@ -9,7 +9,6 @@ A model that reads texts is asked by `--texts`.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable
 
@@ -22,6 +21,7 @@ from lrvsf.data.testset import Product, ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_share
+from lrvsf.evaluation.columns import told_of_ids
 from lrvsf.terminal import never_refuse
 from processing_condvit import pad_and_resize
 
@@ -53,15 +53,21 @@ def retrieve(
 
 def known_products(test_set: ProductTestSet, asked: Product) -> list[Product]:
     """The products that a scene is known to show: those that are asked for by it, and those that, by the test set's
-    manifest.json, are worn in it (Mini LRVS-F says so under "note")."""
-    manifest = test_set.root / "manifest.json"
-    worn = json.loads(manifest.read_text()).get("note", {}).get("worn", {}) if manifest.is_file() else {}
+    manifest.json, are worn in it (Mini LRVS-F says so under "note").
+
+    Raises ValueError: what is worn is no product of the test set; and as `told_of_ids` does.
+    """
     ids = [origin.product_id for origin in test_set.origins("products")]
-    others = set(worn.get(ids[asked.row], {}).values())
+    worn = told_of_ids(test_set, "worn").get(ids[asked.row], {})
+    if not isinstance(worn, dict) or not all(other in ids for other in worn.values()):
+        raise ValueError(
+            f"{test_set.root / 'manifest.json'} tells that {worn} is worn in the scene of {ids[asked.row]}, where a "
+            "mapping to PRODUCT_IDs of products must be. Correct it, or take it out."
+        )
     return [
         product
         for product in test_set.products()
-        if product.query_image == asked.query_image or ids[product.row] in others
+        if product.query_image == asked.query_image or ids[product.row] in worn.values()
     ]
 
 
@@ -109,9 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     conditions = args.texts or args.categories or [product.category]
     if not args.texts and (unknown := [name for name in conditions if name not in encoder.model.config.categories]):
         raise ValueError(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
+    known = {other.target_image for other in known_products(test_set, product)}
     gallery, images = gallery_of(encoder, test_set)
     found = retrieve(encoder, product.query_image, conditions, gallery, args.count)
-    known = {other.target_image for other in known_products(test_set, product)}
     targets = {row for row, image in enumerate(images) if image in known}
     draw_retrieval(product.query_image, found, images, targets).save(args.out, optimize=True)
     print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(conditions)}")
