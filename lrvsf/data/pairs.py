@@ -93,8 +93,6 @@ class PairMaker:
         wording: how words ask, for a model that reads texts.
         places: where the targets are embedded already: (rows,) the place of each row's target among them, or -1 for one
             that could not be read. A product's target is then always the first of its pictures that may be one.
-        scenes: how many of a product's scenes ask for it.
-        unconditioned: the share of queries that have no condition, -1.
     """
 
     def __init__(
@@ -104,11 +102,9 @@ class PairMaker:
         seed: int,
         wording: Wording | None = None,
         places: np.ndarray | None = None,
-        scenes: int = 1,
-        unconditioned: float = 0.0,
     ):
         self.image_size, self.categories, self.seed, self.wording = image_size, categories, seed, wording
-        self.places, self.scenes, self.unconditioned = places, scenes, unconditioned
+        self.places = places
 
     def batch(self, epoch: int, rows: list[dict], spares: list[dict]) -> dict[str, Any]:
         """Pairs of `rows`; a product without a readable pair is replaced by the next spare: B never changes.
@@ -136,15 +132,12 @@ class PairMaker:
             ids.append(row["product_id"])
             pictures.append(torch.tensor(picture_numbers(row, pair[2])))
         queries, targets, _, conditions = zip(*pairs, strict=True)
-        # Blocks of the products' order: all first scenes, all second ones.
-        queries = [view for block in zip(*queries, strict=True) for view in block]
         batch: dict[str, Any] = {"pixel_values": torch.stack(queries)}
         batch |= {"target_pixel_values": torch.stack(targets)} if self.places is None else {}
         batch |= {"target_places": torch.tensor(targets)} if self.places is not None else {}
         batch |= {"product_ids": ids, "pictures": pad_sequence(pictures, batch_first=True)}  # (B, P), 0 is no number
         if self.categories is not None:
-            asked = [index for block in zip(*conditions, strict=True) for index in block]
-            batch["category_indices"] = torch.tensor(asked)
+            batch["category_indices"] = torch.tensor(conditions)
         if self.wording is not None:
             batch["text_hashes"] = np.array(conditions, np.uint64)
         return {**batch, "tried": tried}
@@ -166,17 +159,11 @@ class PairMaker:
         (scene, _), (target, cell) = query, target
         pixels = [augment(scene, self.image_size, rng)]
         pixels.append(augment(target, self.image_size, rng) if self.places is None else target)
-        views = [pixels[0]]
-        for _ in range(self.scenes - 1):
-            others = [image for image in scenes if image is not query[1]] or scenes
-            found = self._first_readable(row, others, rng, tried)
-            views.append(augment(found[0] if found else scene, self.image_size, rng))
-        pixels[0] = views
         if self.wording is not None:  # after the crops, which are those of a model without words
             # The category says what is one thing, as two captions of one picture are one question.
             return *pixels, cell["category"], text_hash(self.wording.draw(cell, rng))
         index = self.categories.index(cell["category"]) if self.categories is not None else -1
-        return *pixels, index, [-1 if rng.random() < self.unconditioned else index for _ in views]
+        return *pixels, index, index
 
     def _place(self, row: dict, simples: list[dict]) -> tuple[int, dict] | None:
         """Where the product's target is embedded, and the cell of its picture; counted where it was embedded."""

@@ -99,17 +99,6 @@ class CondViTTrainingArguments(TrainingArguments):
     categories_per_batch: int | None = flag(
         None, "draw each global batch from this many categories: harder negatives; by default from all"
     )
-    condition_learning_rate: float | None = flag(
-        None, "peak learning rate of condition tokens and their projection; by default that of all"
-    )
-    layer_decay: float = flag(1.0, "learning rate of each layer as a share of the next one's, from the last backwards")
-    phase2_warmup_steps: int = flag(0, "steps in which the learning rate climbs anew where phase 2 begins")
-    ema_decay: float | None = flag(None, "also keep a moving average of the weights, with this share kept each step")
-    scenes_per_product: int = flag(1, "scenes that ask for each product of a batch, at the price of one target")
-    unconditioned: float = flag(0.0, "share of queries that are asked without a condition")
-    target_memory: int = flag(0, "past targets that are further negatives of the queries, from phase 2 on")
-    memory_max_similarity: float = flag(0.95, "a remembered target more similar to the own one is no negative")
-    memory_start: int = flag(0, "the step from which the memory counts; phase 1's at least")
     matryoshka_dims: list[int] | None = flag(
         None, "also train the first dimensions, such as 64 128 256, as embeddings that may be cut there"
     )

@@ -7,7 +7,6 @@ Phase 2: everything trains with a fresh AdamW, on a cosine down to a thousandth.
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,20 +26,16 @@ def phase1_length(asked: int | None, epoch: int, total: int) -> int:
     return epoch if epoch <= total else total // 2
 
 
-def learning_rate_factor(step: int, phase1_steps: int, total_steps: int, warmup: int = 0) -> float:
+def learning_rate_factor(step: int, phase1_steps: int, total_steps: int) -> float:
     """The share of the peak learning rate that is used at a step, counted from 0."""
     if step < phase1_steps:
         return START + (1 - START) * step / phase1_steps
-    if step < phase1_steps + warmup:
-        return START + (1 - START) * (step - phase1_steps) / warmup
     # The cosine would reach the floor one step after the last: a run never trains at it.
-    progress = (step - phase1_steps - warmup) / max(1, total_steps - phase1_steps - warmup)
+    progress = (step - phase1_steps) / max(1, total_steps - phase1_steps)
     return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def two_phase_scheduler(
-    optimizer: torch.optim.Optimizer, phase1_steps: int, total_steps: int, warmup: int = 0
-) -> LambdaLR:
+def two_phase_scheduler(optimizer: torch.optim.Optimizer, phase1_steps: int, total_steps: int) -> LambdaLR:
     """`learning_rate_factor` for the optimizer. Raises ValueError: phase 1 is longer than the run."""
     if phase1_steps > total_steps:
         raise ValueError(
@@ -48,7 +43,7 @@ def two_phase_scheduler(
             f"{total_steps}; train longer or set a smaller phase1_steps"
         )
     # A lambda, not a partial: LambdaLR would write a partial's attributes into every checkpoint.
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, phase1_steps, total_steps, warmup))
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, phase1_steps, total_steps))
 
 
 def trains_in_phase1(parameter_name: str) -> bool:
@@ -77,16 +72,6 @@ def _is_table(parameter_name: str) -> bool:
     tables = (".embeddings.class_", ".embeddings.position_")
     tokens = ("condition_embedding", "condition_position_embedding")  # a text model's projection is a matrix
     return parameter_name in tokens or any(table in parameter_name for table in tables)
-
-
-def learning_rate_share(name: str, layers: int, decay: float) -> float:
-    """The share of the peak learning rate of one parameter under layer-wise decay."""
-    if trains_in_phase1(name) or name == "logit_scale":
-        return 1.0
-    found = re.search(r"\.layers\.(\d+)\.", name)
-    if found:
-        return decay ** (layers - 1 - int(found[1]))
-    return 1.0 if "post_layernorm" in name else decay**layers
 
 
 class FreshOptimizer(TrainerCallback):

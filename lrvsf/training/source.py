@@ -182,8 +182,6 @@ def pair_loader(
             args.seed,
             wording_of(args, config),
             places,
-            args.scenes_per_product,
-            args.unconditioned,
         ),
         args.dataloader_num_workers,
         texts,

@@ -5,8 +5,6 @@ It overrides hooks only; Trainer's loop is Trainer's. Checkpoints and what follo
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import logging
 from collections import Counter
 from functools import partial
@@ -16,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback
 
 from lrvsf.data.images import BadImageCounter
 from lrvsf.data.pairs import count_images
@@ -36,10 +33,9 @@ from lrvsf.training.fast_tower import compile_layers
 from lrvsf.training.guards import StopOnSignalOrNaN
 from lrvsf.training.objective.frozen_gallery import FrozenGallery
 from lrvsf.training.objective.grad_cache import cached_step
-from lrvsf.training.objective.loss import checked_dims, loss_of_views, nested_info_nce, rows_that_share
+from lrvsf.training.objective.loss import checked_dims, nested_info_nce, rows_that_share
 from lrvsf.training.resuming import ResumableTrainer, total_steps, wins_tie
 from lrvsf.training.source import pair_loader
-from lrvsf.training.target_memory import TargetMemory
 from lrvsf.training.validation import validate
 from modeling_condvit import CondViTModel
 from processing_condvit import IMAGE_MEAN, IMAGE_STD
@@ -47,19 +43,6 @@ from processing_condvit import IMAGE_MEAN, IMAGE_STD
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 50  # not tuned; at the published rate 50 steps move a weight by 0.0005 at most
-
-
-class Average(TrainerCallback):
-    """Keeps a moving average of the weights."""
-
-    def __init__(self, averaged: CondViTModel, decay: float):
-        self.averaged, self.decay = averaged, decay
-
-    @torch.no_grad()
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        for mean, now in zip(self.averaged.parameters(), model.parameters(), strict=True):
-            mean.lerp_(now.to(mean), 1 - decay)
 
 
 class CondViTTrainer(ResumableTrainer):
@@ -107,10 +90,6 @@ class CondViTTrainer(ResumableTrainer):
         self.add_callback(self.guard)
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
-        self.memory = TargetMemory(args.target_memory, args.memory_max_similarity) if args.target_memory else None
-        self.averaged = None if args.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
-        if self.averaged is not None:
-            self.add_callback(Average(self.averaged, args.ema_decay))
         if self.is_world_process_zero():
             self._warn_of_short_run()
 
@@ -131,8 +110,6 @@ class CondViTTrainer(ResumableTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One batch of `PairMaker`: its gradients are in the parameters afterwards. Returns the loss."""
         self.guard.products = inputs.pop("product_ids")
-        numbers = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in self.guard.products]
-        self.products = torch.tensor([int.from_bytes(n, "big") for n in numbers], device=self.args.device)
         count_images(inputs, self.skipped)
         # Trainer would wait for each copy from pinned memory.
         inputs = {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
@@ -171,62 +148,23 @@ class CondViTTrainer(ResumableTrainer):
         *embeds, logit_scale = embeds_and_scale
         if places is not None:
             return self.gallery.loss(*embeds, places, logit_scale)
-        if self.args.scenes_per_product > 1 or self.memory is not None:
-            targets, memory = embeds[1], None
-            if self.memory is not None and self.state.global_step >= self.phase1_steps:
-                if self.state.global_step >= self.args.memory_start:
-                    memory = self.memory.negatives(targets, self.products)
-                self.memory.add(targets, self.products)
-            return loss_of_views(*embeds, logit_scale, together, memory)
         return nested_info_nce(*embeds, logit_scale, self.dims, together)
 
     def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Queries and, unless their gallery is frozen, targets, (B, D) each, in one call: DistributedDataParallel
         allows one forward a step."""
-        targets, asked = inputs.get("target_pixel_values"), inputs.get("category_indices")
-        targets = None if targets is None else self._normalised(targets)
-        queries = self._normalised(inputs["pixel_values"])
-        if asked is None or targets is None or not (plain := asked < 0).any():
-            output = model(
-                pixel_values=queries,
-                category_indices=asked,
-                text_embeds=inputs.get("text_embeds"),
-                target_pixel_values=targets,
-            )
-            return (output.image_embeds,) if targets is None else (output.image_embeds, output.target_embeds)
-        # Queries without a condition go through the tower as targets do.
+        targets = inputs.get("target_pixel_values")
         output = model(
-            pixel_values=queries[~plain],
-            category_indices=asked[~plain],
-            target_pixel_values=torch.cat([queries[plain], targets]),
+            pixel_values=self._normalised(inputs["pixel_values"]),
+            category_indices=inputs.get("category_indices"),
+            text_embeds=inputs.get("text_embeds"),
+            target_pixel_values=None if targets is None else self._normalised(targets),
         )
-        rows = torch.empty(len(queries), output.image_embeds.shape[1], dtype=output.image_embeds.dtype)
-        rows = rows.to(queries.device).index_put((~plain,), output.image_embeds)
-        count = int(plain.sum())
-        rows = rows.index_put((plain,), output.target_embeds[:count])
-        return rows, output.target_embeds[count:]
+        return (output.image_embeds,) if targets is None else (output.image_embeds, output.target_embeds)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> float32, on the device: a quarter of the bytes travel."""
         return (pixels - self._mean) / self._std
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self.args.layer_decay == 1.0 and self.args.condition_learning_rate is None:
-            return optimizer
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        layers, groups = self.model.config.num_hidden_layers, {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                name, rate = names[id(p)], group["lr"]
-                if name.startswith("condition_") and self.args.condition_learning_rate is not None:
-                    rate = self.args.condition_learning_rate
-                else:
-                    rate = rate * schedule.learning_rate_share(name, layers, self.args.layer_decay)
-                own = {key: value for key, value in group.items() if key != "params"} | {"lr": rate}
-                groups.setdefault((rate, group["weight_decay"]), {**own, "params": []})["params"].append(p)
-        optimizer.param_groups[:] = list(groups.values())
-        return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return schedule.decayed_names(model, self.args.decay_matrices_only)
@@ -234,8 +172,7 @@ class CondViTTrainer(ResumableTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
-            warmup = self.args.phase2_warmup_steps
-            self.lr_scheduler = schedule.two_phase_scheduler(optimizer, self.phase1_steps, num_training_steps, warmup)
+            self.lr_scheduler = schedule.two_phase_scheduler(optimizer, self.phase1_steps, num_training_steps)
         return self.lr_scheduler
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -267,9 +204,6 @@ class CondViTTrainer(ResumableTrainer):
             if model.config.text_encoder_in_checkpoint:
                 about = model.config.text_encoder
                 model.config.text_encoder = about | {"name": public_name(about["name"])}
-            if self.averaged is not None:
-                self.averaged.to(dtype).save_pretrained(folder / "averaged")
-                self.processing_class.save_pretrained(folder / "averaged")
             model.to(dtype).save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
             follow_umask(folder)

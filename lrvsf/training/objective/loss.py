@@ -120,36 +120,3 @@ def symmetric_cross_entropy(
         logits = tuple(each.masked_fill(together, -math.inf) for each in logits)
     # The right column of a row is its own place among all: process 1's first row has its target at B.
     return sum(F.cross_entropy(each, own) for each in logits) / 2
-
-
-def loss_of_views(queries: Tensor, targets: Tensor, logit_scale: Tensor, together: Tensor | None, memory) -> Tensor:
-    """InfoNCE of several queries for each target, with remembered targets as further negatives of the queries.
-
-    Args:
-        queries: (V x B, D), V blocks of the targets' order.
-        targets: (B, D).
-        memory: None, or rows (M, D) and which of them (B, M) are no negatives of which target.
-    """
-    with torch.autocast(queries.device.type, enabled=False):
-        queries, targets = queries.float(), targets.float()
-        blocks = queries.split(len(targets))
-        all_targets, all_blocks = gather_rows(targets), [gather_rows(block) for block in blocks]
-        own = _own_rows(targets, all_targets)
-        scale = logit_scale.exp()
-        losses = []
-        for number, block in enumerate(blocks):
-            forward = scale * block @ all_targets.T
-            backward = [scale * targets @ other.T for other in all_blocks]
-            if together is not None:
-                forward = forward.masked_fill(together, -math.inf)
-                backward = [each.masked_fill(together, -math.inf) for each in backward]
-            for place, each in enumerate(backward):
-                if place != number:  # the same target's other queries
-                    each[torch.arange(len(own)), own] = -math.inf
-            backward = torch.cat([backward[number], *backward[:number], *backward[number + 1 :]], dim=1)
-            if memory is not None:
-                rows, excused = memory
-                more = (scale * block @ rows.T).masked_fill(excused, -math.inf)
-                forward = torch.cat([forward, more], dim=1)
-            losses.append((F.cross_entropy(forward, own) + F.cross_entropy(backward, own)) / 2)
-        return torch.stack(losses).mean()
