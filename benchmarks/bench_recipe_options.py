@@ -1,23 +1,28 @@
-"""What each option of the recipe brings on Mini LRVS-F: validation recall and loss over several seeds.
+"""What each option of the recipe brings on Mini LRVS-F, at equal image passes, over several paired seeds.
 
-    python benchmarks/bench_recipe_options.py [--steps 240] [--seeds 3] [--jobs 2] [--data data/mini]
+    python prepare_lrvsf.py mini data/mini
+    python benchmarks/bench_recipe_options.py [--steps 600] [--seeds 3] [--jobs 2] [--data data/mini]
+        [--out runs/options] [--only NAME ...]
 
-Every row is recipes/mini-demo.yaml, but with batches from all categories, with one change and as many steps as asked,
-the schedule fitted to them. Runs with one seed see the same products in the same order, unless batches differ; +- is
-the standard deviation over seeds. Jobs run side by side, one thread each.
+Every row is recipes/mini.yaml, cut to --steps, with one change. As many images pass the tower: a pair of the stage with
+a frozen gallery is one picture, and its targets, which are embedded once, forward only, count in full. Runs of one seed
+see products in one order, unless their batches differ. Each is tested on the test set: 2,000 queries among all targets
+and 2,000 distractors. The difference to the first row is paired, product by product, and averaged over seeds; its
+interval is a bootstrap over products, and the signs are those of each seed. What a run gave is kept in --out, so that a
+benchmark that was stopped goes on. "Moved" is how far the tower's weights went, of their norm.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -27,75 +32,154 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_share
-from lrvsf.evaluation.recall import fold_recall, ranks_among_all
-from lrvsf.training.objective.loss import symmetric_cross_entropy
+from lrvsf.evaluation.paired import bootstrap_interval
+from lrvsf.evaluation.recall import ranks_among_all
+from lrvsf.processes import has_fast_bf16
 
 ROOT = Path(__file__).parent.parent
+BASE = "published"
 OPTIONS: dict[str, dict] = {
-    "batches from all categories": {},
-    "batches of two categories": {"categories_per_batch": 2},
+    BASE: {},
+    "condition starts as CLIP's tokens": {"condition_init": "clip"},
+    "a tenth of the rate": {"learning_rate": 0.1},
+    "0.3 of the rate": {"learning_rate": 0.3},
+    "twice the rate": {"learning_rate": 2},
+    "frozen gallery for the last 40 %": {"freeze_gallery": 0.6},  # share of the image passes that the first stage has
     "four condition tokens": {"num_condition_tokens": 4},
-    "nested dimensions 32, 64": {"matryoshka_dims": [32, 64]},
+    "first 32 and 64 dimensions, too": {"matryoshka_dims": [32, 64]},
+    "two categories a batch": {"categories_per_batch": 2},
 }
-CUT = 32  # dimensions, of 128
-COLUMNS = ("R@1", "R@10", "loss", f"R@10, {CUT} dims")
+DISTRACTORS = 2000
+PHASE1 = 30  # the published run has 30 epochs, of which the first is phase 1
+STARTS = ("condition", "condition_init", "logit_scale_init_value", "num_condition_tokens")  # a CondViT keeps its own
 
 
-def measure(change: dict, seed: int, steps: int, data: str) -> dict[str, float]:
-    """Recalls in percent, and the loss, on the validation set after the last step."""
-    recipe = yaml.safe_load((ROOT / "recipes/mini-demo.yaml").read_text())
-    recipe |= {"data": data, "max_steps": steps, "seed": seed, "categories_per_batch": None}
-    recipe |= {"disable_tqdm": True, "report_to": "none", **change}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "recipe.yaml")
-        path.write_text(yaml.safe_dump({**recipe, "output_dir": f"{folder}/model"}))
-        command = [sys.executable, str(ROOT / "train_hf.py"), str(path)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{change} with seed {seed} failed:\n{done.stderr[-2000:]}")
-        model = load_model(f"{folder}/model")
-    test_set = ProductTestSet(Path(data, "validation"))
-    encoder = Encoder(model, model.config.condition)
-    products, distractors = (embed_share(encoder, part(test_set), 256).embeds for part in (Products, Distractors))
-    whole, cut = (recalls(products, distractors, dims) for dims in (encoder.dim, CUT))
-    pairs = products["query"], products["target"]
-    loss = symmetric_cross_entropy(pairs, pairs, model.logit_scale.detach()).item()
-    measured = dict(zip(COLUMNS, (*whole, loss, cut[1]), strict=True))
-    print(f"seed {seed} {change}: {measured}", file=sys.stderr, flush=True)
+def recipe_of(change: dict, seed: int, steps: int, args: argparse.Namespace, output: Path) -> dict:
+    recipe = yaml.safe_load((ROOT / "recipes/mini.yaml").read_text())
+    recipe |= {"model": args.model or recipe["model"], "learning_rate": args.rate or recipe["learning_rate"]}
+    recipe["phase1_steps"] = max(2, round(steps / PHASE1))
+    for name, value in change.items():
+        recipe[name] = value * recipe[name] if name == "learning_rate" else value
+    fixed = {"data": args.data, "max_steps": steps, "seed": seed, "output_dir": str(output), "disable_tqdm": True}
+    fixed |= {"report_to": "none", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    recipe.pop("save_dtype")
+    return recipe | fixed
+
+
+def measure(name: str, change: dict, seed: int, args: argparse.Namespace) -> dict:
+    """What the run gave, from --out where it is there."""
+    folder = Path(args.out, f"{name.replace(' ', '-').replace(',', '').replace('%', '')}-{args.steps}-{seed}")
+    kept = folder / "measured.json"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        change, share = dict(change), change.get("freeze_gallery")
+        change.pop("freeze_gallery", None)
+        steps = args.steps if share is None else round(share * args.steps)
+        recipe = recipe_of(change, seed, steps, args, folder / "model")
+        start = recipe["model"]
+        train(recipe, folder, name)
+        if share is not None:
+            # A pair of the second stage is one picture, not two; and all targets pass the tower once.
+            batch = recipe["per_device_train_batch_size"]
+            products = json.loads(Path(args.data, "mini.json").read_text())["products"]
+            left = 2 * (args.steps - steps) * batch - products
+            more = {"max_steps": left // batch, "phase1_steps": 0, "freeze_gallery": True}
+            second = recipe | more | {"model": str(folder / "model"), "output_dir": str(folder / "second")}
+            second["learning_rate"] = recipe["learning_rate"] * args.second_rate
+            train({name: second[name] for name in second if name not in STARTS}, folder, name)
+            recipe = second
+        measured = test(Path(recipe["output_dir"]), start, args.data)
+        kept.write_text(json.dumps(measured))
+    measured = json.loads(kept.read_text())
+    print(f"{name}, seed {seed}: {shown(measured)}", file=sys.stderr, flush=True)
     return measured
 
 
-def recalls(products: dict, distractors: dict, dims: int) -> tuple[float, float]:
-    """R@1 and R@10 in percent of the first dimensions, normalised again."""
-    short = lambda rows: torch.nn.functional.normalize(rows[:, :dims], dim=1)  # noqa: E731
-    blocks = [(short(distractors["distractor"]), 0)]
-    ranks = ranks_among_all(short(products["query"]), short(products["target"]), blocks, len(blocks[0][0]))
-    recall = 100 * fold_recall(ranks.expected, ranks.weights, 10).flatten()
-    return recall[0].item(), recall[9].item()
+def train(recipe: dict, folder: Path, name: str) -> None:
+    path = folder / f"{Path(recipe['output_dir']).name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, str(ROOT / "train_hf.py"), str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} +- {statistics.stdev(values):.2f}"
+def test(folder: Path, start: str, data: str) -> dict:
+    """Which queries find their target first, and in the first ten; and how far the tower went from the start's."""
+    test_set, model = ProductTestSet(Path(data, "test")), load_model(str(folder))
+    encoder = Encoder(model, model.config.condition, has_fast_bf16(torch.device("cpu")))
+    products, distractors = (embed_share(encoder, part(test_set), 256).embeds for part in (Products, Distractors))
+    queries, targets, others = products["query"].float(), products["target"].float(), distractors["distractor"].float()
+    others = others[:DISTRACTORS]
+    ranks = ranks_among_all(queries, targets, [(others, 0)], len(others)).expected.flatten()
+    plain = Encoder(model, "none", encoder.bf16)
+    whole = embed_share(plain, Products(test_set), 256).embeds["query"].float()
+    unasked = ranks_among_all(whole, targets, [(others, 0)], len(others)).expected.flatten()
+    kinds = np.array(test_set.categories())
+    right = (kinds[(queries @ targets.T).argmax(1).numpy()] == kinds).mean()
+    return {
+        "hits": (ranks <= 1).int().tolist(),
+        "R@10": 100 * (ranks <= 10).float().mean().item(),
+        "category": 100 * float(right),
+        "unconditioned": 100 * (unasked <= 1).float().mean().item(),
+        "moved": moved(model, start),
+    }
+
+
+def moved(model, start: str) -> float:
+    """How far the tower's weights went, of their norm."""
+    from modeling_condvit import CondViTModel
+
+    first = dict(CondViTModel.from_clip(start).named_parameters())
+    pairs = [(p.float(), first[n].float()) for n, p in model.named_parameters() if n.startswith("vision_model.encoder")]
+    return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5
+
+
+def shown(one: dict) -> str:
+    rest = ", ".join(f"{name} {value:.2f}" for name, value in one.items() if name != "hits")
+    return f"R@1 {100 * np.mean(one['hits']):.1f}, {rest}"
+
+
+def table(runs: dict[str, list[dict]]) -> str:
+    """One line a row: means over seeds, and the paired difference to the first row."""
+    head = f"{'':<36}{'R@1':>7}{'R@10':>7}{'cat@1':>7}{'plain':>7}{'moved':>7}   difference of R@1, 95 % [signs]"
+    lines, first = [head], np.array([one["hits"] for one in runs[BASE]])  # (seeds, P)
+    for name, ones in runs.items():
+        hits = np.array([one["hits"] for one in ones])
+        means = [np.mean([one[key] for one in ones]) for key in ("R@10", "category", "unconditioned")]
+        cells = "".join(f"{value:>7.1f}" for value in (100 * hits.mean(), *means))
+        line = f"{name:<36}{cells}{np.mean([one['moved'] for one in ones]):>7.2f}"
+        if name != BASE:
+            difference = 100 * (hits - first[: len(hits)])
+            each = difference.mean(0)[:, None]
+            low, high = bootstrap_interval(each, np.ones(len(each)))
+            signs = "".join("-0+"[int(np.sign(one)) + 1] for one in difference.mean(1))
+            line += f"   {each.mean():+.1f} [{low[0]:+.1f}, {high[0]:+.1f}] {signs}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"steps": 240, "seeds": 3, "jobs": 2}.items():
+    for name, value in {"steps": 600, "seeds": 3, "jobs": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--data", default="data/mini")
+    parser.add_argument("--model", help="another start than the recipe's")
+    parser.add_argument("--rate", type=float, help="another learning rate than the recipe's")
+    parser.add_argument("--second_rate", type=float, default=0.5, help="of the second stage, as a share of the first's")
+    parser.add_argument("--out", default="runs/options")
+    parser.add_argument("--only", nargs="+", default=list(OPTIONS))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    names = [name for name in OPTIONS if name == BASE or name in args.only]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs: dict[str, list] = {name: [] for name in OPTIONS}
-        for seed in range(args.seeds):
-            for name, change in OPTIONS.items():
-                runs[name].append(pool.submit(measure, change, seed, args.steps, args.data))
-        print(f"{args.steps} steps, {args.seeds} seeds\n{'':<29}" + "".join(f"{name:>17}" for name in COLUMNS))
-        for name, futures in runs.items():
-            results = [future.result() for future in futures]
-            cells = [spread([result[column] for result in results]) for column in COLUMNS]
-            print(f"{name:<29}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+        # A seed at a time: what stops early still has pairs.
+        waiting = [(n, pool.submit(measure, n, OPTIONS[n], seed, args)) for seed in range(args.seeds) for n in names]
+        runs: dict[str, list[dict]] = {name: [] for name in names}
+        for name, future in waiting:
+            runs[name].append(future.result())
+    print(f"{args.steps} steps, {args.seeds} seeds\n{table(runs)}")
 
 
 if __name__ == "__main__":
