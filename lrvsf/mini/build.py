@@ -219,8 +219,7 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None, on
         return False
     source = json.dumps(settings)
     looks = draw_looks(size)
-    couples = pairs(looks["test"].looks)
-    names = [name for name in SETS if couples or name != TWO_OF_A_KIND]
+    names = [name for name in SETS if name != TWO_OF_A_KIND or pairs(looks["test"].looks)]
     if only is not None and only not in names:
         raise ValueError(f"Mini LRVS-F of {size.test_products:,} test products has no {only!r}, but {', '.join(names)}")
     missing = [name for name in names if not made_from(out / name, source)]
@@ -245,10 +244,7 @@ def build_mini(out: str | Path, size: MiniSize, processes: int | None = None, on
                     for row in rows(partial(draw_product, size), enumerate(looks[name].looks)):
                         writer.add(row)
                 elif name == TWO_OF_A_KIND:
-                    # Products without a partner are left out, and so is what is known of their kin.
-                    writer.note |= kin_by_id(size, looks, "test", {row for rows in couples for row in rows})
-                    jobs = [(rows, tuple(looks["test"].looks[row] for row in rows)) for rows in couples]
-                    _write_two_of_a_kind(writer, out / "test", size, jobs, mapper)
+                    _write_two_of_a_kind(writer, out / "test", size, looks, mapper)
                 else:
                     writer.note |= kin_by_id(size, looks, name)
                     _write_test_set(writer, name, size, looks, rows)
@@ -293,8 +289,15 @@ def _write_test_set(writer: TestSetWriter, name: str, size: MiniSize, looks: dic
         writer.add_distractor(row)
 
 
-def _write_two_of_a_kind(writer: TestSetWriter, test: Path, size: MiniSize, jobs: list, mapper: Callable) -> None:
-    """The test set's targets with new scenes, and its distractors as they are. `jobs`: two rows and their looks."""
+def _write_two_of_a_kind(
+    writer: TestSetWriter, test: Path, size: MiniSize, looks: dict[str, Split], mapper: Callable
+) -> None:
+    """The test set's targets with new scenes, and its distractors as they are."""
+    garments = looks["test"].looks
+    couples = pairs(garments)
+    # Products without a partner are left out, and so is what is known of their kin.
+    writer.note |= kin_by_id(size, looks, "test", {row for rows in couples for row in rows})
+    jobs = [(rows, tuple(garments[row] for row in rows)) for rows in couples]
     queries = pq.read_table(test / "products.parquet").to_pylist()
     scenes = mapper(partial(draw_two, size), [(rows[0], targets) for rows, targets in jobs], chunksize=4)
     for (rows, _), scene in zip(jobs, scenes, strict=True):

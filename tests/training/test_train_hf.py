@@ -85,7 +85,7 @@ def test_numbers_that_are_none_end_the_run(train, tmp_path):
 
 
 def test_a_validation_set_of_other_categories_is_refused_before_training(train, tmp_path):
-    with pytest.raises(ValueError, match="category 'Bags' is not one of the model's: Feet\\."):
+    with pytest.raises(ValueError, match="category '.*' is not one of the model's: Feet\\."):
         train(tmp_path, categories="Feet", eval_strategy="steps", max_bad_fraction=1)
 
 
