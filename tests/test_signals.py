@@ -21,6 +21,14 @@ def ended(monkeypatch):
     return statuses
 
 
+@pytest.fixture(autouse=True)
+def hears_hangups():
+    """Also where the tests run under `nohup`, which has that signal ignored: a run then goes on, as it should."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(number):
     os.kill(os.getpid(), number)
 

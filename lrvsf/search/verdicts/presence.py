@@ -1,9 +1,10 @@
 """Is the thing in the picture? A small calibration of a model, from scenes of which one category each is known.
 
-Scores do not tell: a picture without a bag, asked for its bag, gets some bag with nearly as good a score. What tells is
-how the answer moves with the question. Where the thing is there, the embedding under its condition goes its own way;
-where it is not, it stays near the plain one and near those under other conditions. So a logistic regression for each
-condition reads the embedding under it, its cosines with the embeddings under all conditions, and with the plain one.
+Scores tell less, and need a catalog: a picture without a bag, asked for its bag, gets some bag with nearly as good a
+score. What tells is how the answer moves with the question. Where the thing is there, the embedding under its condition
+goes its own way; where it is not, it stays near the plain one and near those under other conditions. So a logistic
+regression for each condition reads the embedding under it, its cosines with the embeddings under all conditions, and
+with the plain one.
 
 Nobody writes down what a scene does not show. Known is one category of each scene, the one that it is asked about. So
 the regression learns to tell the scenes asked under a condition from all others, some of which show the thing too: it
