@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -93,9 +94,10 @@ class KilledOnce(RankCounter):
     folder: Path | None = None
 
     def add(self, embeds, first_row, categories):
-        if self.folder and first_row and (self.folder / "kill").exists():
-            (self.folder / "kill").unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.folder and first_row:
+            with suppress(FileNotFoundError):  # of several processes one takes it
+                (self.folder / "kill").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
         super().add(embeds, first_row, categories)
 
 
