@@ -18,8 +18,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train_parts import SHAPES, Clock, bf16_is_fast, both_models, random_batch
+from train_parts import SHAPES, Clock, both_models, random_batch
 
+from lrvsf.processes import has_fast_bf16
 from lrvsf.training.objective.frozen_gallery import FrozenGallery
 from lrvsf.training.objective.loss import info_nce
 
@@ -36,7 +37,7 @@ def main() -> None:
     _, model = both_models(shape, "sdpa", device)
     scenes, categories, products = (part.to(device) for part in random_batch(shape, args.batch, device))
     scenes, products = scenes / 127.5 - 1, products / 127.5 - 1
-    half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
+    half = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
     generator = torch.Generator(device).manual_seed(0)
     galleries = {}
     for count in args.targets:

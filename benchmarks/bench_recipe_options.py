@@ -51,12 +51,12 @@ OPTIONS: dict[str, dict] = {
 }
 DISTRACTORS = 2000
 PHASE1 = 30  # the published run has 30 epochs, of which the first is phase 1
+SECOND_RATE = 0.5  # of the second stage, as a share of the first's; not tuned
 STARTS = ("condition", "condition_init", "logit_scale_init_value", "num_condition_tokens")  # a CondViT keeps its own
 
 
 def recipe_of(change: dict, seed: int, steps: int, args: argparse.Namespace, output: Path) -> dict:
     recipe = yaml.safe_load((ROOT / "recipes/mini.yaml").read_text())
-    recipe |= {"model": args.model or recipe["model"], "learning_rate": args.rate or recipe["learning_rate"]}
     recipe["phase1_steps"] = max(2, round(steps / PHASE1))
     for name, value in change.items():
         recipe[name] = value * recipe[name] if name == "learning_rate" else value
@@ -85,7 +85,7 @@ def measure(name: str, change: dict, seed: int, args: argparse.Namespace) -> dic
             left = 2 * (args.steps - steps) * batch - products
             more = {"max_steps": left // batch, "phase1_steps": 0, "freeze_gallery": True}
             second = recipe | more | {"model": str(folder / "model"), "output_dir": str(folder / "second")}
-            second["learning_rate"] = recipe["learning_rate"] * args.second_rate
+            second["learning_rate"] = recipe["learning_rate"] * SECOND_RATE
             train({name: second[name] for name in second if name not in STARTS}, folder, name)
             recipe = second
         measured = test(Path(recipe["output_dir"]), start, args.data)
@@ -165,9 +165,6 @@ def main() -> None:
     for name, value in {"steps": 600, "seeds": 3, "jobs": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--data", default="data/mini")
-    parser.add_argument("--model", help="another start than the recipe's")
-    parser.add_argument("--rate", type=float, help="another learning rate than the recipe's")
-    parser.add_argument("--second_rate", type=float, default=0.5, help="of the second stage, as a share of the first's")
     parser.add_argument("--out", default="runs/options")
     parser.add_argument("--only", nargs="+", default=list(OPTIONS))
     args = parser.parse_args()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from configuration_condvit import MAX_LOGIT_SCALE
 from lrvsf.hub.published import from_published
+from lrvsf.processes import has_fast_bf16
 from lrvsf.training.fast_tower import compile_layers, use_patch_product
 from lrvsf.training.objective.loss import info_nce
 from modeling_condvit import CondViTModel
@@ -91,13 +92,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     return times * 2 * side**3 / clock.lap()
 
 
-def bf16_is_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
-
-
 class OurStep:
     """What CondViTTrainer does in a step: uint8 images, one call, bf16 autocast, float32 loss, fused AdamW.
 
@@ -111,7 +105,7 @@ class OurStep:
         self.call = torch.compile(model) if compiled else model
         self.device = model.logit_scale.device
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
-        self.bf16 = bf16_is_fast(self.device)
+        self.bf16 = has_fast_bf16(self.device)
         mean_std = [255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD)]
         self.mean, self.std = (values.to(self.device) for values in mean_std)
 

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor
 import evaluate_lrvsf
 import train_hf
 from lrvsf.data.images import TooMuchDamage
+from lrvsf.data.testset import ProductTestSet
 from lrvsf.durable import InUse
 from lrvsf.training.guards import NonFinite
 
@@ -84,8 +85,11 @@ def test_numbers_that_are_none_end_the_run(train, tmp_path):
         train(tmp_path, learning_rate=1e38, phase1_steps=0)
 
 
-def test_a_validation_set_of_other_categories_is_refused_before_training(train, tmp_path):
-    with pytest.raises(ValueError, match="category '.*' is not one of the model's: Feet\\."):
+def test_a_validation_set_of_other_categories_is_refused_before_training(train, mini, tmp_path):
+    row, other = next(
+        (row, name) for row, name in enumerate(ProductTestSet(mini / "validation").categories()) if name != "Feet"
+    )
+    with pytest.raises(ValueError, match=f"row {row}: category '{other}' is not one of the model's: Feet\\."):
         train(tmp_path, categories="Feet", eval_strategy="steps", max_bad_fraction=1)
 
 
