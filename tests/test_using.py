@@ -1,23 +1,18 @@
 """The examples of docs/using.md, run as they stand, in a process of their own."""
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from examples import ROOT, examples, run_script
 from made import encode, noise, write_file, write_teller, write_test_set
 
 import evaluate_lrvsf
 from lrvsf.embedding.encoder import load_model
 from processing_condvit import CondViTProcessor
 
-ROOT = Path(__file__).parents[1]
-LOAD, EVALUATE, TURN = re.findall(
-    r"^```python\n(.*?)^```", (ROOT / "docs/using.md").read_text(), re.MULTILINE | re.DOTALL
-)
+(LOAD,) = examples("docs/using.md", "Using a model", 1)
+(EVALUATE,) = examples("docs/using.md", "sentence-transformers", 1)
+(TURN,) = examples("docs/using.md", "Images", 1)
 TOLD = """
 import json
 import numpy as np
@@ -56,21 +51,14 @@ def place(request, tmp_path_factory):
     return folder, request.param
 
 
-def run_in(folder, script):
-    names = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **names}, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "found.json").read_text())
-
-
 def test_each_door_gives_the_models_embedding_and_the_evaluator_our_recall(place):
     folder, condition = place
     named = 'path = "model"\nimages = scenes = ["a.jpg", "b.jpg"]\n'
     script = named + LOAD + "\nqueries_of_the_example = queries\n" + EVALUATE + TOLD
     if condition == "text":  # "takes `texts=` wherever `categories=` stands above"
         script = script.replace("categories", "texts")
-    found = run_in(folder, script)
+    run_script(script, folder, ROOT)
+    found = json.loads((folder / "found.json").read_text())
     model, processor = load_model(str(folder / "model")), CondViTProcessor.from_pretrained(folder / "model")
     word = "categories" if condition == "category" else "texts"
 

@@ -3,11 +3,11 @@
 import json
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import pytest
+from examples import ROOT, examples
 from made import noise, write_teller, write_test_set
 
 import evaluate_lrvsf
@@ -16,9 +16,8 @@ from lrvsf.hub.mteb_result import MAIN_SCORE, TASK
 
 mteb = pytest.importorskip("mteb", reason="make mteb has it")
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "contrib/mteb/README.md").read_text()
-(BLOCK,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+(BLOCK,) = examples("contrib/mteb/README.md", "On a test set of this machine", 1)
 COMMANDS = [line.split() for line in re.findall(r"^python (.*?)$", README.replace("\\\n", ""), re.MULTILINE)]
 KS = (1, 5, 10, 20, 50)
 

@@ -1,18 +1,15 @@
 """Small vectors: codes of fewer bytes, of all dimensions or the first ones, with and without rescoring."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from examples import examples, replaced
 from made import squares, write_file
 
 from lrvsf.search.compress.compressed import FORMS, bytes_per_item, compressed, search_codes
 from lrvsf.search.index import VectorIndex
 from lrvsf.search.vectors import Selection, Vectors
 
-ROOT = Path(__file__).parents[2]
 DIM = 48
 
 
@@ -107,9 +104,8 @@ def test_fewer_rows_than_asked_for(vectors, queries):
 
 
 def test_the_example_of_the_docs_runs(shop, monkeypatch, capsys):
-    section = (ROOT / "docs/search.md").read_text().split("## Small vectors")[1].split("\n## ")[0]
-    (example,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (example,) = examples("docs/search.md", "Small vectors", 1)
     write_file(shop / "photo.jpg", squares(103))
     monkeypatch.chdir(shop)
-    exec(example.replace("dims=64", "dims=8").replace("k=10", "k=5"), {})  # eight items of 16 dimensions
+    exec(replaced(example, {"dims=64": "dims=8", "k=10": "k=5"}), {})  # eight items of 16 dimensions
     assert "x" in capsys.readouterr().out

@@ -2,16 +2,14 @@
 
 import errno
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from examples import examples, run_script
 from made import encode, noise, tiny_clip, write_file, write_tiny_reader
 from one_layer import CATEGORY, NONE, TEXT, one_layer
 from transformers import Dinov2Config, Dinov2Model
@@ -235,15 +233,10 @@ def test_it_runs_without_torch(exported, tiny_folder, tmp_path):
 
 
 def test_the_example_of_the_docs_runs(exported, tiny_folder, tmp_path):
-    page = (Path(__file__).parents[3] / "docs/serving.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (code,) = examples("docs/serving.md", "From Python", 1)
     shutil.copytree(tiny_folder(), tmp_path / "MODEL")
     shutil.copytree(exported(), tmp_path / "MODEL/onnx")
     for name in ("scene.jpg", "product.jpg"):
         write_file(tmp_path / name, encode(noise(), "JPEG"))
-    path = os.pathsep.join(["MODEL/onnx", "MODEL"])  # where the files of the docs' imports lie
-    environment = {**os.environ, "PYTHONPATH": path}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert ended.returncode == 0 and ended.stdout.startswith("[["), ended.stderr[-3000:]
+    # Where the files of the docs' imports lie.
+    assert run_script(code, tmp_path, "MODEL/onnx", "MODEL").startswith("[[")

@@ -5,20 +5,18 @@ import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from examples import examples
 from made import squares, write_file
 
 import search_catalog
 from lrvsf.search.catalog import Catalog
 
-ROOT = Path(__file__).parents[3]
 CLIENTS = "make databases has this client"
-SECTION = (ROOT / "docs/search.md").read_text().split("## Into a vector database")[1].split("\n## ")[0]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+BLOCKS = examples("docs/search.md", "Into a vector database", 7)
 
 
 @pytest.fixture(scope="module")
