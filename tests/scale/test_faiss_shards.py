@@ -7,6 +7,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from examples import ROOT, examples, replaced, run_script
 from safetensors.torch import save_file
 from waiting import killed_at
 
@@ -145,3 +146,15 @@ def test_shards_of_something_else_and_damaged_ones_are_refused(segments, begun, 
         shards.merged()
     paths[1].unlink()
     assert shards.missing() == [1]
+
+
+def test_the_example_of_the_docs_is_a_script(segments, tmp_path, monkeypatch):
+    """Started as a file, as its processes read it again."""
+    (script,) = examples("docs/scale.md", "The index in shards", 1)
+    script = replaced(script, {"IVF4000": "IVF20"})  # of 2,223 rows
+    (tmp_path / "catalog/segments").mkdir(parents=True)
+    (tmp_path / "catalog/segments/s-1a2b3c4d5e6f").symlink_to(segments[1])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told = run_script(script + "    print(index.about())\n", tmp_path, ROOT)
+    assert told == f"{ {'factory': 'IVF20,RaBitQ', 'items': COUNT - 1777} }\n"
+    assert (tmp_path / "shards/shard-00000.faiss").is_file()
