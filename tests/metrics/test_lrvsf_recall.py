@@ -1,6 +1,7 @@
 """The `evaluate` module, loaded from its folder as a user would, against the core and the published code's numbers."""
 
 import importlib.util
+import re
 import socket
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluate.utils.gradio import parse_readme
+from examples import examples
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
@@ -51,6 +53,20 @@ def test_equals_the_published_code(load_metric, golden, size):
     for name, end in (("recall_mean", ""), ("recall_std", "_std")):
         ours = torch.tensor([scores[f"recall_at_{k}{end}"] for k in range(1, 101)])
         torch.testing.assert_close(ours, published[f"{name}.{size}"], rtol=0, atol=1e-6)
+
+
+def test_the_example_of_the_card(load_metric, monkeypatch, tmp_path, golden):
+    """From the checkout's folder, as the path is given from there; it has what `compute` of the metric has."""
+    (block,) = examples("metrics/lrvsf_recall/README.md", "lrvsf_recall", 1)
+    published = load_file(golden / "bootstrap.safetensors")
+    names = {name: published[name] for name in ("query_embeds", "target_embeds", "distractor_embeds", "product_folds")}
+    names["distractor_folds"] = published["distractor_folds.300"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
+    exec(block, names)
+    assert list(names["scores"]) == re.findall(r'"(recall_\w+)": \.\.\.', block)
+    for name, k in {"recall_at_1": 1, "recall_at_10": 10}.items():
+        assert names["scores"][name] == pytest.approx(published["recall_mean.300"][k - 1].item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
