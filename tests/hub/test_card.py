@@ -5,11 +5,24 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from examples import blocks_of, replaced, run_each
 from huggingface_hub import ModelCard
+from made import encode, noise, write_file, write_teller
 from transformers import TrainerState
 
-from lrvsf.hub.card import EVAL_RESULTS, LRVSF, hub_dataset, plain, write_training_card
+from lrvsf.embedding.encoder import load_model
+from lrvsf.hub.card import (
+    EVAL_RESULTS,
+    LRVSF,
+    SAMPLE,
+    hub_dataset,
+    plain,
+    python_string,
+    write_converted_card,
+    write_training_card,
+)
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
+from processing_condvit import CondViTProcessor
 
 CLIP = "openai/clip-vit-base-patch32"
 VALIDATION = SimpleNamespace(n_products=500, n_distractors=1000)
@@ -97,7 +110,8 @@ def test_no_name_spoils_the_sample_the_markdown_or_the_metadata(write, tmp_path,
     folder.mkdir()
     card = write(LOG, categories=[name, "Bags"], folder=folder, data=name, model=name, hub_model_id=name)
     assert card.data.license is None and card.data.pipeline_tag == "image-feature-extraction"
-    sample = ast.parse(re.search(r"^```python$(.*?)^```$", card.text, re.M | re.S)[1])
+    ((_, sample),) = blocks_of(card.text)
+    sample = ast.parse(sample)
     strings = [node.value for node in ast.walk(sample) if isinstance(node, ast.Constant) and node.value == name]
     assert len(strings) == 2, "the path and the category, each a string and nothing else"
     assert "<script>" not in card.text and "\x1b" not in card.text and "\u202e" not in card.text
@@ -183,3 +197,29 @@ def test_the_card_of_a_text_model_asks_in_words(make_model, tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert 'processor(scene, texts="the red handbag", return_tensors="pt")' in text
     assert "A category is the text of its name" in text and "Bags, Feet" in text
+
+
+def test_the_examples_run(write, tmp_path):
+    """Those of a training's card and of a converted model's, whose second one goes on from the first; without our
+    files on the path."""
+    asked = {"category": {"categories": "Bags"}, "text": {"texts": SAMPLE}, "none": {}}
+    blocks, expected = [], []
+    for number, name in enumerate(("scene", "product")):
+        write_file(tmp_path / f"{name}.jpg", encode(noise(40, 30, number), "JPEG"))
+    for condition, words in asked.items():
+        folder = write_teller(tmp_path / condition, condition)
+        model, processor = load_model(str(folder)), CondViTProcessor.from_pretrained(folder)
+        write_converted_card(folder, "someone/bags", "condvit.pth", model, "mit")
+        first, second = (code for _, code in blocks_of((folder / "README.md").read_text()))
+        placed = {python_string("someone/bags"): python_string(condition)}
+        blocks.append(replaced(first, placed) + second)
+        query = model(**processor(tmp_path / "scene.jpg", **words)).image_embeds.tolist()
+        product = model(**processor(tmp_path / "product.jpg")).image_embeds.tolist()
+        expected.append({"query": query, "target": product, "embeds": query})
+    ((_, trained),) = blocks_of(write(LOG, hub_model_id="someone/bags").text)
+    blocks.append(replaced(trained, {python_string("someone/bags"): python_string("category")}))
+    expected.append({name: expected[0][name] for name in ("query", "target")})
+    found = run_each(blocks, tmp_path, "query", "target", "embeds")
+    for name, (told, made), rows in zip([*asked, "trained"], found, expected, strict=True):
+        assert made == {key: [pytest.approx(row, abs=1e-5)] for key, (row,) in rows.items()}, name
+        assert told.startswith("tensor([[")
