@@ -22,7 +22,7 @@ This folder is a database; nothing is to be loaded.
 import lancedb
 
 table = lancedb.connect("{folder}").open_table("items")
-table.search(query).distance_type("cosine").limit(10).to_list()
+found = table.search(query).distance_type("cosine").limit(10).to_list()
 ```
 
 `_distance` is 1 - cosine. Every row is looked at until there is an index; above some 100,000 items make one, of the

@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from examples import blocks_of
 
 from lrvsf.search.exporting.exported_items import key_of
 
@@ -73,6 +74,47 @@ def test_lancedb(exported, kept, same_as_ours, dtype, within):
         assert list(found[name].values()) == list(row.values())
     found = table.search().where("`Unit price` > 100").select(["id"]).limit(2000).to_list()
     assert {row["id"] for row in found} == {name for name, row in kept.items() if (row["Unit price"] or 0) > 100}
+
+
+@pytest.fixture
+def readme_s(exported, monkeypatch):
+    """`readme_s("parquet", dtype, where)(query)`: the names that the example of an export's README.md leaves.
+
+    It is run in the export's folder, or where the folder lies.
+    """
+
+    def of_export(to, dtype, beside=False):
+        folder = exported(to, dtype)
+        ((_, block),) = blocks_of((folder / "README.md").read_text("utf-8"))
+        monkeypatch.chdir(folder.parent if beside else folder)
+
+        def run(query):
+            names = {"query": query}
+            exec(block, names)
+            return names
+
+        return run
+
+    return of_export
+
+
+@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("float16", 2e-3)])
+def test_the_example_beside_a_parquet_file(readme_s, same_as_ours, dtype, within):
+    run = readme_s("parquet", dtype)
+
+    def ask(query):
+        names = run(query)
+        best = np.argsort(-names["scores"])[:10]
+        return [(names["items"]["id"][int(row)].as_py(), names["scores"][row]) for row in best]
+
+    same_as_ours(ask, within)
+
+
+@pytest.mark.parametrize("dtype, within", [("float32", 1e-5), ("float16", 2e-3)])  # the query becomes float16, too
+def test_the_example_beside_a_lancedb(readme_s, same_as_ours, dtype, within):
+    pytest.importorskip("lancedb", reason=CLIENTS)
+    run = readme_s("lancedb", dtype, beside=True)
+    same_as_ours(lambda query: [(row["id"], 1 - row["_distance"]) for row in run(query)["found"]], within)
 
 
 @pytest.fixture(scope="module")
