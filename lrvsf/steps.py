@@ -30,6 +30,22 @@ def run_step(
     Raises:
         ValueError: what Typer does not take, in one line.
     """
+    program = program_of(description, steps)
+    try:
+        result = program((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's, of which newer versions of Typer have a copy
+            raise
+        raise ValueError(f"{error.format_message().rstrip('.')}. --help tells the rest") from error
+    if isinstance(result, int):  # an exit status, such as that of --help: no step gives a number
+        if result:
+            sys.exit(result)
+    elif result is not None:
+        print(show(result))
+
+
+def program_of(description: str, steps: Iterable[Step]) -> Any:
+    """click's program of these steps: its `commands` have each step's parameters by name."""
     # Typer's frames and colours would make of these pages another kind than those of train_hf.py.
     app = typer.Typer(help=description, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback()(lambda: None)  # without it, Typer would make a lone step the whole program
@@ -44,17 +60,7 @@ def run_step(
         for parameter in command.params:  # Typer makes --test-products of test_products
             parameter.opts = [_underscored(name) for name in parameter.opts]
             parameter.secondary_opts = [_underscored(name) for name in parameter.secondary_opts]
-    try:
-        result = program((sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # click's, of which newer versions of Typer have a copy
-            raise
-        raise ValueError(f"{error.format_message().rstrip('.')}. --help tells the rest") from error
-    if isinstance(result, int):  # an exit status, such as that of --help: no step gives a number
-        if result:
-            sys.exit(result)
-    elif result is not None:
-        print(show(result))
+    return program
 
 
 def reads_flags(step: Step) -> Step:
