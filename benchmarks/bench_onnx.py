@@ -3,9 +3,9 @@
     python prepare_lrvsf.py mini data/mini
     python benchmarks/bench_onnx.py assets/mini-condvit data/mini [--markdown]
 
-The gallery is all targets and distractors of the test set; queries and gallery are embedded by the same export. int8 is
-calibrated by pictures of the validation set. Rates are of the gallery's pictures in batches of 32, at rest, a second of
-processor time, so that they are of one core.
+The gallery is all targets and distractors of the test set; queries and gallery are embedded by the same export.
+Pictures of the validation set say which products stay float, and calibrate where it is said. Rates are of the gallery's
+pictures in batches of 32, at rest, a second of processor time, so that they are of one core.
 
 "Planted" is the model itself by other weights: two coordinates are 30 times as large where layers' products begin, as
 some are in CLIP's towers, and the weights that read them are as much smaller. Its float32 rows are the same.

@@ -127,7 +127,7 @@ def batch(run: Run, page: Page) -> None:
     if run.device.type != "cuda":
         page.add("Only a GPU has a largest batch.")
         return
-    models = ["B/32", "B/16"]
+    models = ["B/32", "B/16", "L/14"]
     page.add(said(bench_train.main, "--models", *models, "--sections", "batch", "--attn", "sdpa", "--markdown"))
 
 

@@ -74,7 +74,8 @@ class FlagParser(OneLineParser):
 
     def _add(self, group: argparse._ArgumentGroup, flag: Flag) -> None:
         notes = [f"one of {', '.join(flag.choices)}"] if flag.choices else []  # argparse's {a,b,...} is never wrapped
-        notes += [] if flag.required or flag.default in (None, []) else [f"default: {flag.default}"]
+        silent = flag.required or flag.default in (None, []) or "; by default" in flag.help  # which says it better
+        notes += [] if silent else [f"default: {flag.default}"]
         note = f" ({'; '.join(notes)})" if notes else ""
         said = {"help": flag.help + note.replace("%", "%%"), "default": flag.default}
         said |= {"nargs": flag.nargs, "const": flag.const, "metavar": flag.kind.upper()}

@@ -21,7 +21,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products are much faster than float32 here: on GPUs and CPUs that have instructions for them.
 
     One answer for training, evaluation and text encoders. A CPU has AMX or, like AMD's, AVX-512's alone, by which B/32
-    and B/16 embed 2 to 4 times as fast (benchmarks/bench_embed.py, docs/serving.md).
+    and B/16 embed 2 to 4 times as fast (benchmarks/bench_embed.py, docs/serving.md). Width is not asked: from 192
+    on, where CLIP's towers have 768 and Mini's 256, nothing got slower by it (benchmarks/bench_widths.py).
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

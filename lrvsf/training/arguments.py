@@ -111,6 +111,11 @@ class CondViTTrainingArguments(TrainingArguments):
         False,
         "split weights, gradients and optimizer state over the processes (FSDP): for towers that one GPU cannot train",
     )
+    bf16: bool = flag(
+        False,
+        "train under bfloat16 autocast; by default where such products are fast: on a GPU that has them, and on a CPU "
+        "with AMX or AVX-512 for bfloat16",
+    )
     torch_compile: bool | None = flag(
         None,
         "compile the transformer's layers, which takes seconds; by default on a GPU with Triton and a C compiler, "

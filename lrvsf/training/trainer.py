@@ -91,10 +91,13 @@ class CondViTTrainer(ResumableTrainer):
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         self._mean, self._std = mean.to(args.device), std.to(args.device)
         if self.is_world_process_zero():
-            self._warn_of_short_run()
+            self._say_what_begins()
 
-    def _warn_of_short_run(self) -> None:
-        epoch = len(self.loader)
+    def _say_what_begins(self) -> None:
+        """The run's length and, as the machine may have chosen it, its precision; and what is odd about a short one."""
+        epoch, pairs = len(self.loader), self.loader.batch_sampler.global_size
+        precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+        print(f"{self.total_steps:,} steps of {pairs:,} pairs, in {precision} on {self.args.device.type}")
         if self.args.phase1_steps is None and self.phase1_steps < epoch:
             print(
                 f"the run's {self.total_steps} steps are less than an epoch's {epoch}: phase 1 has {self.phase1_steps} "
@@ -104,7 +107,7 @@ class CondViTTrainer(ResumableTrainer):
             logger.warning(
                 "This run has %d steps, of %d pairs each: a model hardly moves in fewer than %d. Take a smaller "
                 "--per_device_train_batch_size, more --num_train_epochs, or --max_steps.",
-                *(self.total_steps, self.loader.batch_sampler.global_size, FEW_STEPS),
+                *(self.total_steps, pairs, FEW_STEPS),
             )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:

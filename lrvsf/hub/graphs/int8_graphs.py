@@ -24,7 +24,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 Feeds = dict[str, np.ndarray]  # a graph's inputs by name, the pictures of a batch along the first axis
 
 # Relative error of a product from which it stays in float32. Mini's are 0.003 to 0.022. With coordinates planted in it
-# that are 30 times the others, 0.02 and 0.03 keep its R@1, 0.05 loses two points, and without a limit it is four.
+# that are 30 times the others, 0.03 keeps its R@1, and without a limit it loses three points (docs/serving.md).
 SPOILED = 0.03
 AT_ONCE = 2  # pictures whose activations, of all layers, are in memory at a time
 
