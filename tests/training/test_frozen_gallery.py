@@ -13,7 +13,7 @@ from lrvsf.embedding.parts import Products
 from lrvsf.embedding.pipeline import embed_share
 from lrvsf.embedding.store import read_shard
 from lrvsf.training.objective import frozen_gallery
-from lrvsf.training.objective.frozen_gallery import ALIKE, FrozenGallery
+from lrvsf.training.objective.frozen_gallery import ALIKE, COPIES, FrozenGallery
 from modeling_condvit import CondViTModel
 
 
@@ -32,7 +32,7 @@ def test_loss_by_hand(monkeypatch):
     expected = []
     for dim in (8, 3):
         for query, place in zip(queries, places.tolist(), strict=True):
-            left = [row for row in range(9) if row == place or targets[row] @ targets[place] <= ALIKE]
+            left = [row for row in range(9) if row == place or targets[row] @ targets[place] <= 0.95]
             assert len(left) == (8 if place in (2, 5) else 9)
             cosines = [F.normalize(query[:dim], dim=0) @ F.normalize(targets[row, :dim], dim=0) for row in left]
             logits = scale.exp() * torch.stack(cosines)
@@ -48,11 +48,36 @@ def test_a_gallery_of_one_point_is_refused(monkeypatch):
         FrozenGallery(unit_rows(1, 0).expand(9, -1), np.arange(9), [])
 
 
+def crowd(spread):
+    """Twenty crowds of twenty targets, each with two that have a copy in it."""
+    around = unit_rows(20, 2, 32).repeat_interleave(20, 0) + spread * unit_rows(400, 3, 32)
+    around[1::10] = around[::10] + 1e-3 * around[1::10]
+    return F.normalize(around, dim=1)
+
+
+def above(gallery, least):
+    """How many others of a target have at least such a cosine, on average."""
+    cosines = (gallery.targets @ gallery.targets.T).fill_diagonal_(-1)
+    return (cosines >= least).sum(1).float().mean().item()
+
+
+def test_what_counts_as_a_copy_follows_the_gallery(monkeypatch):
+    monkeypatch.setattr(frozen_gallery, "ALIKE", ALIKE)
+    monkeypatch.setattr(frozen_gallery, "SAMPLE", 400)
+    gallery = FrozenGallery(crowd(0.2), np.arange(400), [])
+    assert above(gallery, 0.95) > 5, "a fixed 0.95 would leave out a quarter of each crowd"
+    assert 0.95 < gallery.alike < 0.99
+    assert above(gallery, gallery.alike + 1e-6) <= COPIES < above(gallery, gallery.alike - 1e-6)
+    assert above(gallery, 0.999) == pytest.approx(0.2), "the copies, which are above"
+    assert FrozenGallery(crowd(2.0), np.arange(400), []).alike == 0.95, "where hardly any others are near"
+    assert FrozenGallery(crowd(0.02), np.arange(400), []).alike == 0.99, "where all of a crowd are one picture"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def nothing_is_alike():
     """Six steps leave a model to which all drawings look alike."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frozen_gallery, "ALIKE", 2.0)
+        patch.setattr(frozen_gallery, "ALIKE", (2.0, 2.0))
         yield
 
 

@@ -29,7 +29,9 @@ from modeling_condvit import CondViTModel
 FOLDER = "targets"  # of a run's output_dir
 SAMPLE = 256  # targets whose likenesses are counted
 TOO_ALIKE = 0.1  # share of all targets; a catalog holds few products ten times, and not tuned
-ALIKE = 0.95  # cosine above which another target is no negative: catalogs hold a product twice; not tuned
+# Another target is a copy of the own one, and no negative, from a cosine in this range on: where no more than COPIES
+# others are above it, on average, as catalogs hold few products twice. Not tuned.
+ALIKE, COPIES = (0.95, 0.99), 0.25
 
 
 class FrozenGallery:
@@ -38,17 +40,19 @@ class FrozenGallery:
     Attributes:
         targets: (M, D) float32 unit rows on the device: 4 bytes a number, 560 MB for LRVS-F's 272,451 at 512.
         places: (rows of the shards,) int64, where each row's target is among them; -1 without one.
+        alike: the cosine above which another target counts as the own one's copy and is no negative.
     """
 
     def __init__(self, targets: Tensor, places: np.ndarray, dims: list[int]):
         self.targets, self.places = targets, places
         some = targets[:: max(1, len(targets) // SAMPLE)]
-        share = ((some @ targets.T > ALIKE).sum(1) - 1).float().mean().item() / max(1, len(targets) - 1)
+        share = ((some @ targets.T > ALIKE[0]).sum(1) - 1).float().mean().item() / max(1, len(targets) - 1)
         if share > TOO_ALIKE:
             raise ValueError(
-                f"{share:.0%} of the training targets have a cosine above {ALIKE} with any one of them, and count as "
-                "its copies: nothing would be learnt. Train the model that the run starts from first"
+                f"{share:.0%} of the training targets have a cosine above {ALIKE[0]} with any one of them, as "
+                "copies have: nothing would be learnt. Train the model that the run starts from first"
             )
+        self.alike = cosine_of_copies(some, targets)
         self._cut = [targets, *(F.normalize(targets[:, :dim], dim=1) for dim in dims)]
 
     @classmethod
@@ -85,7 +89,7 @@ class FrozenGallery:
         """
         with torch.autocast(queries.device.type, enabled=False):
             queries = queries.float()
-            alike = self.targets[places] @ self.targets.T > ALIKE  # (B, M)
+            alike = self.targets[places] @ self.targets.T > self.alike  # (B, M)
             alike[torch.arange(len(places)), places] = False
             losses = []
             for targets in self._cut:
@@ -93,6 +97,21 @@ class FrozenGallery:
                 logits = logit_scale.float().exp() * cut @ targets.T
                 losses.append(F.cross_entropy(logits.masked_fill(alike, -math.inf), places))
             return torch.stack(losses).mean()
+
+
+def cosine_of_copies(some: Tensor, targets: Tensor) -> float:
+    """The cosine above which another target counts as a copy: see ALIKE.
+
+    A fixed one would not do: a model may have dozens of targets above 0.95 around each one, and they are those from
+    which a query has most to learn. What is the same picture stays above the range in any model.
+
+    Args:
+        some, targets: (N, D) unit rows, and all (M, D), the former among them.
+    """
+    cosines = (some @ targets.T).flatten()
+    most = int((1 + COPIES) * len(some))  # each is most like itself
+    least, highest = ALIKE
+    return max(least, min(highest, cosines.topk(min(most + 1, len(cosines))).values[-1].item()))
 
 
 class TrainingTargets(Part):
