@@ -1,5 +1,7 @@
 """The flags that are read from the source are those that HfArgumentParser makes of the classes."""
 
+import re
+
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -69,3 +71,10 @@ def test_a_wrong_flag_is_one_line(words, says):
 def test_both_spellings_and_the_negative_ones_are_taken():
     asked = parser("train_hf.py").parse_args(["--max-steps=3", "--no-dataloader-pin-memory", "--output-dir", "a-b"])
     assert (asked.max_steps, asked.dataloader_pin_memory, asked.output_dir) == (3, False, "a-b")
+
+
+def test_a_default_that_the_machine_decides_is_not_told_as_false():
+    said = " ".join(parser("train_hf.py").format_help().split())
+    (bf16,) = re.findall(r"--bf16 \[BOOL\](.*?)--", said)
+    assert "by default, unless" in bf16 and "default: False" not in bf16
+    assert re.search(r"--fp16 \[BOOL\] .*? \(default: False\)", said)

@@ -113,8 +113,8 @@ class CondViTTrainingArguments(TrainingArguments):
     )
     bf16: bool = flag(
         False,
-        "train under bfloat16 autocast; by default where such products are fast: on a GPU that has them, and on a CPU "
-        "with AMX or AVX-512 for bfloat16",
+        "train under bfloat16 autocast; by default, unless --fp16, where such products are fast: on a GPU that has "
+        "them, and on a CPU with AMX or AVX-512 for bfloat16",
     )
     torch_compile: bool | None = flag(
         None,

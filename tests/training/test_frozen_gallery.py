@@ -44,7 +44,7 @@ def test_loss_by_hand(monkeypatch):
 
 def test_a_gallery_of_one_point_is_refused(monkeypatch):
     monkeypatch.setattr(frozen_gallery, "ALIKE", ALIKE)
-    with pytest.raises(ValueError, match="100% of the training targets have a cosine above 0.95 with any one of them"):
+    with pytest.raises(ValueError, match="100% of the training targets have a cosine above 0.99 with any one of them"):
         FrozenGallery(unit_rows(1, 0).expand(9, -1), np.arange(9), [])
 
 
@@ -67,10 +67,24 @@ def test_what_counts_as_a_copy_follows_the_gallery(monkeypatch):
     gallery = FrozenGallery(crowd(0.2), np.arange(400), [])
     assert above(gallery, 0.95) > 5, "a fixed 0.95 would leave out a quarter of each crowd"
     assert 0.95 < gallery.alike < 0.99
-    assert above(gallery, gallery.alike + 1e-6) <= COPIES < above(gallery, gallery.alike - 1e-6)
+    cosines = sorted((gallery.targets @ gallery.targets.T).fill_diagonal_(-1).flatten().tolist(), reverse=True)
+    assert gallery.alike == pytest.approx((cosines[99] + cosines[100]) / 2, abs=1e-6), "a hundred pairs for 400 targets"
+    assert above(gallery, gallery.alike) == pytest.approx(COPIES, abs=0.01)
     assert above(gallery, 0.999) == pytest.approx(0.2), "the copies, which are above"
     assert FrozenGallery(crowd(2.0), np.arange(400), []).alike == 0.95, "where hardly any others are near"
     assert FrozenGallery(crowd(0.02), np.arange(400), []).alike == 0.99, "where all of a crowd are one picture"
+
+
+def test_hardly_any_targets_have_no_copies(monkeypatch):
+    monkeypatch.setattr(frozen_gallery, "ALIKE", ALIKE)
+    assert [FrozenGallery(unit_rows(count, 4), np.arange(count), []).alike for count in (1, 2, 3)] == [0.95] * 3
+
+
+def test_a_crowd_is_no_reason_to_refuse(monkeypatch):
+    """All of it are above 0.95, and are told apart all the same."""
+    monkeypatch.setattr(frozen_gallery, "ALIKE", ALIKE)
+    crowd = F.normalize(unit_rows(1, 5, 32) + 0.2 * unit_rows(100, 6, 32), dim=1)
+    assert (crowd @ crowd.T).min() > 0.9 and FrozenGallery(crowd, np.arange(100), []).alike > 0.95
 
 
 @pytest.fixture(autouse=True, scope="module")

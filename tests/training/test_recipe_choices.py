@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def test_a_trial_of_two_steps_has_both_phases_and_others_may_read_its_weights(tr
         train(tmp_path, max_steps=2, save_steps=1, without=["phase1_steps"])
     finally:
         os.umask(umask)
-    assert "the run's 2 steps are less than an epoch's 3: phase 1 has 1 of them" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the run's 2 steps are less than an epoch's 3: phase 1 has 1 of them" in said
+    assert re.search(r"^2 steps of 7 pairs, in float32 on cpu$", said, re.MULTILINE)
     before = CLIPModel.from_pretrained(clip).vision_model.state_dict()
     for checkpoint, same in (("checkpoint-1", True), ("checkpoint-2", False)):
         after = load_file(tmp_path / checkpoint / "model.safetensors")

@@ -29,8 +29,8 @@ from modeling_condvit import CondViTModel
 FOLDER = "targets"  # of a run's output_dir
 SAMPLE = 256  # targets whose likenesses are counted
 TOO_ALIKE = 0.1  # share of all targets; a catalog holds few products ten times, and not tuned
-# Another target is a copy of the own one, and no negative, from a cosine in this range on: where no more than COPIES
-# others are above it, on average, as catalogs hold few products twice. Not tuned.
+# From a cosine in this range on another target is a copy, and no negative: where it leaves out no more than COPIES
+# others of a target, on average, as catalogs hold few products twice. Not tuned.
 ALIKE, COPIES = (0.95, 0.99), 0.25
 
 
@@ -40,19 +40,20 @@ class FrozenGallery:
     Attributes:
         targets: (M, D) float32 unit rows on the device: 4 bytes a number, 560 MB for LRVS-F's 272,451 at 512.
         places: (rows of the shards,) int64, where each row's target is among them; -1 without one.
-        alike: the cosine above which another target counts as the own one's copy and is no negative.
+        alike: the cosine with a query's target above which another target counts as its copy and is no negative.
     """
 
     def __init__(self, targets: Tensor, places: np.ndarray, dims: list[int]):
         self.targets, self.places = targets, places
         some = targets[:: max(1, len(targets) // SAMPLE)]
-        share = ((some @ targets.T > ALIKE[0]).sum(1) - 1).float().mean().item() / max(1, len(targets) - 1)
+        cosines = some @ targets.T
+        self.alike = cosine_of_copies(cosines)
+        share = ((cosines > self.alike).sum(1) - 1).float().mean().item() / max(1, len(targets) - 1)
         if share > TOO_ALIKE:
             raise ValueError(
-                f"{share:.0%} of the training targets have a cosine above {ALIKE[0]} with any one of them, as "
+                f"{share:.0%} of the training targets have a cosine above {self.alike:.2f} with any one of them, as "
                 "copies have: nothing would be learnt. Train the model that the run starts from first"
             )
-        self.alike = cosine_of_copies(some, targets)
         self._cut = [targets, *(F.normalize(targets[:, :dim], dim=1) for dim in dims)]
 
     @classmethod
@@ -99,19 +100,23 @@ class FrozenGallery:
             return torch.stack(losses).mean()
 
 
-def cosine_of_copies(some: Tensor, targets: Tensor) -> float:
-    """The cosine above which another target counts as a copy: see ALIKE.
+def cosine_of_copies(cosines: Tensor) -> float:
+    """The cosine above which another target counts as a copy, see ALIKE.
 
     A fixed one would not do: a model may have dozens of targets above 0.95 around each one, and they are those from
-    which a query has most to learn. What is the same picture stays above the range in any model.
+    which a query has most to learn. What is the same picture is above the range in any model.
 
     Args:
-        some, targets: (N, D) unit rows, and all (M, D), the former among them.
+        cosines: (N, M) of some targets with all, themselves among them.
     """
-    cosines = (some @ targets.T).flatten()
-    most = int((1 + COPIES) * len(some))  # each is most like itself
-    least, highest = ALIKE
-    return max(least, min(highest, cosines.topk(min(most + 1, len(cosines))).values[-1].item()))
+    most = int((1 + COPIES) * len(cosines))  # each is most like itself
+    # A row's largest first: those of all of LRVS-F at once would need a gigabyte for a moment.
+    nearest = cosines.topk(min(most + 1, cosines.shape[1])).values.flatten()
+    if len(nearest) <= most:
+        return ALIKE[0]
+    *_, last, below = nearest.topk(most + 1).values.tolist()
+    # Between the two, as a product of another shape may round a cosine in another way.
+    return max(ALIKE[0], min(ALIKE[1], (last + below) / 2))
 
 
 class TrainingTargets(Part):
