@@ -31,7 +31,7 @@ SAMPLE = 256  # targets whose likenesses are counted
 TOO_ALIKE = 0.1  # share of all targets; a catalog holds few products ten times, and not tuned
 # From a cosine in this range on another target is a copy, and no negative: where it leaves out no more than COPIES
 # others of a target, on average, as catalogs hold few products twice. Not tuned.
-ALIKE, COPIES = (0.95, 0.99), 0.25
+ALIKE, COPIES = (0.95, 0.995), 0.25
 
 
 class FrozenGallery:
@@ -51,7 +51,7 @@ class FrozenGallery:
         share = ((cosines > self.alike).sum(1) - 1).float().mean().item() / max(1, len(targets) - 1)
         if share > TOO_ALIKE:
             raise ValueError(
-                f"{share:.0%} of the training targets have a cosine above {self.alike:.2f} with any one of them, as "
+                f"{share:.0%} of the training targets have a cosine above {self.alike:.3f} with any one of them, as "
                 "copies have: nothing would be learnt. Train the model that the run starts from first"
             )
         self._cut = [targets, *(F.normalize(targets[:, :dim], dim=1) for dim in dims)]
