@@ -12,7 +12,8 @@ from lrvsf.recipe import parse_classes, read_arguments
 from lrvsf.training.arguments import CondViTTrainingArguments, ModelArguments
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-FULL = [path for path in RECIPES if path.stem.startswith("lrvsf-")]
+BEST = next(path for path in RECIPES if path.stem == "lrvsf-b16-best")
+FULL = [path for path in RECIPES if path.stem.startswith("lrvsf-") and path != BEST]
 
 
 def parse(path):
@@ -31,6 +32,10 @@ def test_its_script_s_parser_takes_it(path):
     assert training.optim == "adamw_torch_fused"
 
 
+def comments_of(path):
+    return " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+
+
 @pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
 def test_full_recipes_keep_the_published_schedule_and_mark_their_numbers(path):
     args, training = parse(path)
@@ -39,7 +44,26 @@ def test_full_recipes_keep_the_published_schedule_and_mark_their_numbers(path):
     assert 360 % training.per_device_train_batch_size == 0
     assert args.condition == ("text" if "text" in path.stem else "category")
     assert training.load_best_model_at_end and training.metric_for_best_model == "R@1"
-    comments = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    says_where_its_numbers_come_from(path)
+
+
+def says_where_its_numbers_come_from(path):
+    comments = comments_of(path)
     for topic in ("Cost", "Score"):
         sentence = re.search(rf"{topic}[,:].*?(measured|published|estimated)", comments)
         assert sentence and len(sentence.group()) < 40, f"{topic} must say whether it is measured, published, estimated"
+
+
+def test_the_two_stages_pass_as_many_pictures_as_the_published_recipe():
+    """Scene and target in the first; in the second all targets once, then scenes. Its head has the first's command."""
+    args, second = parse(BEST)
+    _, published = parse(BEST.with_stem("lrvsf-b16"))
+    command = r"train_hf.py recipes/lrvsf-b16.yaml --num_train_epochs (\d+) --output_dir (\S+)"
+    (first,) = re.findall(command, comments_of(BEST))
+    assert 2 * int(first[0]) + 1 + second.num_train_epochs == 2 * published.num_train_epochs
+    assert args.model == first[1] != second.output_dir and args.freeze_gallery and second.phase1_steps == 0
+    assert second.learning_rate == published.learning_rate / 2
+    for name in ("per_device_train_batch_size", "weight_decay", "metric_for_best_model", "load_best_model_at_end"):
+        assert getattr(second, name) == getattr(published, name), name
+    says_where_its_numbers_come_from(BEST)
+    assert f"train_hf.py recipes/{BEST.name}" in comments_of(BEST)
