@@ -1,6 +1,7 @@
 """From which width on bfloat16 pays on a CPU: the time in float32 over that in bfloat16, of one tower at many widths.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_widths.py [--widths 64 128 192 256 384 512 768] [--layers 4] [--turns 9]
+        [--markdown]
 
 Towers have random weights, 37 tokens of 96 pixels and heads of 64. Both ways take turns; a cell is the median over
 turns, in processor time. Above 1, bfloat16 is faster.
@@ -18,6 +19,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench_train import table
 
 from configuration_condvit import CondViTConfig
 from modeling_condvit import CondViTModel
@@ -65,12 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 192, 256, 384, 512, 768])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--markdown", action="store_true", help="print a table for a page")
     args = parser.parse_args(arguments)
-    print("| width | " + " | ".join(f"{count} at a time" for count in BATCHES) + f" | a step of {BATCHES[-1]} |")
-    print("| --- |" + " --- |" * (len(BATCHES) + 1))
-    for width in args.widths:
-        cells = " | ".join(f"{each:.2f}" for each in gains(tower(width, args.layers), args.turns))
-        print(f"| {width} | {cells} |", flush=True)
+    header = ["width", *(f"{count} at a time" for count in BATCHES), f"a step of {BATCHES[-1]}"]
+    cells = {width: gains(tower(width, args.layers), args.turns) for width in args.widths}
+    rows = [[str(width), *(f"{each:.2f}" for each in found)] for width, found in cells.items()]
+    print(table(header, rows, args.markdown))
 
 
 if __name__ == "__main__":

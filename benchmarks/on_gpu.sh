@@ -4,9 +4,9 @@
 #   bash benchmarks/on_gpu.sh [--out gpu.md] [--minutes 8] [--sections checks step ...] [--tiny]
 #
 # It needs torch with CUDA, the packages of requirements.txt and nothing from a network; PYTHON chooses the interpreter.
-# What such a machine lacks travels as wheels, fetched by a machine of the same Python and platform:
-#   pip download -d wheels datasets evaluate faiss-cpu        and there: pip install --no-index --find-links wheels \
-#                                                                datasets evaluate faiss-cpu
+# What that machine lacks travels as wheels, which one of the same Python and platform fetches:
+#   pip download -d wheels datasets evaluate faiss-cpu
+#   pip install --no-index --find-links wheels datasets evaluate faiss-cpu    # there
 # Without a GPU, --tiny rehearses every section on a CPU in about a minute; its figures mean nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."

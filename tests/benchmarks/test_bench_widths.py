@@ -11,7 +11,7 @@ import bench_widths
 
 
 def test_a_line_for_each_width(capsys):
-    bench_widths.main(["--widths", "64", "128", "--layers", "1", "--turns", "1"])
+    bench_widths.main(["--widths", "64", "128", "--layers", "1", "--turns", "1", "--markdown"])
     head, rule, *lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, rule, *lines)]
     assert {len(row) for row in cells} == {5} and [row[0] for row in cells[2:]] == ["64", "128"]
