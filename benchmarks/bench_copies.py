@@ -27,7 +27,8 @@ from lrvsf.search.segments import thumbnail
 
 COPIED = 600  # items of which copies are made
 SHARES = (0.15, 0.2, 0.25, 0.3, 0.4)
-COSINES = (0.995, 0.99, 0.98, 0.95, 0.9)
+COSINES = (0.995, 0.99, 0.98, 0.95, 0.9, ALIKE)
+BLOCK = 2048  # pairs
 
 
 def jpeg(image: Image.Image, quality: int = 85) -> Image.Image:
@@ -64,10 +65,18 @@ def looked_at(encoder, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(rows), grids.reshape(-1, CELLS * CELLS, 3)
 
 
-def compared(rows: np.ndarray, grids: np.ndarray, others: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """(2, n): cosines, and differences of the grids as shares of the larger contrast."""
+def compared(
+    rows: np.ndarray, grids: np.ndarray, others: np.ndarray, theirs: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """(2, n): cosines, and differences of the grids as shares of the larger contrast, for pairs of places."""
     contrasts = [np.linalg.norm(one - one.mean(1, keepdims=True), axis=(1, 2)) for one in (grids, theirs)]
-    return np.stack([(rows * others).sum(1), np.linalg.norm(grids - theirs, axis=(1, 2)) / np.maximum(*contrasts)])
+    cosines, differences = np.empty((2, len(pairs[0])))
+    for start in range(0, len(pairs[0]), BLOCK):  # a pair of grids is 24 KB, and there are millions of pairs
+        one, two = (places[start : start + BLOCK] for places in pairs)
+        cosines[start : start + BLOCK] = (rows[one] * others[two]).sum(1)
+        apart = np.linalg.norm((grids[one] - theirs[two]).reshape(len(one), -1), axis=1)
+        differences[start : start + BLOCK] = apart / np.maximum(contrasts[0][one], contrasts[1][two])
+    return np.stack([cosines, differences])
 
 
 def main() -> None:
@@ -82,9 +91,10 @@ def main() -> None:
     found = {}
     for name, change in KINDS.items():
         copies = looked_at(encoder, [change(images[item]) for item in copied])
-        found[name] = compared(*copies, rows[copied], grids[copied])
+        found[name] = compared(*copies, rows, grids, (np.arange(len(copied)), copied))
     one, two = np.nonzero(np.triu(rows @ rows.T >= ALIKE, 1))
-    pairs = compared(rows[one], grids[one], rows[two], grids[two])
+    pairs = compared(rows, grids, rows, grids, (one, two))
+    print(f"{len(one):,} pairs of items have a cosine of {ALIKE}: {2 * len(one) / len(images):,.0f} others an item.\n")
 
     def line(rule: str, folds: Callable[[np.ndarray], np.ndarray]) -> None:
         wrong = folds(pairs)

@@ -10,6 +10,7 @@ A model that reads texts is asked by `--texts`.
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lrvsf.command import OneLineParser, script_name
 from lrvsf.data.images import decode_image
-from lrvsf.data.testset import Product, ProductTestSet
+from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.parts import Distractors, Products
 from lrvsf.embedding.pipeline import embed_share
@@ -51,24 +52,29 @@ def retrieve(
     return found
 
 
-def known_products(test_set: ProductTestSet, asked: Product) -> list[Product]:
-    """The products that a scene is known to show: those that are asked for by it, and those that, by the test set's
-    manifest.json, are worn in it (Mini LRVS-F says so under "note").
+def known_products(test_set: ProductTestSet) -> list[list[int]]:
+    """For each product the rows, ascending, of those that its scene is known to show: those that are asked for by it,
+    and those that, by the test set's manifest.json, are worn in it (Mini LRVS-F says so under "note").
 
     Raises ValueError: what is worn is no product of the test set; and as `told_of_ids` does.
     """
     ids = [origin.product_id for origin in test_set.origins("products")]
-    worn = told_of_ids(test_set, "worn").get(ids[asked.row], {})
-    if not isinstance(worn, dict) or not all(other in ids for other in worn.values()):
-        raise ValueError(
-            f"{test_set.root / 'manifest.json'} tells that {worn} is worn in the scene of {ids[asked.row]}, where a "
-            "mapping to PRODUCT_IDs of products must be. Correct it, or take it out."
-        )
-    return [
-        product
-        for product in test_set.products()
-        if product.query_image == asked.query_image or ids[product.row] in worn.values()
-    ]
+    rows, worn = {product_id: row for row, product_id in enumerate(ids)}, told_of_ids(test_set, "worn")
+    asking = defaultdict(list)  # by scene
+    for product in test_set.products():
+        asking[product.query_image].append(product.row)
+    known = [set()] * len(ids)
+    for together in asking.values():
+        for row in together:
+            things = worn.get(ids[row], {})
+            others = things.values() if isinstance(things, dict) else [None]
+            if not all(isinstance(other, str) and other in rows for other in others):
+                raise ValueError(
+                    f"{test_set.root / 'manifest.json'} tells that {things} is worn in the scene of {ids[row]}, where "
+                    "a mapping to PRODUCT_IDs of products must be. Correct it, or take it out."
+                )
+            known[row] = {*together, *(rows[other] for other in others)}
+    return [sorted(shown) for shown in known]
 
 
 def draw_retrieval(scene: bytes, found: dict[str, list[int]], images: list[bytes], targets: set[int]) -> Image.Image:
@@ -115,9 +121,10 @@ def main(arguments: list[str] | None = None) -> None:
     conditions = args.texts or args.categories or [product.category]
     if not args.texts and (unknown := [name for name in conditions if name not in encoder.model.config.categories]):
         raise ValueError(f"--categories {unknown}: this model knows {encoder.model.config.categories}")
-    known = {other.target_image for other in known_products(test_set, product)}
+    targets = list(test_set.products())
+    known = {targets[row].target_image for row in known_products(test_set)[product.row]}
     gallery, images = gallery_of(encoder, test_set)
     found = retrieve(encoder, product.query_image, conditions, gallery, args.count)
-    targets = {row for row, image in enumerate(images) if image in known}
-    draw_retrieval(product.query_image, found, images, targets).save(args.out, optimize=True)
+    framed = {row for row, image in enumerate(images) if image in known}
+    draw_retrieval(product.query_image, found, images, framed).save(args.out, optimize=True)
     print(f"{args.out}: product {args.product} ({product.caption}) asked for {', '.join(conditions)}")

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 from made import as_flags, encode, noise, tiny_clip, tiny_tokenizer
 from PIL import Image
@@ -50,14 +51,29 @@ def test_words_ask_too_and_what_the_scene_is_known_to_show_is_framed(tmp_path, c
     assert framed.sum() == 4 * (120**2 - 114**2)
 
 
-def test_what_a_manifest_says_is_worn_is_known_to_be_shown(tmp_path):
+@pytest.fixture
+def mini_test(tmp_path):
     build_mini(tmp_path, MiniSize(1, 12, 1, image_size=32), processes=1)
-    test_set = ProductTestSet(tmp_path / "test")
-    ids = [origin.product_id for origin in test_set.origins("products")]
-    worn = json.loads((tmp_path / "test/manifest.json").read_text())["note"]["worn"]
+    return ProductTestSet(tmp_path / "test")
+
+
+def test_what_a_manifest_says_is_worn_is_known_to_be_shown(mini_test):
+    ids = [origin.product_id for origin in mini_test.origins("products")]
+    manifest = mini_test.root / "manifest.json"
+    worn = json.loads(manifest.read_text())["note"]["worn"]
     assert any(worn.values())
-    for product in test_set.products():
-        known = {ids[other.row] for other in picture.known_products(test_set, product)}
-        assert known == {ids[product.row], *worn[ids[product.row]].values()}
-    (tmp_path / "test/manifest.json").unlink()
-    assert [p.row for p in picture.known_products(test_set, product)] == [11]
+    known = picture.known_products(mini_test)
+    assert [{ids[row] for row in rows} for rows in known] == [{one, *worn[one].values()} for one in ids]
+    manifest.unlink()
+    assert picture.known_products(mini_test) == [[row] for row in range(12)]
+
+
+@pytest.mark.parametrize("things", [["0"], {"Bags": "no product"}, {"Bags": ["0"]}, {"Bags": None}])
+def test_what_is_worn_must_be_products(mini_test, things):
+    manifest = mini_test.root / "manifest.json"
+    told = json.loads(manifest.read_text())
+    asked = next(iter(told["note"]["worn"]))
+    told["note"]["worn"][asked] = things
+    manifest.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=f"is worn in the scene of {asked}, where a mapping to PRODUCT_IDs"):
+        picture.known_products(mini_test)
