@@ -8,6 +8,7 @@ import pytest
 import torch
 from made import TINY, tiny_clip
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import (
     CLIPModel,
@@ -354,6 +355,19 @@ def test_a_frozen_gallery_embeds_what_has_no_condition(
         assert not torch.allclose(after.image_embeds, before.image_embeds, atol=1e-3)
         assert one.with_frozen_gallery() is one
         assert not any(weight.requires_grad for weight in one.gallery.parameters())
+
+
+def test_a_gallery_is_loaded_as_the_rest_is(
+    tiny_model: CondViTModel, pixel_values: torch.Tensor, tmp_path: Path
+) -> None:
+    tiny_model.with_frozen_gallery().save_pretrained(tmp_path)
+    model = CondViTModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert len(model(pixel_values, output_attentions=True).attentions) == tiny_model.config.num_hidden_layers
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = {name: weight for name, weight in weights.items() if not name.startswith("gallery.vision_model")}
+    save_file(lost, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks its gallery's weights"):
+        CondViTModel.from_pretrained(tmp_path)
 
 
 def test_a_gallery_of_another_shape_is_refused(tiny_model: CondViTModel) -> None:

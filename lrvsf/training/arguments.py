@@ -95,7 +95,9 @@ class CondViTTrainingArguments(TrainingArguments):
         "folder of the texts' embeddings, which are computed once and kept for later runs; by default captions in "
         "DATA, or in OUTPUT_DIR where DATA is a URL",
     )
-    phase1_steps: int | None = flag(None, "steps that train projection and condition only; by default one epoch")
+    phase1_steps: int | None = flag(
+        None, "steps that train projection and condition only; by default one epoch, or none against a frozen gallery"
+    )
     categories_per_batch: int | None = flag(
         None, "draw each global batch from this many categories: harder negatives; by default from all"
     )

@@ -31,7 +31,7 @@ class PatchLinear(nn.Conv2d):
 
 
 def use_patch_product(model: CondViTModel) -> CondViTModel:
-    """Gives the model a `PatchLinear` over its own weight; the same model, for chaining."""
+    """Gives the model a `PatchLinear` over its own weight, but not its gallery; the same model, for chaining."""
     embeddings = model.vision_model.embeddings
     conv = embeddings.patch_embedding
     shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)

@@ -28,9 +28,7 @@ OWN_TOWER = "clip"  # the text encoder of the CLIP that a run starts from
 def start_model(args: ModelArguments) -> CondViTModel:
     """CondViT from a CLIP checkpoint, or further training of a CondViT one; float32 weights."""
     if is_condvit(args.model):
-        model = from_condvit(args)
-        frozen = args.freeze_gallery or model.config.gallery is not None
-        return use_patch_product(with_frozen_gallery(model, args) if frozen else model)
+        return use_patch_product(from_condvit(args))
     if args.freeze_gallery:
         raise ValueError(f"freeze_gallery: {args.model} is a CLIP, of which no catalog is; train a CondViT first")
     return use_patch_product(from_clip(args))
@@ -111,7 +109,7 @@ def _text_encoder(name: str, clip: str, inside: bool | None) -> dict[str, object
 
 
 def from_condvit(args: ModelArguments) -> CondViTModel:
-    """A trained CondViT, with the run's categories where it names some."""
+    """A trained CondViT, with a frozen gallery and the run's categories where it asks for them."""
     model = load_condvit(args.model, **_loading(args))
     for name in ("text_encoder", "text_encoder_in_checkpoint"):
         if (value := getattr(args, name)) is not None:
@@ -126,6 +124,8 @@ def from_condvit(args: ModelArguments) -> CondViTModel:
                 f"{args.model} was trained with {name}={trained!r}, the run asks for {asked!r}; leave it out or start "
                 "from CLIP"
             )
+    if args.freeze_gallery or model.config.gallery is not None:
+        model = with_frozen_gallery(model, args)  # first, as indexes are of the model with the categories that it had
     if args.categories is not None and args.categories != model.config.categories:
         said = take_categories(model, args.categories, args.new_category_like)
         if PartialState().is_main_process:

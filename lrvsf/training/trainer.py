@@ -79,7 +79,9 @@ class CondViTTrainer(ResumableTrainer):
         if args.torch_compile:
             compile_layers(model)
         total = total_steps(args, len(loader))
-        self.phase1_steps = schedule.phase1_length(args.phase1_steps, len(loader), total)
+        # Beside a frozen gallery nothing is new that would have to train alone first.
+        asked = 0 if frozen and args.phase1_steps is None else args.phase1_steps
+        self.phase1_steps = schedule.phase1_length(asked, len(loader), total)
         run = run_identity(args, loader.batch_sampler, self.phase1_steps, model.config)
         run |= {"gallery": weights_digest(model.gallery)} if frozen else {}
         super().__init__(model, args, loader, run, eval_dataset=validation, **kwargs)

@@ -7,20 +7,27 @@ trained. (A stage with fixed negatives after the usual training: SPN4CIR, arXiv 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrvsf.data.pairs import target_cells
+from lrvsf.data.folders import place_of
+from lrvsf.data.pairs import picture_numbers, target_cells
 from lrvsf.data.products import ProductShards
+from lrvsf.data.sharing import SharedPictures
 from lrvsf.data.testset import Origin
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.parts import Item, Part
+from lrvsf.embedding.parts import Decoded, Item, Part
 from lrvsf.embedding.store import EmbeddingStore
 from lrvsf.training.arguments import CondViTTrainingArguments
 from lrvsf.training.source import wording_of
@@ -41,10 +48,12 @@ class FrozenGallery:
         targets: (M, D) float32 unit rows on the device: 4 bytes a number, 560 MB for LRVS-F's 272,451 at 512.
         places: (rows of the shards,) int64, where each row's target is among them; -1 without one.
         alike: the cosine with a query's target above which another target counts as its copy and is no negative.
+        things: (M,) equal numbers for targets of products that hang together by shared pictures, as `data.sharing`
+            says: none of them is another's negative. None: no two do.
     """
 
-    def __init__(self, targets: Tensor, places: np.ndarray, dims: list[int]):
-        self.targets, self.places = targets, places
+    def __init__(self, targets: Tensor, places: np.ndarray, dims: list[int], things: Tensor | None = None):
+        self.targets, self.places, self.things = targets, places, things
         some = targets[:: max(1, len(targets) // SAMPLE)]
         cosines = some @ targets.T
         self.alike = cosine_of_copies(cosines)
@@ -72,14 +81,17 @@ class FrozenGallery:
             *(Path(args.output_dir, FOLDER), encoder, [part], "training targets"),
             batch_size=args.per_device_eval_batch_size,
             tolerance=args.tolerance,
-            remedy=f"remove {Path(args.output_dir, FOLDER)}",
+            remedy="give another --output_dir",
         )
         store.fill()
         model.gallery.train(model.training)
         read = shards.rows[store.rows(part.what).numpy()]
         places = np.full(int(shards.starts[-1]), -1)
         places[read] = np.arange(len(read))
-        return cls(store.whole("target").to(args.device), places, dims)
+        things = things_of(store.beside(part.what))
+        return cls(
+            store.whole("target").to(args.device), places, dims, None if things is None else things.to(args.device)
+        )
 
     def loss(self, queries: Tensor, places: Tensor, logit_scale: Tensor) -> Tensor:
         """Cross-entropy of each query's own target among all, which is the mean over whole and cut embeddings.
@@ -91,6 +103,8 @@ class FrozenGallery:
         with torch.autocast(queries.device.type, enabled=False):
             queries = queries.float()
             alike = self.targets[places] @ self.targets.T > self.alike  # (B, M)
+            if self.things is not None:
+                alike |= self.things[places, None] == self.things
             alike[torch.arange(len(places)), places] = False
             losses = []
             for targets in self._cut:
@@ -119,10 +133,24 @@ def cosine_of_copies(cosines: Tensor) -> float:
     return max(ALIKE[0], min(ALIKE[1], (last + below) / 2))
 
 
-class TrainingTargets(Part):
-    """The first picture of each usable product that may be its target."""
+def things_of(files: list[Path]) -> Tensor | None:
+    """`FrozenGallery.things` from what `TrainingTargets` keeps beside the embeddings."""
+    shared, count = SharedPictures(), 0
+    for file in files:
+        for numbers in pq.read_table(file, columns=["pictures"])["pictures"].to_pylist():
+            shared.add(str(count), numbers)
+            count += 1
+    things = torch.arange(count)
+    for group in (groups := shared.groups()):
+        places = torch.tensor([int(place) for place in group])
+        things[places] = places[0]
+    return things if groups else None
 
-    what, kinds = "training targets", ("target",)
+
+class TrainingTargets(Part):
+    """The first picture of each usable product that may be its target; beside it, the numbers of all its pictures."""
+
+    what, kinds, beside = "training targets", ("target",), ".parquet"
 
     def __init__(self, model: CondViTModel, args: CondViTTrainingArguments, shards: ProductShards):
         self.shards, self.total = shards, shards.usable
@@ -139,10 +167,21 @@ class TrainingTargets(Part):
             asked = set(here)
             rows = {number: row for number, row in self.shards.read(group) if number in asked}
             for number in here:
-                cells = target_cells(rows[number], self.categories, self.wording) if number in rows else []
-                image = cells[0]["image"] if cells else None
-                yield place, (image and image["bytes"],)
+                yield place, rows.get(number)
                 place += 1
+
+    def decode(self, encoder: Encoder, row: dict | None) -> Decoded:
+        cells = [] if row is None else target_cells(row, self.categories, self.wording)
+        image = cells[0]["image"] if cells else None
+        pixels = encoder.pixels(image and image["bytes"])
+        name = cells[0]["category"]
+        # As `PairMaker.pair` names it, for the numbers of a batch.
+        return Decoded([pixels], picture_numbers(row, name if self.categories is None else self.categories.index(name)))
+
+    def pack(self, rows: list[int], extras: list[Any]) -> bytes:
+        out = io.BytesIO()
+        pq.write_table(pa.table({"row": rows, "pictures": pa.array(extras, pa.list_(pa.int64()))}), out)
+        return out.getvalue()
 
     def origins(self, start: int, stop: int) -> Iterator[Origin]:
         for number in self.shards.rows[start:stop].tolist():
@@ -151,4 +190,7 @@ class TrainingTargets(Part):
 
     def describe(self) -> str:
         asked = self.categories if self.wording is None else repr(self.wording)
-        return f"{self.shards.fingerprint}, {asked}"
+        # The fingerprint is of ids: files that were written anew with other pictures have other sizes.
+        files = dict.fromkeys(name.rpartition(", part ")[0] for name in self.shards.row_groups)
+        sizes = repr([filesystem.size(path) for filesystem, path in map(place_of, files)]).encode()
+        return f"{self.shards.fingerprint}, files {hashlib.sha256(sizes).hexdigest()[:16]}, {asked}"
