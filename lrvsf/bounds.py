@@ -11,6 +11,7 @@ ABOVE_0 = math.ulp(0)
 LARGEST = math.nextafter(math.inf, 0)  # no flag may be infinite, nor not a number
 BOUNDS: dict[str, tuple[float, float]] = {
     "learning_rate": (0, LARGEST),
+    "layer_decay": (ABOVE_0, 1),
     "weight_decay": (0, LARGEST),
     "adam_beta1": (0, BELOW_1),
     "adam_beta2": (0, BELOW_1),  # at 1 the bias correction would divide by zero
@@ -65,4 +66,6 @@ def _range(low: float, high: float) -> str:
     lower = "above 0" if low == ABOVE_0 else f"{low} or more"
     if high == LARGEST:
         return lower
-    return f"{lower} and below 1" if high == BELOW_1 else f"in {low}..{high}"
+    if high == BELOW_1:
+        return f"{lower} and below 1"
+    return f"{lower} and at most {high}" if low == ABOVE_0 else f"in {low}..{high}"

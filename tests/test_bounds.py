@@ -39,6 +39,8 @@ def test_what_means_something_is_taken(parser, words):
         ("--learning_rate -1", "learning_rate=-1.0 must be 0 or more"),
         ("--learning_rate nan", "learning_rate=nan must be 0 or more"),
         ("--learning_rate inf", "learning_rate=inf must be 0 or more"),
+        ("--layer_decay 0", "layer_decay=0.0 must be above 0 and at most 1"),
+        ("--layer_decay 1.5", "layer_decay=1.5 must be above 0 and at most 1"),
         ("--weight_decay -0.1", "weight_decay=-0.1 must be 0 or more"),
         ("--adam_beta2 1", "adam_beta2=1.0 must be 0 or more and below 1"),
         ("--max_bad_fraction 2", r"max_bad_fraction=2.0 must be in 0\.\.1"),

@@ -130,6 +130,11 @@ class CondViTTrainingArguments(TrainingArguments):
     max_bad_in_a_row: int = flag(100, "end the run when this many images in a row are bad, on any process")
     # The published peak and decay; no clipping unless asked for.
     learning_rate: float = flag(1e-5, "peak learning rate, reached where phase 2 begins")
+    layer_decay: float = flag(
+        1.0,
+        "learning rate of each of the tower's layers as a share of the next one's, so that the first ones move least; "
+        "the last one's, the projection's and the condition's is the whole; 1: all alike, as published",
+    )
     weight_decay: float = flag(0.01, "weight decay of all parameters, as published")
     decay_matrices_only: bool = flag(
         False, "let biases, norms, tokens, positions and the temperature have no weight decay"

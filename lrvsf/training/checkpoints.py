@@ -122,9 +122,11 @@ def run_identity(
     args: CondViTTrainingArguments, batches: ProductBatches, phase1_steps: int, config: CondViTConfig
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one that it resumes, by names that every checkpoint keeps."""
-    # `decay_matrices_only` groups the optimizer's state, too.
+    # `decay_matrices_only` and `layer_decay` group the optimizer's state, too.
     asked = {name: getattr(args, name) for name in ("seed", "matryoshka_dims", "decay_matrices_only")}
     order = {"global_batch": batches.global_size, "categories_per_batch": batches.parts, "phase1_steps": phase1_steps}
+    if args.layer_decay != 1:  # which earlier checkpoints do not name
+        asked["layer_decay"] = args.layer_decay
     if config.condition == "text":
         asked["text_from"] = args.text_from or ["captions"]
     return {**asked, **order, "data": batches.shards.fingerprint, **describe_model(config)}

@@ -7,6 +7,7 @@ Phase 2: everything trains with a fresh AdamW, on a cosine down to a thousandth.
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -72,6 +73,26 @@ def _is_table(parameter_name: str) -> bool:
     tables = (".embeddings.class_", ".embeddings.position_")
     tokens = ("condition_embedding", "condition_position_embedding")  # a text model's projection is a matrix
     return parameter_name in tokens or any(table in parameter_name for table in tables)
+
+
+def learning_rate_share(parameter_name: str, layers: int, decay: float) -> float:
+    """The share of the learning rate under layer-wise decay (arXiv 2106.08254): a layer's is `decay` times the next
+    one's, the last one's is 1; what stands before the first layer comes once more below it."""
+    if found := re.search(r"\.layers\.(\d+)\.", parameter_name):
+        return decay ** (layers - 1 - int(found[1]))
+    below = ".embeddings." in parameter_name or ".pre_layrnorm." in parameter_name
+    return decay**layers if below else 1.0
+
+
+def split_by_layer(optimizer: torch.optim.Optimizer, model: CondViTModel, decay: float) -> None:
+    """Splits a new optimizer's groups by `learning_rate_share`, whole rates first: logs tell the first group's."""
+    layers, groups = model.config.num_hidden_layers, []
+    shares = {id(one): learning_rate_share(name, layers, decay) for name, one in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for share in sorted({shares[id(one)] for one in group["params"]}, reverse=True):
+            own = [one for one in group["params"] if shares[id(one)] == share]
+            groups.append({**group, "params": own, "lr": share * group["lr"]})
+    optimizer.param_groups[:] = sorted(groups, key=lambda group: -group["lr"])
 
 
 class FreshOptimizer(TrainerCallback):

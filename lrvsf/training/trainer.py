@@ -174,6 +174,12 @@ class CondViTTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return schedule.decayed_names(model, self.args.decay_matrices_only)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.layer_decay != 1:
+            schedule.split_by_layer(optimizer, self.model, self.args.layer_decay)
+        return optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer

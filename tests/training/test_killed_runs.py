@@ -242,6 +242,23 @@ def test_split_weights_train_the_same_and_are_saved_whole(run, flags, uninterrup
     assert_same_run(tmp_path, uninterrupted(2), 2)
 
 
+def test_split_weights_have_the_same_rates_in_each_layer(run, flags, tmp_path):
+    flags = [*flags, "--layer_decay", "0.5"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", flags, processes=2)
+    run(
+        tmp_path / "killed",
+        [*flags, "--shard_weights", "True"],
+        processes=2,
+        fault="kill",
+        at=5,
+        status=-signal.SIGKILL,
+    )
+    run(tmp_path / "killed", flags, processes=2)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", 2)
+
+
 @pytest.mark.survives("one of several processes raises", "all end, its traceback comes first")
 def test_a_rank_that_raises_ends_all(flags, tmp_path):
     status, said = launch(tmp_path, flags, processes=2, workers=0, fault="raise", at=3)

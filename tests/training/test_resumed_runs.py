@@ -33,6 +33,19 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_did(train, tmp_path):
     assert weights[0] == weights[1] == weights[2]
 
 
+def test_layers_of_their_own_rates_are_resumed(train, tmp_path):
+    flags = {"save_steps": 2, "save_total_limit": 9, "layer_decay": 0.5}
+    whole = train(tmp_path / "whole", **flags)
+    assert whole != train(tmp_path / "alike", save_steps=2)
+    resumed = train(tmp_path / "resumed", **flags, resume_from_checkpoint=tmp_path / "whole/checkpoint-4")
+    assert resumed == whole
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
+    assert first == second
+    for other in ({"layer_decay": 0.6}, {"layer_decay": 1}):
+        with pytest.raises(ValueError, match="layer_decay: 0.5 then"):
+            train(tmp_path / "other", **{**flags, **other}, resume_from_checkpoint=tmp_path / "whole/checkpoint-4")
+
+
 def test_a_checkpoint_has_the_files_and_the_identity_of_every_version_before(trained):
     """These names are in checkpoints that people have: another one, or one more, and none of them is resumed."""
     manifest = json.loads((trained[0] / "checkpoint-6/manifest.json").read_text())
