@@ -38,7 +38,7 @@ BatchSize = Annotated[int, Option(help="pictures that the model embeds at once")
 MaxBad = Annotated[float, Option(help="largest share of pictures that may be unreadable")]
 MaxInARow = Annotated[int, Option(help="this many unreadable pictures one after another are too many")]
 Device = Annotated[str | None, Option(help="cpu or cuda; a GPU by default where there is one")]
-Model = Annotated[str | None, Option(help="where the catalog's model is now, if it was moved")]
+Model = Annotated[str | None, Option(help="where the catalog's model is now, or one whose frozen gallery it is")]
 Where = Annotated[str | None, Option(help="a condition on the metadata, as \"price > 50 and brand = 'x'\"")]
 
 
