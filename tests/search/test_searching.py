@@ -224,6 +224,10 @@ def test_queries_that_were_trained_further_ask_the_same_catalog(shop, model, tmp
     assert np.array_equal(before.embed(pictures), after.embed(pictures)), "without a condition nothing has changed"
     assert not np.allclose(before.embed(pictures, ["Bags"]), after.embed(pictures, ["Bags"]), atol=1e-2)
     assert sorted(ids(after.search(pictures[0], "Bags", k=8))) == sorted(ids(before.search(pictures[0], "Bags", k=8)))
+    later.add_categories(["Belts"], like="Waist")
+    later.save_pretrained(tmp_path / "more")
+    more = Catalog.open(shop / "catalog", model=str(tmp_path / "more"))
+    assert ids(more.search(pictures[0], "Belts", k=8)) == ids(after.search(pictures[0], "Waist", k=8))
     # What was learnt of the first one's scores says nothing of the other's, wherever its file was copied to.
     pairs_of(before, before.embed(pictures, ["Bags"]), before.embed(pictures)).save(tmp_path / "later")
     assert Catalog.open(shop / "catalog", model=str(tmp_path / "later")).known_pairs is None
