@@ -7,9 +7,10 @@
 Every row is recipes/mini.yaml, cut to --steps, with one change. As many images pass the tower: a pair of the stage with
 a frozen gallery is one picture, and its targets, which are embedded once, forward only, count in full. Runs of one seed
 see products in one order, unless their batches differ. Each is tested on the test set: 2,000 queries among all targets
-and 2,000 distractors. The difference to the first row is paired, product by product, and averaged over seeds; its
-interval is a bootstrap over products, and the signs are those of each seed. What a run gave is kept in --out, so that a
-benchmark that was stopped goes on. "Moved" is how far the tower's weights went, of their norm.
+and 2,000 distractors; a copy of the target under another id that comes first is an error. The difference to the first
+row is paired, product by product, and averaged over seeds; its interval is a bootstrap over products, and the signs are
+those of each seed. What a run gave is kept in --out, so that a benchmark that was stopped goes on. "Moved" is how far
+the tower's weights went, of their norm.
 """
 
 from __future__ import annotations
@@ -79,11 +80,7 @@ def measure(name: str, change: dict, seed: int, args: argparse.Namespace) -> dic
         start = recipe["model"]
         train(recipe, folder, name)
         if share is not None:
-            # A pair of the second stage is one picture, not two; and all targets pass the tower once.
-            batch = recipe["per_device_train_batch_size"]
-            products = json.loads(Path(args.data, "mini.json").read_text())["products"]
-            left = 2 * (args.steps - steps) * batch - products
-            more = {"max_steps": left // batch, "phase1_steps": 0, "freeze_gallery": True}
+            more = {"max_steps": second_steps(share, args), "phase1_steps": 0, "freeze_gallery": True}
             second = recipe | more | {"model": str(folder / "model"), "output_dir": str(folder / "second")}
             second["learning_rate"] = recipe["learning_rate"] * SECOND_RATE
             train({name: second[name] for name in second if name not in STARTS}, folder, name)
@@ -93,6 +90,20 @@ def measure(name: str, change: dict, seed: int, args: argparse.Namespace) -> dic
     measured = json.loads(kept.read_text())
     print(f"{name}, seed {seed}: {shown(measured)}", file=sys.stderr, flush=True)
     return measured
+
+
+def second_steps(share: float, args: argparse.Namespace) -> int:
+    """Steps of a second stage, which has the passes that the first one leaves. Raises ValueError: it leaves none."""
+    # A pair of the second stage is one picture, not two; and all targets pass the tower once.
+    products = json.loads(Path(args.data, "mini.json").read_text())["products"]
+    batch = yaml.safe_load((ROOT / "recipes/mini.yaml").read_text())["per_device_train_batch_size"]
+    left = 2 * (args.steps - round(share * args.steps)) * batch - products
+    if left < batch:
+        raise ValueError(
+            f"--steps {args.steps}: the {products:,} targets of {args.data} leave no pass for a second stage; take "
+            "more steps, or fewer products"
+        )
+    return left // batch
 
 
 def train(recipe: dict, folder: Path, name: str) -> None:
@@ -166,10 +177,15 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--data", default="data/mini")
     parser.add_argument("--out", default="runs/options")
-    parser.add_argument("--only", nargs="+", default=list(OPTIONS))
+    parser.add_argument("--only", nargs="+", default=list(OPTIONS), choices=list(OPTIONS), metavar="NAME")
     args = parser.parse_args()
     torch.set_num_threads(1)
     names = [name for name in OPTIONS if name == BASE or name in args.only]
+    for share in filter(None, (OPTIONS[name].get("freeze_gallery") for name in names)):
+        try:  # before anything is trained
+            second_steps(share, args)
+        except ValueError as error:
+            parser.error(str(error))
     with ThreadPoolExecutor(args.jobs) as pool:
         # A seed at a time: what stops early still has pairs.
         waiting = [(n, pool.submit(measure, n, OPTIONS[n], seed, args)) for seed in range(args.seeds) for n in names]
