@@ -26,6 +26,7 @@ from lrvsf.hub.graphs.condvit_onnx import CondViTOnnx
 from processing_condvit import CondViTProcessor
 
 THREE = {"num_condition_tokens": 2, "categories": ["a", "b", "c"]}
+TWO = {"gallery": one_layer().config.to_diff_dict()}  # a frozen gallery
 FLOATS = "--float_pixels"
 
 
@@ -64,7 +65,9 @@ def pixel_values_of(pixels):
 
 
 @pytest.mark.parametrize(
-    "config, flags", [(CATEGORY, []), (CATEGORY, [FLOATS]), (THREE, []), (TEXT, []), (NONE, [FLOATS])], ids=str
+    "config, flags",
+    [(CATEGORY, []), (CATEGORY, [FLOATS]), (THREE, []), (TEXT, []), (NONE, [FLOATS]), (TWO, [])],
+    ids=str,
 )
 def test_rows_are_torchs_in_batches_of_any_size(exported, config, flags):
     model, graphs = one_layer(**config), CondViTOnnx(exported(*flags, **config))
