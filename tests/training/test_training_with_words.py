@@ -21,8 +21,10 @@ from lrvsf.data.testset import ProductTestSet
 from lrvsf.data.wording import text_hash
 from lrvsf.embedding.captions import CaptionStore
 from lrvsf.embedding.encoder import Encoder, load_model
+from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.mini.build import MiniSize, build_mini
 from lrvsf.mini.clip import make_tokenizer
+from lrvsf.training.objective import frozen_gallery
 from text_condvit import CondViTTextEncoder
 
 SCRIPT = Path(__file__).parent / "trainings.py"
@@ -110,6 +112,20 @@ def test_the_output_opens_by_the_auto_classes_and_answers_words_and_names(run, d
         for asked in ({"texts": ["Bags"]}, {"categories": ["Bags"]})
     )
     torch.testing.assert_close(by_text, by_name)
+
+
+def test_words_ask_a_frozen_gallery(run, train_words, tmp_path, monkeypatch):
+    """Whole embeddings and their first dimensions, by captions and by names."""
+    monkeypatch.setattr(
+        frozen_gallery, "ALIKE", (0.95, 1.0)
+    )  # six steps leave a model to which all drawings look alike
+    flags = {"model": run[0], "freeze_gallery": True, "matryoshka_dims": [4, 8], "max_steps": 2, "text_from": BOTH}
+    losses = train_words(tmp_path, without=["phase1_steps"], save_steps=1, **flags)
+    assert len(losses) == 2 and all(np.isfinite(losses))
+    before, after = load_model(str(run[0])), load_model(str(tmp_path))
+    assert weights_digest(after.gallery) == weights_digest(before)
+    weight = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(before.state_dict()[weight], after.state_dict()[weight])
 
 
 def test_the_text_encoder_keeps_every_bit_and_the_condition_learns(run, worded):
