@@ -45,7 +45,9 @@ OPTIONS: dict[str, dict] = {
     "a tenth of the rate": {"learning_rate": 0.1},
     "0.3 of the rate": {"learning_rate": 0.3},
     "twice the rate": {"learning_rate": 2},
+    "layer decay 0.75, twice the rate": {"layer_decay": 0.75, "learning_rate": 2},
     "frozen gallery for the last 40 %": {"freeze_gallery": 0.6},  # share of the image passes that the first stage has
+    "both": {"layer_decay": 0.75, "learning_rate": 2, "freeze_gallery": 0.6},
     "four condition tokens": {"num_condition_tokens": 4},
     "first 32 and 64 dimensions, too": {"matryoshka_dims": [32, 64]},
     "two categories a batch": {"categories_per_batch": 2},
