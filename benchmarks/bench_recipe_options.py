@@ -186,7 +186,7 @@ def main() -> None:
     for share in filter(None, (OPTIONS[name].get("freeze_gallery") for name in names)):
         try:  # before anything is trained
             second_steps(share, args)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             parser.error(str(error))
     with ThreadPoolExecutor(args.jobs) as pool:
         # A seed at a time: what stops early still has pairs.

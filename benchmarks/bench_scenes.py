@@ -23,7 +23,11 @@ from lrvsf.evaluation.pages.picture import gallery_of, known_products
 def found_first(encoder: Encoder, test_set: ProductTestSet) -> list[list[bool]]:
     """For each scene, which of the products that it is known to show are found first."""
     gallery, _ = gallery_of(encoder, test_set)
-    texts = test_set.captions() if encoder.conditioning == "text" else test_set.categories()
+    if (lost := test_set.n_products + test_set.n_distractors - len(gallery)) > 0:
+        raise SystemExit(
+            f"{test_set.root}: {lost} rows cannot be read, and rows would be taken for others; take them out"
+        )
+    texts = test_set.texts() if encoder.conditioning == "text" else test_set.categories()
     found, seen = [], set()
     for product, known in zip(test_set.products(), known_products(test_set), strict=True):
         if product.query_image in seen:

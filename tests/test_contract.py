@@ -190,6 +190,8 @@ def test_pipeline_and_sentence_transformers_give_the_model_s_embeddings(saved: t
 def test_hub_files_are_short_and_stand_alone() -> None:
     """They are read by strangers before they are trusted, and run where only these packages are."""
     lines = [line for name in sorted(HUB_FILES) for line in (ROOT / name).read_text().splitlines()]
+    copies = [ROOT / "assets/mini-condvit" / name for name in HUB_FILES]
+    assert all(copy.read_bytes() == (ROOT / copy.name).read_bytes() for copy in copies), "see CONTRIBUTING.md"
     assert len(lines) <= 920
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     allowed = {"torch", "numpy", "PIL", "safetensors", "transformers", "huggingface_hub"}

@@ -127,7 +127,9 @@ class CondViTModel(CLIPPreTrainedModel):
             if config.text_encoder_in_checkpoint:
                 self.text_encoder = CondViTTextEncoder(config.text_encoder)
         if config.gallery is not None:
-            self.gallery = CondViTModel(CondViTConfig(**config.gallery)).requires_grad_(False)
+            gallery = CondViTConfig(**config.gallery)
+            gallery._attn_implementation = config._attn_implementation  # which no configuration file holds
+            self.gallery = CondViTModel(gallery).requires_grad_(False)
         self._fetched: list[CondViTTextEncoder] = []  # in a list, it is no part of optimizer, DDP and checkpoint
         self._home: tuple[str, dict[str, Any]] = ("", {})  # the folder or repository that this model came from
         self.post_init()
@@ -151,11 +153,12 @@ class CondViTModel(CLIPPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers' own, but that a text encoder whose weights are missing is refused, not drawn at random."""
+        """As transformers' own, but that a text encoder or gallery without weights is refused, not drawn at random."""
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
-        if missing := sorted(key for key in info["missing_keys"] if key.startswith("text_encoder.")):
-            raise ValueError(f"{name_or_path} lacks its text encoder's weights {missing[:5]}. Restore its checkpoint.")
         for frozen in ("text_encoder", "gallery"):
+            if missing := sorted(key for key in info["missing_keys"] if key.startswith(f"{frozen}.")):
+                its = f"its {frozen.replace('_', ' ')}'s weights"
+                raise ValueError(f"{name_or_path} lacks {its} {missing[:5]}. Restore its checkpoint.")
             if hasattr(model, frozen):
                 getattr(model, frozen).requires_grad_(False)  # loading makes new parameters
         model._home = str(name_or_path), {key: kwargs[key] for key in WHERE if key in kwargs}

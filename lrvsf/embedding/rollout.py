@@ -57,12 +57,16 @@ def patch_maps(rollout: Tensor, side: int) -> Tensor:
 @contextmanager
 def eager_attention(model: CondViTModel) -> Iterator[None]:
     """The one implementation that hands out its weights; the others never hold them as a whole."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+    # A gallery by itself: some versions of transformers pass over a part that is of the model's own class.
+    parts = [model, *([model.gallery] if hasattr(model, "gallery") else [])]
+    before = [part.config._attn_implementation for part in parts]
+    for part in parts:
+        part.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        for part, implementation in zip(parts, before, strict=True):
+            part.set_attn_implementation(implementation)
 
 
 @torch.inference_mode()

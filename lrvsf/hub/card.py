@@ -140,6 +140,7 @@ def write_training_card(
         "data": plain(public_name(args.data)),
         "steps": f"{state.global_step} of {training.per_device_train_batch_size * training.world_size} pairs",
         "peak learning rate": training.learning_rate,
+        **({} if training.layer_decay == 1 else {"of each layer, as a share of the next one's": training.layer_decay}),
         "seed": training.seed,
         **license_row,
         **({} if entry is None else {"validation": validation_row(entry, validation)}),

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STAGING = "checkpoint.unfinished"
+UNSAID = {"layer_decay": 1.0}  # what checkpoints mean that do not name it
 NEEDED = ("optimizer", "scheduler", "rng_state", "trainer_state.json")  # how names begin
 
 
@@ -79,7 +80,7 @@ class Checkpoints:
                 )
             return None
         saved = json.loads((folder / MANIFEST).read_text())["run"]
-        if other := differences(saved, self.run):
+        if other := differences({**UNSAID, **saved}, {**UNSAID, **self.run}):
             listed = "\n".join(other)
             raise ValueError(
                 f"{folder} is of another run:\n{listed}\nResume with the same, or take another output_dir."

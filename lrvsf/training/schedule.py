@@ -87,7 +87,8 @@ def learning_rate_share(parameter_name: str, layers: int, decay: float) -> float
 def split_by_layer(optimizer: torch.optim.Optimizer, model: CondViTModel, decay: float) -> None:
     """Splits a new optimizer's groups by `learning_rate_share`, whole rates first: logs tell the first group's."""
     layers, groups = model.config.num_hidden_layers, []
-    shares = {id(one): learning_rate_share(name, layers, decay) for name, one in model.named_parameters()}
+    trained = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+    shares = {id(one): learning_rate_share(name, layers, decay) for name, one in trained}
     for group in optimizer.param_groups:
         for share in sorted({shares[id(one)] for one in group["params"]}, reverse=True):
             own = [one for one in group["params"] if shares[id(one)] == share]

@@ -79,7 +79,7 @@ class CondViTTrainer(ResumableTrainer):
         if args.torch_compile:
             compile_layers(model)
         total = total_steps(args, len(loader))
-        # Beside a frozen gallery nothing is new that would have to train alone first.
+        # Beside a frozen gallery nothing has to train alone first, but for new categories, of which a user knows.
         asked = 0 if frozen and args.phase1_steps is None else args.phase1_steps
         self.phase1_steps = schedule.phase1_length(asked, len(loader), total)
         run = run_identity(args, loader.batch_sampler, self.phase1_steps, model.config)
@@ -100,7 +100,9 @@ class CondViTTrainer(ResumableTrainer):
         epoch, pairs = len(self.loader), self.loader.batch_sampler.global_size
         precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
         print(f"{self.total_steps:,} steps of {pairs:,} pairs, in {precision} on {self.args.device.type}")
-        if self.args.phase1_steps is None and self.phase1_steps < epoch:
+        if self.gallery is not None:
+            print(self.gallery.told())
+        elif self.args.phase1_steps is None and self.phase1_steps < epoch:
             print(
                 f"the run's {self.total_steps} steps are less than an epoch's {epoch}: phase 1 has {self.phase1_steps} "
                 "of them"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from made import encode, noise, product, row_image, write_shards
+from made import edit_rows, encode, noise, product, row_image, write_shards
 from torch.nn import functional as F
 
 from lrvsf.data.products import ProductShards
@@ -92,6 +92,7 @@ def test_a_crowd_is_no_reason_to_refuse(monkeypatch):
 def test_targets_of_one_thing_are_no_negatives(monkeypatch):
     """The loss is that of a gallery without them."""
     monkeypatch.setattr(frozen_gallery, "ALIKE", (2.0, 2.0))
+    monkeypatch.setattr(frozen_gallery, "TOO_ALIKE", 1)
     targets, queries, scale = unit_rows(9, 0), unit_rows(2, 1), torch.tensor(2.0)
     things = torch.tensor([0, 1, 1, 3, 1, 5, 6, 7, 6])
     loss = FrozenGallery(targets, np.arange(9), [3], things).loss(queries, torch.tensor([2, 3]), scale)
@@ -102,13 +103,14 @@ def test_targets_of_one_thing_are_no_negatives(monkeypatch):
 
 @pytest.fixture
 def embedded(tiny_model, tmp_path):
-    """embedded(rows): the gallery of product rows in shards of their own, and each product's place by its id."""
+    """embedded(rows): the gallery of product rows in shards of their own, and each product's place by its id. Drawings
+    are all alike to a model that has learnt nothing, and hardly any rows fill a tenth of so few."""
     model = tiny_model.with_frozen_gallery()
-    flags = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none", "bf16": False}
 
-    def of(rows):
+    def of(rows, out="out"):
         write_shards(tmp_path / "train", rows, files=2)
         shards = ProductShards.scan(str(tmp_path / "train"), model.config.categories)
+        flags = {"use_cpu": True, "report_to": "none", "bf16": False, "output_dir": str(tmp_path / out)}
         gallery = FrozenGallery.embedded(model, CondViTTrainingArguments(**flags), shards, [])
         read = [row for group in range(len(shards.row_groups)) for row in shards.read(group)]
         return gallery, {row["product_id"]: int(gallery.places[number]) for number, row in read}
@@ -116,7 +118,8 @@ def embedded(tiny_model, tmp_path):
     return of
 
 
-def test_products_that_hang_together_by_pictures_are_one_thing(embedded):
+def test_products_that_hang_together_by_pictures_are_one_thing(embedded, monkeypatch):
+    monkeypatch.setattr(frozen_gallery, "TOO_ALIKE", 1)
     scene, photos = encode(noise(seed=99)), [encode(noise(seed=number)) for number in range(7)]
     rows = [product("p0", photos[0], scene), product("p1", photos[1], scene), product("p2", photos[2], scene, "Feet")]
     rows += [product("p3", photos[3], encode(noise(seed=50))), product("p4", b"torn", encode(noise(seed=51)))]
@@ -128,6 +131,30 @@ def test_products_that_hang_together_by_pictures_are_one_thing(embedded):
     things = {name: gallery.things[place].item() for name, place in places.items()}
     assert things["p0"] == things["p1"] == things["p3"] and things["p5"] == things["p6"]
     assert len(set(things.values())) == 3, "p2 is asked for by another category"
+
+
+def test_one_picture_for_many_products_is_refused(embedded):
+    """Such as one that stands for a missing photo: they would have no negatives."""
+    missing = encode(noise(seed=99))
+    rows = [product(f"p{n}", encode(noise(seed=n)), encode(noise(seed=50 + n))) for n in range(20)]
+    for row in rows[:2]:
+        row["images"].append(row_image(missing, "SIMPLE", "Bags"))
+    assert embedded(rows)[0].told().startswith("a frozen gallery of 20 targets, 2 of products that share pictures")
+    rows[2]["images"].append(row_image(missing, "SIMPLE", "Bags"))
+    rows = [{**row, "product_id": f"q{n}"} for n, row in enumerate(rows)]
+    with pytest.raises(ValueError, match="3 of 20 products hang together by shared pictures(?s:.*)missing photo"):
+        embedded(rows, "other")
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.write_bytes(b"torn"), lambda path: edit_rows(path, lambda r: r.pop())]
+)
+def test_damaged_numbers_of_pictures_are_told(embedded, tmp_path, spoil):
+    rows = [product(f"p{n}", encode(noise(seed=n)), encode(noise(seed=50 + n))) for n in range(4)]
+    embedded(rows)
+    spoil(tmp_path / "out/targets/training targets-00000.parquet")
+    with pytest.raises(ValueError, match="targets is damaged .*; remove it, and it is made again"):
+        embedded(rows)
 
 
 def test_without_shared_pictures_there_is_nothing_to_leave_out(embedded):
@@ -203,8 +230,11 @@ def test_a_chunked_step_is_the_same(second_stage, train, tmp_path):
     assert train(tmp_path, ["phase1_steps"], **flags, grad_cache_chunk=3) == pytest.approx(losses, abs=1e-3)
 
 
-def test_all_steps_train_the_tower(second_stage, trained):
-    """Nothing is new that would have to train alone first."""
+def test_all_steps_train_the_tower(second_stage, trained, train, tmp_path, capsys):
+    """Nothing is new that would have to train alone first, and no line speaks of a phase 1."""
+    train(tmp_path, ["phase1_steps"], model=trained[0], freeze_gallery=True, max_steps=1)
+    said = capsys.readouterr().out
+    assert "a frozen gallery of 23 targets, 0 of products" in said and "phase 1" not in said
     before, after = (load_model(str(place)).state_dict() for place in (trained[0], second_stage[1] / "checkpoint-2"))
     weight = "vision_model.encoder.layers.0.mlp.fc1.weight"
     assert not torch.equal(before[weight], after[weight])

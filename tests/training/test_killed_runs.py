@@ -242,7 +242,7 @@ def test_split_weights_train_the_same_and_are_saved_whole(run, flags, uninterrup
     assert_same_run(tmp_path, uninterrupted(2), 2)
 
 
-def test_split_weights_have_the_same_rates_in_each_layer(run, flags, tmp_path):
+def test_split_weights_have_the_same_rates_in_each_layer(run, flags, uninterrupted, tmp_path):
     flags = [*flags, "--layer_decay", "0.5"]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -257,6 +257,7 @@ def test_split_weights_have_the_same_rates_in_each_layer(run, flags, tmp_path):
     )
     run(tmp_path / "killed", flags, processes=2)
     assert_same_run(tmp_path / "killed", tmp_path / "whole", 2)
+    assert logged(tmp_path / "whole", 2) != logged(uninterrupted(2), 2)
 
 
 @pytest.mark.survives("one of several processes raises", "all end, its traceback comes first")

@@ -41,9 +41,10 @@ def test_layers_of_their_own_rates_are_resumed(train, tmp_path):
     assert resumed == whole
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
     assert first == second
-    for other in ({"layer_decay": 0.6}, {"layer_decay": 1}):
-        with pytest.raises(ValueError, match="layer_decay: 0.5 then"):
-            train(tmp_path / "other", **{**flags, **other}, resume_from_checkpoint=tmp_path / "whole/checkpoint-4")
+    for other in (0.6, 1.0):
+        with pytest.raises(ValueError, match=f"layer_decay: 0.5 then, {other} now"):
+            again = {**flags, "layer_decay": other, "resume_from_checkpoint": tmp_path / "whole/checkpoint-4"}
+            train(tmp_path / "other", **again)
 
 
 def test_a_checkpoint_has_the_files_and_the_identity_of_every_version_before(trained):

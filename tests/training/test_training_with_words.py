@@ -122,7 +122,7 @@ def test_words_ask_a_frozen_gallery(run, train_words, tmp_path, monkeypatch):
     flags = {"model": run[0], "freeze_gallery": True, "matryoshka_dims": [4, 8], "max_steps": 2, "text_from": BOTH}
     losses = train_words(tmp_path, without=["phase1_steps"], save_steps=1, **flags)
     assert len(losses) == 2 and all(np.isfinite(losses))
-    before, after = load_model(str(run[0])), load_model(str(tmp_path))
+    before, after = load_model(str(run[0])), load_model(str(tmp_path / "checkpoint-1"))
     assert weights_digest(after.gallery) == weights_digest(before)
     weight = "vision_model.encoder.layers.0.mlp.fc1.weight"
     assert not torch.equal(before.state_dict()[weight], after.state_dict()[weight])

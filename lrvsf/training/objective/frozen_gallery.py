@@ -57,6 +57,12 @@ class FrozenGallery:
         some = targets[:: max(1, len(targets) // SAMPLE)]
         cosines = some @ targets.T
         self.alike = cosine_of_copies(cosines)
+        if things is not None and (most := int(things.bincount().max())) - 1 > TOO_ALIKE * (len(targets) - 1):
+            raise ValueError(
+                f"{most:,} of {len(targets):,} products hang together by shared pictures and would be no negatives of "
+                "one another: little would be learnt. Take out the pictures that they share, such as one that stands "
+                "for a missing photo, or train without --freeze_gallery"
+            )
         share = ((cosines > self.alike).sum(1) - 1).float().mean().item() / max(1, len(targets) - 1)
         if share > TOO_ALIKE:
             raise ValueError(
@@ -65,6 +71,14 @@ class FrozenGallery:
             )
         self._cut = [targets, *(F.normalize(targets[:, :dim], dim=1) for dim in dims)]
 
+    def told(self) -> str:
+        """What it holds, in a line."""
+        shared = 0 if self.things is None else int((self.things.bincount()[self.things] > 1).sum())
+        return (
+            f"a frozen gallery of {len(self.targets):,} targets, {shared:,} of products that share pictures; copies "
+            f"from a cosine of {self.alike:.3f}"
+        )
+
     @classmethod
     def embedded(
         cls, model: CondViTModel, args: CondViTTrainingArguments, shards: ProductShards, dims: list[int]
@@ -72,7 +86,8 @@ class FrozenGallery:
         """Embeds what OUTPUT_DIR/targets lacks. Every process must call it.
 
         Raises:
-            ValueError: no target can be read; the folder holds those of another model or of other products.
+            ValueError: no target can be read; most products share pictures; the folder is damaged, or holds those of
+                another model or of other products.
             TooMuchDamage: more cannot be read than the tolerance allows.
         """
         part = TrainingTargets(model, args, shards)
@@ -85,13 +100,16 @@ class FrozenGallery:
         )
         store.fill()
         model.gallery.train(model.training)
-        read = shards.rows[store.rows(part.what).numpy()]
+        rows = store.rows(part.what)
+        read = shards.rows[rows.numpy()]
         places = np.full(int(shards.starts[-1]), -1)
         places[read] = np.arange(len(read))
-        things = things_of(store.beside(part.what))
-        return cls(
-            store.whole("target").to(args.device), places, dims, None if things is None else things.to(args.device)
-        )
+        try:
+            things = things_of(store.beside(part.what), rows.tolist())
+        except (OSError, ValueError) as error:  # pyarrow's of damage are ValueErrors
+            raise ValueError(f"{store.folder} is damaged ({error}); remove it, and it is made again") from error
+        targets = store.whole("target").to(args.device)
+        return cls(targets, places, dims, None if things is None else things.to(args.device))
 
     def loss(self, queries: Tensor, places: Tensor, logit_scale: Tensor) -> Tensor:
         """Cross-entropy of each query's own target among all, which is the mean over whole and cut embeddings.
@@ -133,14 +151,18 @@ def cosine_of_copies(cosines: Tensor) -> float:
     return max(ALIKE[0], min(ALIKE[1], (last + below) / 2))
 
 
-def things_of(files: list[Path]) -> Tensor | None:
-    """`FrozenGallery.things` from what `TrainingTargets` keeps beside the embeddings."""
-    shared, count = SharedPictures(), 0
-    for file in files:
-        for numbers in pq.read_table(file, columns=["pictures"])["pictures"].to_pylist():
-            shared.add(str(count), numbers)
-            count += 1
-    things = torch.arange(count)
+def things_of(files: list[Path], rows: list[int]) -> Tensor | None:
+    """`FrozenGallery.things` from what `TrainingTargets` keeps beside the embeddings of some rows.
+
+    Raises ValueError: the files are damaged, or of other rows.
+    """
+    beside = pa.concat_tables(pq.read_table(file) for file in files)
+    if beside["row"].to_pylist() != rows:
+        raise ValueError("the pictures' numbers are of other targets than the embeddings")
+    shared = SharedPictures()
+    for place, numbers in enumerate(beside["pictures"].to_pylist()):
+        shared.add(str(place), numbers)
+    things = torch.arange(len(rows))
     for group in (groups := shared.groups()):
         places = torch.tensor([int(place) for place in group])
         things[places] = places[0]
@@ -190,7 +212,7 @@ class TrainingTargets(Part):
 
     def describe(self) -> str:
         asked = self.categories if self.wording is None else repr(self.wording)
-        # The fingerprint is of ids: files that were written anew with other pictures have other sizes.
+        # The fingerprint is of ids. Files that were written anew with other pictures rarely have the same sizes.
         files = dict.fromkeys(name.rpartition(", part ")[0] for name in self.shards.row_groups)
         sizes = repr([filesystem.size(path) for filesystem, path in map(place_of, files)]).encode()
         return f"{self.shards.fingerprint}, files {hashlib.sha256(sizes).hexdigest()[:16]}, {asked}"
