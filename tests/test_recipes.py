@@ -58,11 +58,12 @@ def test_the_two_stages_pass_as_many_pictures_as_the_published_recipe():
     """Scene and target in the first; in the second all targets once, then scenes. Its head has the first's command."""
     args, second = parse(BEST)
     _, published = parse(BEST.with_stem("lrvsf-b16"))
-    command = r"train_hf.py recipes/lrvsf-b16.yaml --num_train_epochs (\d+) --output_dir (\S+)"
-    (first,) = re.findall(command, comments_of(BEST))
-    assert 2 * int(first[0]) + 1 + second.num_train_epochs == 2 * published.num_train_epochs
-    assert args.model == first[1] != second.output_dir and args.freeze_gallery and second.phase1_steps == 0
-    assert second.learning_rate == published.learning_rate / 2
+    flags = r"--num_train_epochs (\d+) --layer_decay (\S+) --learning_rate (\S+) \\ --output_dir (\S+)"
+    ((epochs, decay, rate, first),) = re.findall(rf"train_hf.py recipes/lrvsf-b16.yaml {flags}", comments_of(BEST))
+    assert 2 * int(epochs) + 1 + second.num_train_epochs == 2 * published.num_train_epochs
+    assert args.model == first != second.output_dir and args.freeze_gallery and second.phase1_steps == 0
+    assert second.learning_rate == float(rate) / 2 == published.learning_rate
+    assert second.layer_decay == float(decay) < published.layer_decay
     for name in ("per_device_train_batch_size", "weight_decay", "metric_for_best_model", "load_best_model_at_end"):
         assert getattr(second, name) == getattr(published, name), name
     says_where_its_numbers_come_from(BEST)
