@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +37,16 @@ def place_of(name: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "::" in name and os.path.lexists(name):
         raise ValueError(f"{name} has '::' in its name, which is read as two places; rename it")
     return fsspec.url_to_fs(name)
+
+
+def names_and_sizes(folder: str, names: Collection[str]) -> str:
+    """Number, bytes and a digest of names and sizes of some files of a folder or URL, by one listing."""
+    filesystem, path = place_of(folder)
+    sizes = {about["name"].rpartition("/")[2]: about["size"] for about in filesystem.ls(path, detail=True)}
+    sizes = sorted((name, size) for name, size in sizes.items() if name in names)
+    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]
+    count = f"{len(sizes)} file{'s' * (len(sizes) != 1)}"
+    return f"{count} of {sum(size for _, size in sizes):,} bytes ({digest})"
 
 
 @dataclass(frozen=True)

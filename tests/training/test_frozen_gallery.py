@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lrvsf.data.products import ProductShards
 from lrvsf.data.testset import ProductTestSet
+from lrvsf.embedding import store
 from lrvsf.embedding.encoder import Encoder, load_model
 from lrvsf.embedding.fingerprint import weights_digest
 from lrvsf.embedding.parts import Products
@@ -103,12 +104,11 @@ def test_targets_of_one_thing_are_no_negatives(monkeypatch):
 
 @pytest.fixture
 def embedded(tiny_model, tmp_path):
-    """embedded(rows): the gallery of product rows in shards of their own, and each product's place by its id. Drawings
-    are all alike to a model that has learnt nothing, and hardly any rows fill a tenth of so few."""
+    """embedded(rows): the gallery of product rows in shards of their own, and each product's place by its id."""
     model = tiny_model.with_frozen_gallery()
 
-    def of(rows, out="out"):
-        write_shards(tmp_path / "train", rows, files=2)
+    def of(rows, out="out", files=2):
+        write_shards(tmp_path / "train", rows, files)
         shards = ProductShards.scan(str(tmp_path / "train"), model.config.categories)
         flags = {"use_cpu": True, "report_to": "none", "bf16": False, "output_dir": str(tmp_path / out)}
         gallery = FrozenGallery.embedded(model, CondViTTrainingArguments(**flags), shards, [])
@@ -131,6 +131,17 @@ def test_products_that_hang_together_by_pictures_are_one_thing(embedded, monkeyp
     things = {name: gallery.things[place].item() for name, place in places.items()}
     assert things["p0"] == things["p1"] == things["p3"] and things["p5"] == things["p6"]
     assert len(set(things.values())) == 3, "p2 is asked for by another category"
+
+
+def test_several_shards_and_one_of_which_nothing_can_be_read(embedded, monkeypatch):
+    """Shards of two rows; the fifth product's picture is torn."""
+    monkeypatch.setattr(store, "ROWS", 2)
+    monkeypatch.setattr(frozen_gallery, "TOO_ALIKE", 1)
+    photos = [encode(noise(seed=number)) for number in range(4)]
+    rows = [product(f"p{n}", photo, encode(noise(seed=50 + n))) for n, photo in enumerate([*photos, b"torn"])]
+    rows[3]["images"].append(row_image(photos[0], "SIMPLE", "Bags"))
+    gallery, places = embedded(rows, files=1)
+    assert places == {"p0": 0, "p1": 1, "p2": 2, "p3": 3, "p4": -1} and gallery.things.tolist() == [0, 1, 2, 0]
 
 
 def test_one_picture_for_many_products_is_refused(embedded):

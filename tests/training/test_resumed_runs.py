@@ -41,6 +41,7 @@ def test_layers_of_their_own_rates_are_resumed(train, tmp_path):
     assert resumed == whole
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed"))
     assert first == second
+    assert "| of each layer, as a share of the next one's | 0.5 |" in (tmp_path / "whole/README.md").read_text()
     for other in (0.6, 1.0):
         with pytest.raises(ValueError, match=f"layer_decay: 0.5 then, {other} now"):
             again = {**flags, "layer_decay": other, "resume_from_checkpoint": tmp_path / "whole/checkpoint-4"}

@@ -116,9 +116,8 @@ def test_the_output_opens_by_the_auto_classes_and_answers_words_and_names(run, d
 
 def test_words_ask_a_frozen_gallery(run, train_words, tmp_path, monkeypatch):
     """Whole embeddings and their first dimensions, by captions and by names."""
-    monkeypatch.setattr(
-        frozen_gallery, "ALIKE", (0.95, 1.0)
-    )  # six steps leave a model to which all drawings look alike
+    # Six steps leave a model to which all drawings look alike.
+    monkeypatch.setattr(frozen_gallery, "ALIKE", (0.95, 1.0))
     flags = {"model": run[0], "freeze_gallery": True, "matryoshka_dims": [4, 8], "max_steps": 2, "text_from": BOTH}
     losses = train_words(tmp_path, without=["phase1_steps"], save_steps=1, **flags)
     assert len(losses) == 2 and all(np.isfinite(losses))

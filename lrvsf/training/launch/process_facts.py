@@ -9,13 +9,12 @@ import dataclasses
 import hashlib
 import platform
 from collections import defaultdict
-from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lrvsf
-from lrvsf.data.folders import place_of
+from lrvsf.data.folders import names_and_sizes
 from lrvsf.data.parquet import describe_files
 from lrvsf.data.products import product_files
 from lrvsf.data.testset import ProductTestSet
@@ -58,13 +57,13 @@ def facts_of(args: ModelArguments, training: CondViTTrainingArguments) -> dict[s
     Raises OSError, ValueError: the data cannot be reached, or are no folder of shards.
     """
     folder = training_folder(args.data)
-    facts = {DATA: _listed(folder, {name.rpartition("/")[2] for name in product_files(folder)})}
+    facts = {DATA: names_and_sizes(folder, {name.rpartition("/")[2] for name in product_files(folder)})}
     if training.eval_strategy != "no" and "://" not in args.data:  # of a URL all read the copy of one process
         files = ProductTestSet(Path(args.data, "validation")).files
         facts[VALIDATION] = describe_files([*files["products"], *files["distractors"]])
     facts[MODEL] = args.model
     if Path(args.model).is_dir():
-        facts[MODEL] = _listed(args.model, [CONFIG, WEIGHTS])
+        facts[MODEL] = names_and_sizes(args.model, [CONFIG, WEIGHTS])
     facts |= {CODE: code_digest(), "python": platform.python_version()}
     facts |= {name: version(name) for name in PACKAGES}
     return facts | {f"--{name}": repr(value) for name, value in _flags(args, training).items()}
@@ -77,16 +76,6 @@ def code_digest() -> str:
     for path in sorted([*library.rglob("*.py"), *library.parent.glob("*_condvit.py")]):
         digest.update(f"{path.relative_to(library.parent)} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
-
-
-def _listed(folder: str, names: Collection[str]) -> str:
-    """Names and sizes of some files of a folder or URL."""
-    filesystem, path = place_of(folder)
-    sizes = {about["name"].rpartition("/")[2]: about["size"] for about in filesystem.ls(path, detail=True)}
-    sizes = sorted((name, size) for name, size in sizes.items() if name in names)
-    digest = hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]
-    count = f"{len(sizes)} file{'s' * (len(sizes) != 1)}"
-    return f"{count} of {sum(size for _, size in sizes):,} bytes ({digest})"
 
 
 def _flags(args: ModelArguments, training: CondViTTrainingArguments) -> dict[str, Any]:

@@ -7,7 +7,6 @@ trained. (A stage with fixed negatives after the usual training: SPN4CIR, arXiv 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrvsf.data.folders import place_of
+from lrvsf.data.folders import names_and_sizes
 from lrvsf.data.pairs import picture_numbers, target_cells
 from lrvsf.data.products import ProductShards
 from lrvsf.data.sharing import SharedPictures
@@ -202,7 +201,9 @@ class TrainingTargets(Part):
 
     def pack(self, rows: list[int], extras: list[Any]) -> bytes:
         out = io.BytesIO()
-        pq.write_table(pa.table({"row": rows, "pictures": pa.array(extras, pa.list_(pa.int64()))}), out)
+        # Types are said, as a shard of which nothing can be read has no numbers to tell them.
+        columns = pa.array(rows, pa.int64()), pa.array(extras, pa.list_(pa.int64()))
+        pq.write_table(pa.table(columns, names=["row", "pictures"]), out)
         return out.getvalue()
 
     def origins(self, start: int, stop: int) -> Iterator[Origin]:
@@ -213,6 +214,7 @@ class TrainingTargets(Part):
     def describe(self) -> str:
         asked = self.categories if self.wording is None else repr(self.wording)
         # The fingerprint is of ids. Files that were written anew with other pictures rarely have the same sizes.
-        files = dict.fromkeys(name.rpartition(", part ")[0] for name in self.shards.row_groups)
-        sizes = repr([filesystem.size(path) for filesystem, path in map(place_of, files)]).encode()
-        return f"{self.shards.fingerprint}, files {hashlib.sha256(sizes).hexdigest()[:16]}, {asked}"
+        files = {name.rpartition(", part ")[0] for name in self.shards.row_groups}
+        folder = min(files).rpartition("/")[0]  # of all of them
+        sizes = names_and_sizes(folder, {file.rpartition("/")[2] for file in files})
+        return f"{self.shards.fingerprint}, {sizes}, {asked}"
