@@ -141,7 +141,7 @@ test-oldest: $(OLDEST)/ready
 	$(OLDEST)/bin/python -m pytest tests/test_configuration_condvit.py tests/test_modeling_condvit.py \
 	  tests/test_processing_condvit.py tests/test_text_condvit.py tests/test_contract.py tests/hub/test_published.py
 	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -r requirements.txt -r requirements-dev.txt
-	$(OLDEST)/bin/python -m pytest tests/test_evaluate_lrvsf.py tests/training \
+	$(OLDEST)/bin/python -m pytest tests/test_evaluate_lrvsf.py tests/evaluation/pages/test_attention.py tests/training \
 	  --ignore tests/training/test_killed_runs.py tests/data/test_images.py tests/data/test_stream.py
 
 clean:

@@ -1,6 +1,8 @@
 """What the project may be installed with: bounded on both sides, and one lock in which everything has its hash."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,27 @@ def test_the_oldest_versions_are_the_lower_bounds():
         if requirement.name != "torch":  # see constraints-oldest.txt
             pin = str(oldest[requirement.name]).removeprefix("==").removesuffix(".*")
             assert lower.startswith(pin), f"{requirement} is not tested at {lower}"
+
+
+def test_tests_of_the_hub_files_need_only_what_the_hub_files_need():
+    """`make test-oldest` runs them before the rest is installed, which an environment that is kept would hide."""
+    recipe = (ROOT / "Makefile").read_text().split("\ntest-oldest:")[1].split("pip install")[0]
+    files = re.findall(r"tests/\S+\.py", recipe)
+    assert "tests/test_modeling_condvit.py" in files
+    later = {"datasets", "accelerate", "faiss", "evaluate", "pyarrow", "matplotlib", "tensorboard", "hypothesis"}
+    script = f"""
+import sys
+from importlib.machinery import PathFinder
+import pytest
+class WithoutThem(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *args):
+        return None if name in {later} else super().find_spec(name, *args)
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutThem
+sys.exit(pytest.main(sys.argv[1:]))"""
+    asked = [sys.executable, "-c", script, "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    collected = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert collected.returncode == 0, collected.stdout[-2000:]
 
 
 def test_actions_are_commits():

@@ -12,7 +12,7 @@ import evaluate_lrvsf
 from lrvsf.data.images import decode_image
 from lrvsf.data.testset import ProductTestSet
 from lrvsf.embedding.encoder import Encoder
-from lrvsf.embedding.rollout import attention_maps, attention_rollout, draw_heat, patch_maps
+from lrvsf.embedding.rollout import attention_maps, attention_rollout, draw_heat, eager_attention, patch_maps
 from lrvsf.evaluation.pages.attention import write_attention
 
 
@@ -71,6 +71,13 @@ def test_maps_of_a_model_are_of_its_own_weights_and_leave_it_as_it_was(make_mode
     assert (maps[:, [0, 2]].sum((2, 3)) < 1).all()  # the rest flows from [CLS] and the condition
     assert not torch.allclose(maps[0, 2], maps[1, 2])
     assert model.config._attn_implementation == before
+
+
+def test_a_frozen_gallery_hands_out_its_attention_too(tiny_model, pixel_values):
+    model = tiny_model.with_frozen_gallery()
+    with eager_attention(model):  # without a condition, the gallery embeds
+        assert len(model(pixel_values, output_attentions=True).attentions) == model.config.num_hidden_layers
+    assert model.gallery.config._attn_implementation == model.config._attn_implementation == "sdpa"
 
 
 def test_heat_reddens_the_hottest_patch_only():
