@@ -4,13 +4,13 @@
     python benchmarks/bench_recipe_options.py [--steps 600] [--seeds 3] [--jobs 2] [--data data/mini]
         [--out runs/options] [--only NAME ...]
 
-Every row is recipes/mini.yaml, cut to --steps, with one change. As many images pass the tower: a pair of the stage with
-a frozen gallery is one picture, and its targets, which are embedded once, forward only, count in full. Runs of one seed
-see products in one order, unless their batches differ. Each is tested on the test set: 2,000 queries among all targets
-and 2,000 distractors; a copy of the target under another id that comes first is an error. The difference to the first
-row is paired, product by product, and averaged over seeds; its interval is a bootstrap over products, and the signs are
-those of each seed. What a run gave is kept in --out, so that a benchmark that was stopped goes on. "Moved" is how far
-the tower's weights went, of their norm.
+Every row is recipes/mini.yaml with one rate for all layers, as published, cut to --steps, with one change. As many
+images pass the tower: a pair of the stage with a frozen gallery is one picture, and its targets, which are embedded
+once, forward only, count in full. Runs of one seed see products in one order, unless their batches differ. Each is
+tested on the test set: 2,000 queries among all targets and 2,000 distractors; a copy of the target under another id
+that comes first is an error. The difference to the first row is paired, product by product, and averaged over seeds;
+its interval is a bootstrap over products, and the signs are those of each seed. What a run gave is kept in --out, so
+that a benchmark that was stopped goes on. "Moved" is how far the tower's weights went, of their norm.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from lrvsf.processes import has_fast_bf16
 
 ROOT = Path(__file__).parent.parent
 BASE = "published"
+PUBLISHED = {"learning_rate": 1e-3, "layer_decay": 1.0}  # the rest of recipes/mini.yaml is as published
 OPTIONS: dict[str, dict] = {
     BASE: {},
     "condition starts as CLIP's tokens": {"condition_init": "clip"},
@@ -59,7 +60,7 @@ STARTS = ("condition", "condition_init", "logit_scale_init_value", "num_conditio
 
 
 def recipe_of(change: dict, seed: int, steps: int, args: argparse.Namespace, output: Path) -> dict:
-    recipe = yaml.safe_load((ROOT / "recipes/mini.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "recipes/mini.yaml").read_text()) | PUBLISHED
     recipe["phase1_steps"] = max(2, round(steps / PHASE1))
     for name, value in change.items():
         recipe[name] = value * recipe[name] if name == "learning_rate" else value
