@@ -2,20 +2,22 @@
 
     python prepare_lrvsf.py mini data/mini
     python benchmarks/bench_recipe_options.py [--steps 600] [--seeds 3] [--jobs 2] [--data data/mini]
-        [--out runs/options] [--only NAME ...]
+        [--out runs/options] [--only NAME ...] [--against published]
 
 Every row is recipes/mini.yaml with one rate for all layers, as published, cut to --steps, with one change. As many
 images pass the tower: a pair of the stage with a frozen gallery is one picture, and its targets, which are embedded
 once, forward only, count in full. Runs of one seed see products in one order, unless their batches differ. Each is
 tested on the test set: 2,000 queries among all targets and 2,000 distractors; a copy of the target under another id
-that comes first is an error. The difference to the first row is paired, product by product, and averaged over seeds;
-its interval is a bootstrap over products, and the signs are those of each seed. What a run gave is kept in --out, so
-that a benchmark that was stopped goes on. "Moved" is how far the tower's weights went, of their norm.
+that comes first is an error. The difference to the first row, --against, is paired, product by product, and averaged
+over seeds; its interval is a bootstrap over products, and the differences of each seed follow. What a run gave is kept
+in --out by its recipe and its drawing, so that a benchmark that was stopped goes on. "Moved" is how far the tower's
+weights went, of their norm.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -39,7 +41,7 @@ from lrvsf.processes import has_fast_bf16
 
 ROOT = Path(__file__).parent.parent
 BASE = "published"
-PUBLISHED = {"learning_rate": 1e-3, "layer_decay": 1.0}  # the rest of recipes/mini.yaml is as published
+PUBLISHED = {"learning_rate": 1e-3, "layer_decay": 1.0}  # one rate for all layers: the best of those alike
 OPTIONS: dict[str, dict] = {
     BASE: {},
     "condition starts as CLIP's tokens": {"condition_init": "clip"},
@@ -72,14 +74,11 @@ def recipe_of(change: dict, seed: int, steps: int, args: argparse.Namespace, out
 
 def measure(name: str, change: dict, seed: int, args: argparse.Namespace) -> dict:
     """What the run gave, from --out where it is there."""
-    folder = Path(args.out, f"{name.replace(' ', '-').replace(',', '').replace('%', '')}-{args.steps}-{seed}")
+    folder = folder_of(name, change, seed, args)
     kept = folder / "measured.json"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        change, share = dict(change), change.get("freeze_gallery")
-        change.pop("freeze_gallery", None)
-        steps = args.steps if share is None else round(share * args.steps)
-        recipe = recipe_of(change, seed, steps, args, folder / "model")
+        recipe, share = first_stage(change, seed, args, folder / "model"), change.get("freeze_gallery")
         start = recipe["model"]
         train(recipe, folder, name)
         if share is not None:
@@ -93,6 +92,21 @@ def measure(name: str, change: dict, seed: int, args: argparse.Namespace) -> dic
     measured = json.loads(kept.read_text())
     print(f"{name}, seed {seed}: {shown(measured)}", file=sys.stderr, flush=True)
     return measured
+
+
+def first_stage(change: dict, seed: int, args: argparse.Namespace, output: Path) -> dict:
+    """The recipe of a run, or of the stage before its gallery is frozen."""
+    change = dict(change)
+    return recipe_of(change, seed, round(change.pop("freeze_gallery", 1) * args.steps), args, output)
+
+
+def folder_of(name: str, change: dict, seed: int, args: argparse.Namespace) -> Path:
+    """Where a run is kept: by what it is called, and by all that makes it, so that no other one is taken for it."""
+    recipe = first_stage(change, seed, args, Path())
+    paths = {"data": Path(args.data, "mini.json").read_text(), "output_dir": None}  # the drawing, wherever it lies
+    made = json.dumps([recipe | paths, change, args.steps, SECOND_RATE], sort_keys=True)
+    called = name.replace(" ", "-").replace(",", "").replace("%", "")
+    return Path(args.out, f"{called}-{args.steps}-{seed}-{hashlib.sha256(made.encode()).hexdigest()[:8]}")
 
 
 def second_steps(share: float, args: argparse.Namespace) -> int:
@@ -156,39 +170,43 @@ def shown(one: dict) -> str:
 
 
 def table(runs: dict[str, list[dict]]) -> str:
-    """One line a row: means over seeds, and the paired difference to the first row."""
-    head = f"{'':<36}{'R@1':>7}{'R@10':>7}{'cat@1':>7}{'plain':>7}{'moved':>7}   difference of R@1, 95 % [signs]"
-    lines, first = [head], np.array([one["hits"] for one in runs[BASE]])  # (seeds, P)
+    """One line a row: means over seeds, and the paired difference to the first row, of the means and of each seed."""
+    against = next(iter(runs))
+    head = f"{'':<36}{'R@1':>7}{'R@10':>7}{'cat@1':>7}{'plain':>7}{'moved':>7}   difference of R@1, 95 %, each seed"
+    lines, first = [head], np.array([one["hits"] for one in runs[against]])  # (seeds, P)
     for name, ones in runs.items():
         hits = np.array([one["hits"] for one in ones])
         means = [np.mean([one[key] for one in ones]) for key in ("R@10", "category", "unconditioned")]
         cells = "".join(f"{value:>7.1f}" for value in (100 * hits.mean(), *means))
         line = f"{name:<36}{cells}{np.mean([one['moved'] for one in ones]):>7.2f}"
-        if name != BASE:
-            difference = 100 * (hits - first[: len(hits)])
+        if name != against:
+            difference = 100 * (hits - first)
             each = difference.mean(0)[:, None]
             low, high = bootstrap_interval(each, np.ones(len(each)))
-            signs = "".join("-0+"[int(np.sign(one)) + 1] for one in difference.mean(1))
-            line += f"   {each.mean():+.1f} [{low[0]:+.1f}, {high[0]:+.1f}] {signs}"
+            seeds = ", ".join(f"{one:+.1f}" for one in difference.mean(1))
+            line += f"   {each.mean():+.1f} [{low[0]:+.1f}, {high[0]:+.1f}]  {seeds}"
         lines.append(line)
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"steps": 600, "seeds": 3, "jobs": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--data", default="data/mini")
     parser.add_argument("--out", default="runs/options")
     parser.add_argument("--only", nargs="+", default=list(OPTIONS), choices=list(OPTIONS), metavar="NAME")
-    args = parser.parse_args()
+    parser.add_argument("--against", default=BASE, choices=list(OPTIONS), metavar="NAME")
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    names = [name for name in OPTIONS if name == BASE or name in args.only]
-    for share in filter(None, (OPTIONS[name].get("freeze_gallery") for name in names)):
-        try:  # before anything is trained
-            second_steps(share, args)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
+    names = [args.against, *(name for name in OPTIONS if name in args.only and name != args.against)]
+    try:  # before anything is trained
+        for name in names:
+            folder_of(name, OPTIONS[name], 0, args)
+            if "freeze_gallery" in OPTIONS[name]:
+                second_steps(OPTIONS[name]["freeze_gallery"], args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     with ThreadPoolExecutor(args.jobs) as pool:
         # A seed at a time: what stops early still has pairs.
         waiting = [(n, pool.submit(measure, n, OPTIONS[n], seed, args)) for seed in range(args.seeds) for n in names]
